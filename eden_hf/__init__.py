@@ -1,0 +1,39 @@
+"""Anatomy-aware embeddings of medical images: an independent implementation of Adam / Eden (arXiv 2309.15358).
+
+Importing this package registers the Eden classes with transformers, so that `AutoModel.from_pretrained` and its
+siblings load Eden folders.
+"""
+
+from pathlib import Path
+
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+
+from .configuration_eden import EdenConfig
+from .modeling_eden import EdenBackbone, EdenForPreTraining, EdenModel
+
+AutoConfig.register("eden", EdenConfig)
+AutoModel.register(EdenConfig, EdenModel)
+AutoBackbone.register(EdenConfig, EdenBackbone)
+AutoModelForPreTraining.register(EdenConfig, EdenForPreTraining)
+
+
+def _let_auto_backbone_load_folders():
+    """Teach `AutoBackbone.from_pretrained` local folders; transformers (5.17 to 5.23) asks the Hub for any name."""
+    from_hub = AutoBackbone.from_pretrained.__func__
+
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        if not Path(pretrained_model_name_or_path).is_dir():
+            return from_hub(cls, pretrained_model_name_or_path, *args, **kwargs)
+        kwargs.pop("use_timm_backbone", None)
+        return super(AutoBackbone.__base__, cls).from_pretrained(
+            pretrained_model_name_or_path, *args, **kwargs
+        )
+
+    from_pretrained.__doc__ = from_hub.__doc__
+    AutoBackbone.from_pretrained = classmethod(from_pretrained)
+
+
+_let_auto_backbone_load_folders()
+
+__version__ = "0.1.0"
+__all__ = ["EdenBackbone", "EdenConfig", "EdenForPreTraining", "EdenModel"]
