@@ -6,7 +6,7 @@ siblings load Eden folders.
 
 from pathlib import Path
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining
 
 from .configuration_eden import EdenConfig
 from .modeling_eden import EdenBackbone, EdenForPreTraining, EdenModel
@@ -25,9 +25,7 @@ def _let_auto_backbone_load_folders():
         if not Path(pretrained_model_name_or_path).is_dir():
             return from_hub(cls, pretrained_model_name_or_path, *args, **kwargs)
         kwargs.pop("use_timm_backbone", None)
-        return super(AutoBackbone.__base__, cls).from_pretrained(
-            pretrained_model_name_or_path, *args, **kwargs
-        )
+        return super(AutoBackbone.__base__, cls).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     from_pretrained.__doc__ = from_hub.__doc__
     AutoBackbone.from_pretrained = classmethod(from_pretrained)

@@ -134,7 +134,7 @@ class EdenConfig(PreTrainedConfig):
 
 
 def _resolve_backbone(backbone: PreTrainedConfig | dict | str | None) -> PreTrainedConfig:
-    """A trunk's configuration from what the user gave: itself, a dict with `model_type`, a preset's name or nothing."""
+    """The trunk's configuration, given as itself, a dict with `model_type`, the name of a preset, or nothing."""
     if isinstance(backbone, PreTrainedConfig):
         return backbone
     if backbone is None:
@@ -142,8 +142,8 @@ def _resolve_backbone(backbone: PreTrainedConfig | dict | str | None) -> PreTrai
     if isinstance(backbone, str):
         if backbone not in BACKBONE_PRESETS:
             raise ValueError(
-                f"`backbone_config` names no preset: got {backbone!r}, known are {', '.join(BACKBONE_PRESETS)}; for any "
-                "other trunk give its transformers configuration or a dict with `model_type`"
+                f"`backbone_config` names no preset: got {backbone!r}, known are {', '.join(BACKBONE_PRESETS)}; for "
+                "any other trunk give its transformers configuration or a dict with `model_type`"
             )
         backbone = BACKBONE_PRESETS[backbone]
     model_type = backbone.get("model_type")

@@ -19,8 +19,8 @@ from transformers import AutoBackbone, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_eden import EdenConfig
 
@@ -70,9 +70,7 @@ class EdenPreTrainedModel(PreTrainedModel):
     @property
     def supports_gradient_checkpointing(self) -> bool:
         """Whether the trunk can recompute its activations in the backward pass (transformers' ResNet cannot)."""
-        inner = (
-            module for module in self.modules() if isinstance(module, PreTrainedModel) and module is not self
-        )
+        inner = (module for module in self.modules() if isinstance(module, PreTrainedModel) and module is not self)
         return any(module.supports_gradient_checkpointing for module in inner)
 
     @torch.no_grad()
@@ -147,9 +145,7 @@ class EdenModel(EdenPreTrainedModel):
             self.num_features = self.backbone.config.hidden_size
             takes = inspect.signature(self.backbone.forward).parameters
             # Parts are smaller than the image a ViT was made for: its position grid is resized to each input.
-            self._trunk_arguments = (
-                {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
-            )
+            self._trunk_arguments = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
         self.post_init()
 
     @can_return_tuple
@@ -172,7 +168,8 @@ class EdenModel(EdenPreTrainedModel):
         """
         if pixel_values.ndim != 4:
             raise ValueError(
-                f"`pixel_values` must have shape (batch_size, num_channels, height, width), got {tuple(pixel_values.shape)}"
+                "`pixel_values` must have shape (batch_size, num_channels, height, width), "
+                f"got {tuple(pixel_values.shape)}"
             )
         pixel_values = pixel_values.to(self.dtype)
         if isinstance(self.backbone, BackboneMixin):
@@ -206,8 +203,8 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
     def __init__(self, config: EdenConfig):
         if config.backbone_config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
             raise ValueError(
-                f"transformers has no backbone with feature maps for model_type {config.backbone_config.model_type!r}; use "
-                "EdenModel, or a trunk such as 'resnet', 'convnextv2', 'swin' or 'dinov2'"
+                f"transformers has no backbone with feature maps for model_type {config.backbone_config.model_type!r}; "
+                "use EdenModel, or a trunk such as 'resnet', 'convnextv2', 'swin' or 'dinov2'"
             )
         super().__init__(config)
         self.backbone = _build_trunk(config)
@@ -408,9 +405,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
         self.bank_ptr.copy_((self.bank_ptr + len(keys)) % size)
 
     def _keys_are_shuffled(self) -> bool:
-        norms = [
-            m for m in self.teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
-        ]
+        norms = [m for m in self.teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
         return _world_size() > 1 and any(not isinstance(norm, nn.SyncBatchNorm) for norm in norms)
 
     @torch.no_grad()
@@ -433,7 +428,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
         self,
         query_pixel_values: Tensor,
         key_pixel_values: Tensor,
-        prune_threshold: float | None | Literal["config"] = "config",
+        prune_threshold: float | Literal["config"] | None = "config",
         update_teacher: bool = True,
     ) -> EdenForPreTrainingOutput:
         r"""One step of the objective. In train mode the teacher and the bank move once; in eval mode neither does.
@@ -465,9 +460,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
             self._encode_keys(key_pixel_values) if self.training else (self.teacher(key_pixel_values), None)
         )
         # The loss sees the bank as it was; a copy, because the ring is written in place before the backward pass.
-        output = pruned_info_nce(
-            queries, keys, self.memory_bank.clone(), self.config.contrastive_temperature, gamma
-        )
+        output = pruned_info_nce(queries, keys, self.memory_bank.clone(), self.config.contrastive_temperature, gamma)
         if self.training:
             self.enqueue(all_keys)
         return output

@@ -51,9 +51,7 @@ def test_one_step_at_every_gamma(model, gamma):
     expected = BIASED[f"gamma={gamma}"]
     assert_close(output.loss, expected["loss"])
     assert output.kept_negatives.tolist() == expected["kept_per_anchor"]
-    assert output.pruned_share.item() == pytest.approx(
-        1 - sum(expected["kept_per_anchor"]) / (8 * 256), abs=1e-6
-    )
+    assert output.pruned_share.item() == pytest.approx(1 - sum(expected["kept_per_anchor"]) / (8 * 256), abs=1e-6)
     for name in ("conv1.weight", "fc.2.weight"):
         assert_close(parameter(model, name).grad.norm(), expected[f"grad_norm.{name}"], rtol=1e-4)
 
@@ -162,8 +160,5 @@ def test_resnet50(noise_bank, mode):
     # 50 BatchNorm layers over 8 images amplify the last bits: 2e-5 seen from torch 2.12 to 2.13.
     assert_close(output.query_embeddings, recorded[f"{mode}.q"], rtol=1e-4)
     assert_close(output.key_embeddings, recorded[f"{mode}.k"], rtol=1e-4)
-    assert_close(model.eden(images("im_q")).pooler_output, recorded[f"{mode}.pooled"])
-    assert (
-        sum(p.numel() for p in model.parameters() if p.requires_grad)
-        == NOISE["resnet50"]["encoder_q_parameters"]
-    )
+    assert_close(model.eden(images("im_q")).pooler_output, recorded[f"{mode}.pooled"], rtol=1e-4)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == NOISE["resnet50"]["encoder_q_parameters"]

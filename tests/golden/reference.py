@@ -12,7 +12,7 @@ _LEAF = {"convolution": "conv", "normalization": "bn"}
 
 
 def torchvision_name(name: str) -> str:
-    """Torchvision's (plus `fc.0`, `fc.2` for the projector) name of a student tensor of a ResNet `EdenForPreTraining`."""
+    """Torchvision's name (`fc.0`, `fc.2` for the projector) of a student tensor of `EdenForPreTraining` on a ResNet."""
     if name.startswith("projector."):
         return name.replace("projector.dense", "fc.0").replace("projector.out_proj", "fc.2")
     name = name.removeprefix("eden.backbone.")
@@ -21,9 +21,7 @@ def torchvision_name(name: str) -> str:
     if match := re.fullmatch(r"encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.(\w+)\.(\w+)", name):
         return f"layer{int(match[1]) + 1}.{match[2]}.{_LEAF[match[4]]}{int(match[3]) + 1}.{match[5]}"
     match = re.fullmatch(r"encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut\.(\w+)\.(\w+)", name)
-    return (
-        f"layer{int(match[1]) + 1}.{match[2]}.downsample.{0 if match[3] == 'convolution' else 1}.{match[4]}"
-    )
+    return f"layer{int(match[1]) + 1}.{match[2]}.downsample.{0 if match[3] == 'convolution' else 1}.{match[4]}"
 
 
 def golden_model(backbone: str, memory_bank: torch.Tensor) -> EdenForPreTraining:
@@ -43,9 +41,7 @@ def golden_model(backbone: str, memory_bank: torch.Tensor) -> EdenForPreTraining
 
 def tensors_by_torchvision_name(model: EdenForPreTraining, side: str) -> dict[str, torch.Tensor]:
     """Parameters and buffers of the `"student"` or the `"teacher"`."""
-    state = {
-        name: t for name, t in model.state_dict().items() if not name.startswith(("memory_bank", "bank_ptr"))
-    }
+    state = {name: t for name, t in model.state_dict().items() if not name.startswith(("memory_bank", "bank_ptr"))}
     if side == "teacher":
         state = {name.removeprefix("teacher."): t for name, t in state.items() if name.startswith("teacher.")}
     return {torchvision_name(name): t for name, t in state.items() if not name.startswith("teacher.")}
