@@ -36,14 +36,20 @@ class Box(NamedTuple):
         return self.width * self.height
 
 
+def _integer(value: object, name: str, least: int) -> int:
+    """`value` as a plain `int`, since narrow numpy integers overflow in powers."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    return int(value)
+
+
 def grid_shape(level: int) -> tuple[int, int]:
     """Rows and columns of `level`: `rows * columns == 2**level`.
 
     Raises:
         ValueError: `level` is negative or no integer.
     """
-    if isinstance(level, bool) or not isinstance(level, Integral) or level < 0:
-        raise ValueError(f"level must be an integer >= 0 (0 is the whole image), got {level!r}")
+    level = _integer(level, "level", least=0)
     return 2 ** (level // 2), 2 ** ((level + 1) // 2)
 
 
@@ -51,10 +57,9 @@ def finest_level(width: int, height: int) -> int:
     """The finest level at which every part of a `width` x `height` image still has a pixel.
 
     Raises:
-        ValueError: the image has no pixel.
+        ValueError: `width` or `height` is below 1 or no integer.
     """
-    if width < 1 or height < 1:
-        raise ValueError(f"an image has at least one pixel, got width {width} and height {height}")
+    width, height = _integer(width, "width", least=1), _integer(height, "height", least=1)
     halvings_x, halvings_y = width.bit_length() - 1, height.bit_length() - 1
     # x is halved at levels 1, 3, 5 ..., y at 2, 4, 6 ...: the first axis to run out ends the series.
     return min(2 * halvings_x, 2 * halvings_y + 1)
@@ -64,15 +69,16 @@ def part_boxes(width: int, height: int, level: int) -> list[Box]:
     """Boxes of the `2**level` parts of a `width` x `height` image, row by row.
 
     Raises:
-        ValueError: `level` is negative, or finer than the image's pixels allow.
+        ValueError: an argument is too small or no integer, or `level` is finer than the image's pixels allow.
     """
-    rows, columns = grid_shape(level)
-    finest = finest_level(width, height)
+    level, finest = _integer(level, "level", least=0), finest_level(width, height)
     if level > finest:
         raise ValueError(
-            f"level {level} needs {columns} x {rows} parts, more than the {width} x {height} pixels of the image "
-            f"can hold; the finest possible level is {finest}"
+            f"level {level} has parts finer than the {width} x {height} pixels of the image; "
+            f"the finest possible level is {finest}"
         )
+    rows, columns = grid_shape(level)
+    width, height = int(width), int(height)
     xs = [column * width // columns for column in range(columns + 1)]
     ys = [row * height // rows for row in range(rows + 1)]
     return [Box(xs[c], ys[r], xs[c + 1], ys[r + 1]) for r in range(rows) for c in range(columns)]
@@ -85,7 +91,8 @@ def part_position(level: int, index: int) -> tuple[int, int]:
         ValueError: the level has no such part.
     """
     rows, columns = grid_shape(level)
-    if not 0 <= index < rows * columns:
+    index = _integer(index, "index", least=0)
+    if index >= rows * columns:
         raise ValueError(f"level {level} has parts 0 to {rows * columns - 1}, got index {index}")
     return divmod(index, columns)
 

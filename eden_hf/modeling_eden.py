@@ -201,10 +201,11 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = EdenModel._keys_to_ignore_on_load_unexpected
 
     def __init__(self, config: EdenConfig):
-        if config.backbone_config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+        model_type = config.backbone_config.model_type
+        if model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
             raise ValueError(
-                f"transformers has no backbone with feature maps for model_type {config.backbone_config.model_type!r}; "
-                "use EdenModel, or a trunk such as 'resnet', 'convnextv2', 'swin' or 'dinov2'"
+                f"transformers has no backbone with feature maps for model_type {model_type!r}; use "
+                "EdenModel, or a trunk such as 'resnet', 'convnextv2', 'swin' or 'dinov2'"
             )
         super().__init__(config)
         self.backbone = _build_trunk(config)
@@ -273,7 +274,7 @@ class EdenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Unit keys [B, D] of images [B, 3, H, W]."""
-        return self.projector(self.eden(pixel_values).pooler_output)
+        return self.projector(self.eden(pixel_values, return_dict=True).pooler_output)
 
 
 def pruned_info_nce(
@@ -452,7 +453,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
                 f"each query needs its key: got {len(query_pixel_values)} query and {len(key_pixel_values)} key images"
             )
         gamma = self.config.prune_threshold if prune_threshold == "config" else prune_threshold
-        queries = self.projector(self.eden(query_pixel_values).pooler_output)
+        queries = self.projector(self.eden(query_pixel_values, return_dict=True).pooler_output)
         if self.training and update_teacher:
             self.update_teacher()
         # Evaluation talks to no other process: their numbers of batches may differ.

@@ -12,7 +12,7 @@ _LEAF = {"convolution": "conv", "normalization": "bn"}
 
 
 def torchvision_name(name: str) -> str:
-    """Torchvision's name (`fc.0`, `fc.2` for the projector) of a student tensor of `EdenForPreTraining` on a ResNet."""
+    """Torchvision's name of a student tensor on a ResNet trunk; `fc.0` and `fc.2` are the projector."""
     if name.startswith("projector."):
         return name.replace("projector.dense", "fc.0").replace("projector.out_proj", "fc.2")
     name = name.removeprefix("eden.backbone.")

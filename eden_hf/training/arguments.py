@@ -1,0 +1,259 @@
+"""The settings of a pretraining run: typed dataclasses that are the YAML schema and the command line at once."""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from ..anatomy import finest_level
+from ..configuration_eden import EdenConfig
+from ..data.views import ViewArguments
+
+
+@dataclass
+class ModelArguments:
+    """What is trained; see `EdenConfig`, whose defaults are the paper's.
+
+    Args:
+        backbone: A preset (`resnet18`, `resnet18-half`, `resnet34`, `resnet50`) or a transformers configuration as a
+            mapping with its `model_type`.
+        projection_dim: Dimension of the contrasted embeddings.
+        memory_bank_size: Number of past keys kept as negatives.
+        memory_bank_init: `random` unit rows count from the start (published), or `empty` rows count once filled.
+        contrastive_temperature: Temperature of the loss.
+        teacher_momentum: Momentum of the teacher's average.
+    """
+
+    backbone: str | dict[str, Any] = "resnet50"
+    projection_dim: int = 128
+    memory_bank_size: int = 65536
+    memory_bank_init: Literal["random", "empty"] = "random"
+    contrastive_temperature: float = 0.2
+    teacher_momentum: float = 0.999
+
+    def to_config(self) -> EdenConfig:
+        """The model configuration these settings stand for."""
+        settings = dataclasses.asdict(self)
+        return EdenConfig(backbone_config=settings.pop("backbone"), **settings)
+
+
+@dataclass
+class DataArguments:
+    """Which images are learned from, and how they are prepared (decoded once, to `side` x `side` uint8).
+
+    Args:
+        source: A folder of images or DICOM files, Parquet, a Hub data set id, or `phantoms` / `phantoms:N`.
+        split: Split of the source to train on.
+        image_column: Column that holds the images.
+        list_file: Text file naming the images to use, one a line (an official train list, say).
+        side: Pixels a side of the prepared images.
+        channels: 1 for grey images, 3 for colour.
+        aspect_ratio: `resize` stretches an image to the square, `pad` keeps its ratio on black.
+        holdout_share: Share of the images held out for the validation loss.
+        max_skipped_share: Share of unreadable images above which the run stops.
+        cache_dir: Where prepared images are kept; the package's cache folder by default.
+    """
+
+    source: str = "phantoms:256"
+    split: str = "train"
+    image_column: str = "image"
+    list_file: str | None = None
+    side: int = 256
+    channels: Literal[1, 3] = 1
+    aspect_ratio: Literal["resize", "pad"] = "resize"
+    holdout_share: float = 0.1
+    max_skipped_share: float = 0.01
+    cache_dir: str | None = None
+
+    def __post_init__(self):
+        _require(self.side >= 1, "data.side", self.side, "at least 1 pixel")
+        _require(0 <= self.holdout_share < 1, "data.holdout_share", self.holdout_share, "in [0, 1)")
+        _require(0 <= self.max_skipped_share <= 1, "data.max_skipped_share", self.max_skipped_share, "in [0, 1]")
+
+
+@dataclass
+class Stage:
+    """One step of the coarse-to-fine curriculum (section 3.1 of the paper).
+
+    Args:
+        level: Granularity n; views are cut from one of the 2^n parts.
+        epochs: Passes over the training images.
+        prune_threshold: Gamma of the Purposive Pruner; `null` prunes nothing.
+        learning_rate: Peak learning rate, brought down to 0 along a half cosine over the stage.
+        momentum: Momentum of SGD, or the first beta of AdamW.
+        weight_decay: Weight decay.
+    """
+
+    level: int = 0
+    epochs: int = 200
+    prune_threshold: float | None = None
+    learning_rate: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def __post_init__(self):
+        _require(self.level >= 0, "stages.level", self.level, "an integer >= 0 (0 is the whole image)")
+        _require(self.epochs >= 1, "stages.epochs", self.epochs, "at least 1")
+        _require(self.learning_rate > 0, "stages.learning_rate", self.learning_rate, "above 0")
+        _require(self.weight_decay >= 0, "stages.weight_decay", self.weight_decay, "at least 0")
+        _require(0 <= self.momentum < 1, "stages.momentum", self.momentum, "in [0, 1)")
+        gamma = self.prune_threshold
+        _require(gamma is None or -1 <= gamma <= 1, "stages.prune_threshold", gamma, "a cosine in [-1, 1], or null")
+
+
+def published_curriculum() -> list[Stage]:
+    """The paper's stages: levels 0, 2, 4 of 200 epochs each, pruning at 0.8 after the first."""
+    return [Stage(level=0), Stage(level=2, prune_threshold=0.8), Stage(level=4, prune_threshold=0.8)]
+
+
+@dataclass
+class TrainingArguments:
+    """How it is trained.
+
+    Args:
+        batch_size: Images of one optimiser step, over all processes and accumulated batches together.
+        gradient_accumulation_steps: Batches that one optimiser step is split into.
+        optimizer: `sgd` (published) or `adamw` (for transformer trunks).
+        max_grad_norm: Norm that gradients are clipped to; `null` clips nothing.
+        mixed_precision: `no`, `bf16` or `fp16`.
+        channels_last: Lay images out channels last (faster with bf16 on CPUs and GPUs that know it).
+        compile: Compile the trunks with `torch.compile`.
+        sync_batchnorm: Share BatchNorm statistics between the GPUs; otherwise key batches are shuffled.
+        seed: Seed of every draw: weights, bank, held-out images, order, views.
+    """
+
+    batch_size: int = 256
+    gradient_accumulation_steps: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    max_grad_norm: float | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
+    compile: bool = False
+    sync_batchnorm: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
+        steps = self.gradient_accumulation_steps
+        _require(steps >= 1, "training.gradient_accumulation_steps", steps, "at least 1")
+        norm = self.max_grad_norm
+        _require(norm is None or norm > 0, "training.max_grad_norm", norm, "above 0, or null")
+
+
+@dataclass
+class RunArguments:
+    """Where a run writes and how often; nothing here changes what is learned.
+
+    Args:
+        output_dir: Folder of the run.
+        checkpoint_every: Optimiser steps between checkpoints; one is written at each stage's end as well.
+        keep_checkpoints: Newest checkpoints that are kept.
+        log_every: Optimiser steps that one line of metrics sums up.
+        num_workers: Processes that read batches ahead; 0 reads them in the training process.
+        trackers: Experiment trackers by accelerate's names (`tensorboard`, `wandb`, ...).
+    """
+
+    output_dir: str = "outputs/pretrain"
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    num_workers: int = 2
+    trackers: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
+            _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
+
+
+@dataclass
+class PretrainArguments:
+    """A pretraining run, section by section. The defaults are the paper's recipe on phantoms."""
+
+    model: ModelArguments = field(default_factory=ModelArguments)
+    data: DataArguments = field(default_factory=DataArguments)
+    views: ViewArguments = field(default_factory=ViewArguments)
+    stages: list[Stage] = field(default_factory=published_curriculum)
+    training: TrainingArguments = field(default_factory=TrainingArguments)
+    run: RunArguments = field(default_factory=RunArguments)
+
+    def __post_init__(self):
+        _require(len(self.stages) >= 1, "stages", self.stages, "a list of at least one stage")
+        finest = finest_level(self.data.side, self.data.side)
+        for stage in self.stages:
+            mend = f"at most {finest} for prepared images of {self.data.side} pixels a side (see data.side)"
+            _require(stage.level <= finest, "stages.level", stage.level, mend)
+
+    def to_yaml(self) -> str:
+        """The resolved settings, in the form that `--config` reads back."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+    def differences(self, saved: "PretrainArguments") -> list[str]:
+        """`key: saved value -> this value` for each setting outside `run` that is not the same."""
+        old, new = dict(_leaves(dataclasses.asdict(saved))), dict(_leaves(dataclasses.asdict(self)))
+        keys = [key for key in {**old, **new} if not key.startswith("run.")]
+        return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+class PretrainParser(ArgumentParser):
+    """Reads `--config FILE` and `--dotted.key VALUE` into `PretrainArguments`; suggests the nearest for an unknown key."""
+
+    def __init__(self, **kwargs):
+        super().__init__(description=PretrainArguments.__doc__, **kwargs)
+        self.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; later options override it")
+        self.add_argument("--resume", action="store_true", help="go on from the last checkpoint in run.output_dir")
+        self.add_class_arguments(PretrainArguments, None)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with status 2 and the message, with the nearest known key where one is unknown."""
+        unknown = re.search(r"(?:accept option '|'|unrecognized arguments: --)([\w.]+)(?:'| is not accepted|=| |$)", message)
+        names = {key.rsplit(".", 1)[-1]: key for key, _ in _leaves(dataclasses.asdict(PretrainArguments()))}
+        names |= {f.name: f"stages[].{f.name}" for f in dataclasses.fields(Stage)}
+        nearest = difflib.get_close_matches(unknown[1].rsplit(".", 1)[-1], names, n=1) if unknown else []
+        super().error(f"{message}\nDid you mean '{names[nearest[0]]}'?" if nearest else message, ex)
+
+    def parse(self, arguments: list[str] | None = None) -> tuple[PretrainArguments, bool]:
+        """Settings of the run, and whether to resume it.
+
+        Raises:
+            SystemExit: a setting is unknown or has a wrong value; the message names it and the mend.
+        """
+        parsed = self.parse_args(arguments)
+        return self.to_arguments(parsed), parsed.resume
+
+    def to_arguments(self, parsed) -> PretrainArguments:
+        """The dataclasses of a parsed namespace."""
+        settings = self.instantiate(parsed)
+        return PretrainArguments(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(PretrainArguments)})
+
+
+def read_arguments(path: str | Path) -> PretrainArguments:
+    """Settings from a YAML file, such as the `config.yaml` that each run saves."""
+    return PretrainParser(exit_on_error=False).parse([f"--config={path}"])[0]
+
+
+def _require(condition: bool, name: str, value: Any, mend: str):
+    if not condition or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError(f"`{name}` must be {mend}, got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    """`value` with tuples as lists, which YAML can hold."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _leaves(settings: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested settings; lists are leaves."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, _plain(value)

@@ -1,0 +1,69 @@
+"""Checkpoints that are whole or absent: written under a temporary name, then renamed.
+
+A checkpoint is accelerate's own state folder (model, optimiser, gradient scaler, random states of every process) and
+`progress.json`. It belongs to the run: pickles inside, so resume only from your own. What is shared is a model folder.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from .curriculum import Progress
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_FILE = "progress.json"
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]):
+    """Make `folder` by `write(temporary)`; an interruption leaves the old folder, or the new one, never a part."""
+    temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int):
+    """Write `folder/step-<step>` and remove all but the newest `keep`. Every process must call it."""
+    target = folder / f"step-{progress.step:08d}"
+    temporary = folder / f".{target.name}.new"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (temporary / PROGRESS_FILE).write_text(json.dumps(progress.to_dict(), indent=2))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)  # noqa: PTH105 (says that it replaces)
+        for old in _checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def load_last_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
+    """Restore the newest checkpoint of `folder` into what `accelerator` prepared, and return its position.
+
+    A run that ended before its first checkpoint starts over, and says so.
+    """
+    found = _checkpoints(folder)
+    if not found:
+        logger.warning("no checkpoint was written yet to %s: starting at step 0", folder)
+        return Progress()
+    accelerator.load_state(str(found[-1]))
+    return Progress(**json.loads((found[-1] / PROGRESS_FILE).read_text()))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(path.parent for path in folder.glob(f"step-*/{PROGRESS_FILE}"))

@@ -1,0 +1,127 @@
+"""What a run says of itself: metric lines, progress bar, trackers, and the alarm for a loss that is not finite."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..modeling_eden import EdenForPreTrainingOutput
+from .curriculum import Progress
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or NaN; the message names the file that lists the batch's images."""
+
+
+def health(output: EdenForPreTrainingOutput) -> dict[str, Tensor]:
+    """Scalars of one batch that tell how the method fares, on the device.
+
+    `embedding_std` is the standard deviation of the queries over the batch, mean over dimensions, times sqrt(D): 1 for
+    directions spread evenly over the sphere, 0 for a collapsed encoder.
+    """
+    queries = output.query_embeddings.detach().float()
+    return {
+        "loss": output.loss.detach(),
+        "positive_similarity": output.positive_similarity.mean(),
+        "pruned_share": output.pruned_share,
+        "embedding_std": queries.std(dim=0, correction=0).mean() * math.sqrt(queries.shape[1]),
+    }
+
+
+class LossGuard:
+    """Stops the run at a non-finite loss, one batch late so that an accelerator is never waited for."""
+
+    def __init__(self, folder: Path, rank: int):
+        self.file = folder / (f"nonfinite-rank{rank}.json" if rank else "nonfinite.json")
+        self._pending: tuple[Tensor, list[str], dict] | None = None
+
+    def watch(self, loss: Tensor, ids: list[str], where: dict[str, Any]):
+        """Check the loss given last, then keep this one (a scalar on any device) for the next call."""
+        self.check()
+        self._pending = (loss.detach(), ids, where)
+
+    def check(self):
+        """Check the loss given last.
+
+        Raises:
+            NonFiniteLossError: it was infinite or NaN. The batch's image ids are in `nonfinite.json`.
+        """
+        if self._pending is None:
+            return
+        (loss, ids, where), self._pending = self._pending, None
+        if math.isfinite(value := loss.item()):
+            return
+        self.file.write_text(json.dumps({"loss": str(value), **where, "ids": ids}, indent=2))
+        raise NonFiniteLossError(
+            f"the loss is {value} at step {where['step']}; the {len(ids)} images of the batch are listed in "
+            f"{self.file}. Look at them, lower the learning rate or set training.max_grad_norm, then --resume from the "
+            "last checkpoint"
+        )
+
+
+class Monitor:
+    """Sums up batches to metric lines: `metrics.jsonl`, the progress bar and accelerate's trackers.
+
+    Lines hold `step` (optimiser steps done), `stage`, `epoch`, `level`, and means since the last line of the scalars of
+    `health`, `learning_rate`, `images_per_second` (pairs of views, over all processes); at an epoch's end
+    `validation_loss`.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, total_steps: int, progress: Progress):
+        self.accelerator = accelerator
+        self.file = folder / "metrics.jsonl"
+        self.bar = tqdm(
+            total=total_steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process,
+            dynamic_ncols=True, smoothing=0.05,
+        )  # fmt: skip
+        if accelerator.is_main_process:
+            self._forget_after(progress.step)
+        self._start_interval()
+
+    def _forget_after(self, step: int):
+        """Drop lines of steps that a resumed run takes again."""
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        self.file.write_text("".join(line + "\n" for line in kept))
+
+    def _start_interval(self):
+        self.sums: dict[str, Tensor] = {}
+        self.batches = self.images = 0
+        self.since = time.perf_counter()
+
+    def add(self, scalars: dict[str, Tensor], images: int):
+        """Take in a batch of this process: its scalars, and how many images it had over all processes."""
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.batches += 1
+        self.images += images
+
+    def log(self, where: dict[str, Any], learning_rate: float):
+        """Write the means since the last call. Every process must call it."""
+        means = self.accelerator.reduce({name: total / self.batches for name, total in self.sums.items()}, "mean")
+        line = {name: value.item() for name, value in means.items()}
+        line |= {"learning_rate": learning_rate, "images_per_second": self.images / (time.perf_counter() - self.since)}
+        self.bar.set_postfix(
+            stage=where["stage"], level=where["level"], loss=f"{line['loss']:.3f}",
+            pos=f"{line['positive_similarity']:.3f}", pruned=f"{line['pruned_share']:.1%}",
+            std=f"{line['embedding_std']:.2f}", img_s=f"{line['images_per_second']:.0f}", refresh=False,
+        )  # fmt: skip
+        self.write(where, line)
+        self._start_interval()
+
+    def write(self, where: dict[str, Any], values: dict[str, float]):
+        """Write one line of values."""
+        self.accelerator.log(values, step=where["step"])
+        if self.accelerator.is_main_process:
+            with self.file.open("a") as file:
+                file.write(json.dumps({**where, **values}) + "\n")
+
+    def pause_clock(self, seconds: float):
+        """Leave out seconds that were spent on something else than training."""
+        self.since += seconds

@@ -1,0 +1,397 @@
+"""Adam's pretraining under accelerate: coarse to fine through the stages of the curriculum, on any number of processes.
+
+    accelerate launch scripts/pretrain.py --config configs/adam_resnet18_small.yaml
+    torchrun --nproc_per_node 2 scripts/pretrain.py --config ...     # two CPU processes
+
+A run's folder holds `config.yaml` and `environment.json` (what ran), `metrics.jsonl`, `checkpoints/` (to resume from),
+and two model folders for `from_pretrained`: `best` (lowest validation loss of the last stage) and `last`.
+"""
+
+import json
+import logging
+import math
+import platform
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast, set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers.utils.logging import disable_progress_bar
+
+from ..data.prepared import PreparedImages, prepare_images, split_holdout
+from ..data.sources import load_source
+from ..data.views import TwoViews
+from ..image_processing_eden import EdenImageProcessor
+from ..modeling_eden import EdenForPreTraining
+from .arguments import PretrainArguments, PretrainParser, Stage, read_arguments
+from .checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
+from .curriculum import Progress, StageBatches, learning_rate
+from .monitors import LossGuard, Monitor, health
+
+logger = logging.getLogger(__name__)
+
+
+def pretrain(arguments: PretrainArguments, resume: bool = False) -> Path:
+    """Pretrain by `arguments`; under a launcher, every process calls this.
+
+    Args:
+        arguments: The settings.
+        resume: Go on from the last checkpoint in `run.output_dir`. On a CPU the result equals an uninterrupted run's
+            bit for bit. Only settings under `run` may differ from the run's own.
+
+    Returns:
+        Folder of the run. SIGTERM or SIGINT saves a checkpoint and returns early.
+
+    Raises:
+        FileExistsError: the folder holds a run already and `resume` is not set.
+        FileNotFoundError: there is nothing to resume.
+        ValueError: the settings differ from those of the run to resume, or do not fit the data or the processes.
+        NonFiniteLossError: the loss became infinite or NaN.
+    """
+    return Pretraining(arguments, resume).train()
+
+
+class Pretraining:
+    """One run: what it is made of, and its loop."""
+
+    def __init__(self, arguments: PretrainArguments, resume: bool = False):
+        self.arguments = arguments
+        self.folder = Path(arguments.run.output_dir)
+        _check_folder(self.folder, arguments, resume)
+        disable_progress_bar()
+        training = arguments.training
+        set_seed(training.seed)
+        model = EdenForPreTraining(arguments.model.to_config())
+        self.accelerator = _accelerator(arguments, model)
+        with self.accelerator.local_main_process_first():
+            self.images = _prepared_images(arguments)
+        self.train_indices, self.holdout_indices = split_holdout(
+            self.images.ids, arguments.data.holdout_share, training.seed
+        )
+        self.views = TwoViews(arguments.views)
+        self.device = self.accelerator.device
+        self.memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
+        model = _fit_to_hardware(model, arguments, self.accelerator).to(memory_format=self.memory_format)
+        self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, training.optimizer))
+        self.student = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.eden: EdenForPreTraining = self.accelerator.unwrap_model(self.model)
+        set_seed(training.seed, device_specific=True)  # a trunk's dropout differs between processes, as it should
+        self.progress = Progress()
+        if resume:
+            self.progress = load_last_checkpoint(self.accelerator, self.folder / "checkpoints")
+        elif self.accelerator.is_main_process:
+            _record_run(self.folder, arguments, self.images, self.accelerator)
+        self.accelerator.wait_for_everyone()
+        self.stop = StopRequest()
+
+    def train(self) -> Path:
+        """Run the stages that are left; returns the run's folder."""
+        if self.arguments.run.trackers:
+            self.accelerator.init_trackers("pretrain")
+        stages = [self._batches(index) for index in range(len(self.arguments.stages))]
+        total = sum(batches.epochs * batches.batches_per_epoch for batches in stages)
+        self.monitor = Monitor(self.accelerator, self.folder, total, self.progress)
+        self.guard = LossGuard(self.folder, self.accelerator.process_index)
+        finished = all(self._run_stage(index) for index in range(self.progress.stage, len(stages)))
+        self.monitor.bar.close()
+        self.accelerator.end_training()
+        if self.accelerator.is_main_process:
+            done = "finished" if finished else f"stopped at step {self.progress.step}; --resume goes on from there"
+            print(f"pretraining {done}: {self.folder}")
+        return self.folder
+
+    def _batches(self, stage_index: int) -> StageBatches:
+        """This process's batches of a stage, from the current position if the stage is under way."""
+        stages, progress = self.arguments.stages, self.progress
+        training = self.arguments.training
+        return StageBatches(
+            self.train_indices,
+            training.batch_size,
+            epochs=stages[stage_index].epochs,
+            seed=training.seed,
+            first_epoch=sum(stage.epochs for stage in stages[:stage_index]),
+            start=(progress.epoch, progress.batch) if stage_index == progress.stage else (0, 0),
+            pieces=training.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+
+    def _run_stage(self, index: int) -> bool:
+        """Train one stage from the current position; `False` if asked to stop on the way."""
+        stage, progress = self.arguments.stages[index], self.progress
+        if (progress.epoch, progress.batch) == (0, 0):
+            self.optimizer.optimizer.state.clear()  # each stage starts with a fresh optimiser, as published
+            progress.best_validation_loss = math.inf
+        self.eden.config.prune_threshold = stage.prune_threshold
+        batches = self._batches(index)
+        pieces = iter(_loader(self.images, batches, self.arguments.run.num_workers, self.device))
+        stage_steps = stage.epochs * batches.batches_per_epoch
+        while progress.epoch < stage.epochs:
+            step_of_stage = progress.epoch * batches.batches_per_epoch + progress.batch
+            rate = learning_rate(stage, step_of_stage, stage_steps)
+            self._optimizer_step(pieces, stage, rate)
+            progress.step += 1
+            progress.batch += 1
+            self.monitor.bar.update()
+            ends_epoch = progress.batch == batches.batches_per_epoch
+            if progress.step % self.arguments.run.log_every == 0 or ends_epoch:
+                self.monitor.log(self._where(stage), rate)
+            if ends_epoch:
+                self._end_epoch(stage)
+            if progress.epoch == stage.epochs:
+                progress.stage, progress.epoch = index + 1, 0
+                self._checkpoint()
+                return not self._stop_requested() or index + 1 == len(self.arguments.stages)
+            if self._stop_requested():
+                self._checkpoint()
+                return False
+            if progress.step % self.arguments.run.checkpoint_every == 0:
+                self._checkpoint()
+        return True
+
+    def _where(self, stage: Stage) -> dict[str, Any]:
+        progress = self.progress
+        return {"step": progress.step, "stage": progress.stage, "epoch": progress.seen_epochs, "level": stage.level}
+
+    def _optimizer_step(self, pieces, stage: Stage, rate: float):
+        """One step of the student on the next batch, in as many pieces as accumulation says."""
+        training = self.arguments.training
+        for group in self.optimizer.param_groups:
+            group.update(lr=rate, weight_decay=stage.weight_decay)
+            group.update({"momentum": stage.momentum} if "momentum" in group else {"betas": (stage.momentum, 0.999)})
+        self.model.train()
+        steps = training.gradient_accumulation_steps
+        for piece in range(steps):
+            indices, images = next(pieces)
+            with nullcontext() if piece == steps - 1 else self.accelerator.no_sync(self.model):
+                query, key = self._two_views(indices, images, stage.level, training.seed, self.progress.seen_epochs)
+                output = self.model(query, key, update_teacher=piece == 0)
+                ids = [self.images.ids[index] for index in indices]
+                self.guard.watch(output.loss, ids, self._where(stage))
+                self.accelerator.backward(output.loss / steps)
+            self.monitor.add(health(output), len(indices) * self.accelerator.num_processes)
+        if training.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.student, training.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _two_views(self, indices: Tensor, images: Tensor, level: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Query and key batches [B, 3, size, size] of source images [B, C, side, side], made on the device."""
+        images = images.to(self.device, non_blocking=True)
+        query, key = self.views(images, indices, level=level, seed=seed, epoch=epoch)
+        return query.contiguous(memory_format=self.memory_format), key.contiguous(memory_format=self.memory_format)
+
+    def _end_epoch(self, stage: Stage):
+        """Validate, keep the model folders, and move the position to the next epoch."""
+        since = time.perf_counter()
+        self.guard.check()
+        progress = self.progress
+        where = self._where(stage)
+        progress.epoch, progress.batch, progress.seen_epochs = progress.epoch + 1, 0, progress.seen_epochs + 1
+        if len(self.holdout_indices):
+            loss = self.validation_loss(stage)
+            self.monitor.write(where, {"validation_loss": loss})
+            if loss < progress.best_validation_loss:
+                progress.best_validation_loss = loss
+                self._save_model("best")
+        self._save_model("last")
+        self.monitor.pause_clock(time.perf_counter() - since)
+
+    @torch.no_grad()
+    def validation_loss(self, stage: Stage) -> float:
+        """Mean loss over the held-out images on fixed draws of views; touches neither teacher nor bank."""
+        self.model.eval()
+        for buffer in self.eden.buffers():  # BatchNorm statistics of other processes are their own
+            broadcast(buffer)
+        training, processes = self.arguments.training, self.accelerator.num_processes
+        piece = max(1, training.batch_size // (processes * training.gradient_accumulation_steps))
+        mine = self.holdout_indices[self.accelerator.process_index :: processes]
+        total = torch.zeros(2, device=self.device)
+        for indices in mine.split(piece):
+            # Another seed than training's, and always epoch 0: the same views whenever it is asked.
+            query, key = self._two_views(indices, self.images.get(indices), stage.level, training.seed + 1, epoch=0)
+            loss = self.eden(query, key).loss
+            total += torch.stack([loss.float() * len(indices), torch.tensor(float(len(indices)), device=self.device)])
+        summed, count = self.accelerator.reduce(total).tolist()
+        return summed / count
+
+    def _checkpoint(self):
+        since = time.perf_counter()
+        self.guard.check()
+        folder, keep = self.folder / "checkpoints", self.arguments.run.keep_checkpoints
+        save_checkpoint(self.accelerator, folder, self.progress, keep)
+        self.monitor.pause_clock(time.perf_counter() - since)
+
+    def _save_model(self, name: str):
+        """Write the folder that `from_pretrained` reads: weights, configuration, processor and their code."""
+        if self.accelerator.is_main_process:
+            processor = _processor(self.arguments)
+
+            def write(folder: Path):
+                self.eden.save_pretrained(folder)
+                processor.save_pretrained(folder)
+
+            replace_folder(self.folder / name, write)
+
+    def _stop_requested(self) -> bool:
+        """Whether a signal asked any process to stop; several processes agree on it when they log."""
+        if self.accelerator.num_processes == 1:
+            return self.stop.requested
+        if self.progress.step % self.arguments.run.log_every:
+            return False
+        return bool(self.accelerator.reduce(torch.tensor([float(self.stop.requested)], device=self.device)).item())
+
+
+class StopRequest:
+    """SIGTERM and SIGINT as a request, answered at the next optimiser step; a second signal ends the process at once."""
+
+    def __init__(self):
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None):
+        self.requested = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+class _IndexedImages(Dataset):
+    """Prepared images that a loader fetches a whole batch at a time, with their indices."""
+
+    def __init__(self, images: PreparedImages):
+        self.images = images
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        rows = torch.tensor(indices)
+        return rows, self.images.get(rows)
+
+
+def _loader(images: PreparedImages, batches: StageBatches, workers: int, device: torch.device) -> DataLoader:
+    """Batches as (indices [B] int64, images [B, C, side, side] uint8)."""
+    return DataLoader(
+        _IndexedImages(images),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_fetched,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+def _accelerator(arguments: PretrainArguments, model: nn.Module) -> Accelerator:
+    """Accelerate's view of the processes and devices there are."""
+    # Swin and DINOv2 hold parameters that a backbone's forward never uses; DDP wants to be told.
+    convolutional = arguments.model.to_config().backbone_config.model_type in ("resnet", "convnext", "convnextv2")
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=arguments.training.mixed_precision,
+        log_with=arguments.run.trackers or None,
+        project_dir=arguments.run.output_dir,
+        kwargs_handlers=[
+            # Banks stay equal by themselves, and running statistics are those of the main process.
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=not convolutional),
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the main process may prepare a large source first
+        ],
+    )
+
+
+def _prepared_images(arguments: PretrainArguments) -> PreparedImages:
+    data = arguments.data
+    source = load_source(data.source, split=data.split, image_column=data.image_column, list_file=data.list_file)
+    return prepare_images(
+        source,
+        side=data.side,
+        channels=data.channels,
+        aspect_ratio=data.aspect_ratio,
+        cache_dir=data.cache_dir,
+        max_skipped_share=data.max_skipped_share,
+    )
+
+
+def _fit_to_hardware(model: EdenForPreTraining, arguments: PretrainArguments, accelerator: Accelerator) -> nn.Module:
+    """`model` with shared BatchNorm statistics and compiled trunks, as asked."""
+    training = arguments.training
+    if training.sync_batchnorm:
+        if accelerator.device.type != "cuda":
+            raise ValueError("training.sync_batchnorm works on GPUs only; leave it off and key batches are shuffled")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if training.compile:
+        model.eden.compile()
+        model.teacher.eden.compile()
+    return model
+
+
+def _optimizer(model: EdenForPreTraining, name: str) -> torch.optim.Optimizer:
+    """The optimiser over the student; each step sets its rates."""
+    student = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(student, momentum=0.9) if name == "sgd" else torch.optim.AdamW(student)
+
+
+def _processor(arguments: PretrainArguments) -> EdenImageProcessor:
+    """The image processor that gives a trained model the input it knows."""
+    views = arguments.views
+    return EdenImageProcessor(
+        size={"height": views.size, "width": views.size},
+        image_mean=list(views.image_mean),
+        image_std=list(views.image_std),
+        intensity=views.intensity,
+        aspect_ratio=arguments.data.aspect_ratio,
+    )
+
+
+def _check_folder(folder: Path, arguments: PretrainArguments, resume: bool):
+    """Refuse to write over a run, and to go on with other settings than it had."""
+    saved = folder / "config.yaml"
+    if not resume:
+        if saved.exists():
+            raise FileExistsError(f"{folder} holds a run already: --resume it, or choose another --run.output_dir")
+        return
+    if not saved.exists():
+        raise FileNotFoundError(f"nothing to resume in {folder}: it has no config.yaml; check --run.output_dir")
+    if differences := arguments.differences(read_arguments(saved)):
+        raise ValueError(
+            f"the run in {folder} had other settings, and only those under `run` may change on resuming:\n  "
+            + "\n  ".join(differences)
+        )
+
+
+def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImages, accelerator: Accelerator):
+    """Write what runs: settings, versions, revision, device and the hash of the image list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    packages = ("eden_hf", "torch", "transformers", "datasets", "accelerate", "huggingface_hub", "safetensors", "numpy")
+    environment = {
+        "command": sys.argv,
+        "packages": {name: version(name) for name in packages},
+        "git_revision": revision.stdout.strip() or None,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.processor(),
+        "processes": accelerator.num_processes,
+        "images": len(images),
+        "image_list_hash": images.list_hash,
+    }
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    (folder / "config.yaml").write_text(arguments.to_yaml())
+
+
+def main(arguments: list[str] | None = None):
+    """Pretrain by a YAML file of settings and --dotted.key overrides (see --help)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings, resume = PretrainParser(prog="eden pretrain").parse(arguments)
+    pretrain(settings, resume)

@@ -1,0 +1,31 @@
+"""Programs launched as users launch them, with the child's whole output shown if it fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+#: One thread a process: two processes on two cores must not fight, and sums must not depend on the number of threads.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+
+
+def run(command: list[str], **options) -> subprocess.CompletedProcess:
+    """Run `command` to its end and return it; its output is in the error if it does not end with status 0."""
+    options = {"cwd": REPOSITORY, "env": ENVIRONMENT, "timeout": 300, **options}
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert finished.returncode == 0, (
+        f"{command} ended with {finished.returncode}\n{finished.stdout}\n{finished.stderr}"
+    )
+    return finished
+
+
+def python(*arguments: str, **options) -> subprocess.CompletedProcess:
+    """Run this interpreter on `arguments`."""
+    return run([sys.executable, *arguments], **options)
+
+
+def torchrun(processes: int, *arguments: str, **options) -> subprocess.CompletedProcess:
+    """Run a program in `processes` processes on this machine."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return python(*launcher, *arguments, **options)
