@@ -1,0 +1,43 @@
+# Needs Python >= 3.11 and nothing else. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= phantoms
+REAL_DATA := ../shared/data
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast test-real check style clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## Pretrain a small Adam and draw four pictures (DATA=folder-or-parquet for your own images)
+	$(BIN)/python scripts/demo.py --data "$(DATA)"
+
+test: $(VENV)/.dev ## Run the tests that need no data
+	$(BIN)/python -m pytest -n 2 -m "not real_data"
+
+test-fast: $(VENV)/.dev ## Run the tests that take under ten seconds each
+	$(BIN)/python -m pytest -n 2 -m "not real_data and not slow"
+
+test-real: $(VENV)/.dev ## Run the tests on the real images of ../shared/data
+	$(BIN)/python -m pytest -n 2 -m real_data
+
+check: $(VENV)/.dev ## Lint, format and type checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(VENV)/.dev ## Mend what `make check` can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment and everything generated
+	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# An extra is installed once: its stamp is newer than the files that say what to install.
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, {sys.version.split()[0]} is {sys.executable}; use make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@
