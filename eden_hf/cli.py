@@ -1,25 +1,54 @@
-"""The `eden` command. Each sub-command is the function that the script of the same purpose calls.
+"""The `eden` command: each sub-command is the function that the script of the same purpose calls.
 
-    eden pretrain --config configs/adam_resnet18_small.yaml     # scripts/pretrain.py
-    eden crops --source images/ --output crops/                 # scripts/build_anatomy_crops.py
+eden pretrain --config configs/adam_resnet18_small.yaml                     scripts/pretrain.py
+eden crops --source images/ --output crops/                                 scripts/build_anatomy_crops.py
+eden gallery --model outputs/run/last --source images/                      scripts/gallery.py
 """
 
+import logging
 import sys
 from collections.abc import Callable
 
-from .data.anatomy_crops import main as crops
-from .training.pretraining import main as pretrain
+from jsonargparse import auto_cli
 
-COMMANDS: dict[str, Callable[[list[str] | None], None]] = {"pretrain": pretrain, "crops": crops}
+
+def pretrain(arguments: list[str] | None = None):
+    """Pretrain by a YAML file of settings and --dotted.key overrides."""
+    from eden_hf.training.arguments import PretrainParser
+    from eden_hf.training.pretraining import pretrain
+
+    settings, resume = PretrainParser(prog="eden pretrain").parse(arguments)
+    pretrain(settings, resume)
+
+
+def crops(arguments: list[str] | None = None):
+    """Cut the images of a source into anatomy crops, written as Parquet with a data set card."""
+    from eden_hf.data.anatomy_crops import build_anatomy_crops
+
+    for config, splits in auto_cli(build_anatomy_crops, args=arguments, as_positional=False).items():
+        print(config, ", ".join(f"{split}: {count} crops" for split, count in splits.items()))
+
+
+def gallery(arguments: list[str] | None = None):
+    """Draw what a model learned: parts, t-SNE, correspondence, neighbours, loss."""
+    from eden_hf.evaluation.gallery import draw_gallery
+
+    for file in auto_cli(draw_gallery, args=arguments, as_positional=False):
+        print(file)
+
+
+COMMANDS: dict[str, Callable[[list[str] | None], None]] = {"pretrain": pretrain, "crops": crops, "gallery": gallery}
 
 
 def main():
     """Run `eden COMMAND [options]`; exits with status 2 and the list of commands if there is none of that name."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     name, *arguments = sys.argv[1:] or ["--help"]
-    if name not in COMMANDS:
-        usage = "usage: eden {" + ",".join(COMMANDS) + "} [options]\n\n"
-        lines = [f"  {command:10} {function.__doc__.splitlines()[0]}" for command, function in COMMANDS.items()]
-        asked = name in ("-h", "--help")
-        print(usage + "\n".join(lines), file=sys.stdout if asked else sys.stderr)
-        sys.exit(0 if asked else f"eden: unknown command {name!r}")
-    COMMANDS[name](arguments)
+    if name in COMMANDS:
+        return COMMANDS[name](arguments)
+    asked = name in ("-h", "--help")
+    lines = [f"  {command:10} {function.__doc__}" for command, function in COMMANDS.items()]
+    complaint = "" if asked else f"eden: unknown command {name!r}\n"
+    usage = "\n".join(["usage: eden COMMAND [options]; eden COMMAND --help lists them", "", *lines])
+    print(complaint + usage, file=sys.stdout if asked else sys.stderr)
+    sys.exit(0 if asked else 2)

@@ -1,6 +1,6 @@
 """Pretrain Adam: `accelerate launch scripts/pretrain.py --config configs/adam_resnet18_small.yaml`."""
 
-from eden_hf.training.pretraining import main
+from eden_hf.cli import pretrain
 
 if __name__ == "__main__":
-    main()
+    pretrain()

@@ -12,9 +12,9 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from ..anatomy import finest_level
-from ..configuration_eden import EdenConfig
-from ..data.views import ViewArguments
+from eden_hf.anatomy import finest_level
+from eden_hf.configuration_eden import EdenConfig
+from eden_hf.data.views import ViewArguments
 
 
 @dataclass
@@ -52,6 +52,7 @@ class DataArguments:
         source: A folder of images or DICOM files, Parquet, a Hub data set id, or `phantoms` / `phantoms:N`.
         split: Split of the source to train on.
         image_column: Column that holds the images.
+        id_column: Column whose values name the images; file paths or row numbers by default.
         list_file: Text file naming the images to use, one a line (an official train list, say).
         side: Pixels a side of the prepared images.
         channels: 1 for grey images, 3 for colour.
@@ -64,6 +65,7 @@ class DataArguments:
     source: str = "phantoms:256"
     split: str = "train"
     image_column: str = "image"
+    id_column: str | None = None
     list_file: str | None = None
     side: int = 256
     channels: Literal[1, 3] = 1
@@ -202,7 +204,7 @@ class PretrainArguments:
 
 
 class PretrainParser(ArgumentParser):
-    """Reads `--config FILE` and `--dotted.key VALUE` into `PretrainArguments`; suggests the nearest for an unknown key."""
+    """Reads `--config FILE` and `--dotted.key VALUE`; for an unknown key it suggests the nearest."""
 
     def __init__(self, **kwargs):
         super().__init__(description=PretrainArguments.__doc__, **kwargs)
@@ -212,7 +214,7 @@ class PretrainParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 and the message, with the nearest known key where one is unknown."""
-        unknown = re.search(r"(?:accept option '|'|unrecognized arguments: --)([\w.]+)(?:'| is not accepted|=| |$)", message)
+        unknown = re.search(r"(?:ption '|unrecognized arguments: --)([\w.]+)", message)
         names = {key.rsplit(".", 1)[-1]: key for key, _ in _leaves(dataclasses.asdict(PretrainArguments()))}
         names |= {f.name: f"stages[].{f.name}" for f in dataclasses.fields(Stage)}
         nearest = difflib.get_close_matches(unknown[1].rsplit(".", 1)[-1], names, n=1) if unknown else []

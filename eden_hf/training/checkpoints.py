@@ -13,7 +13,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from .curriculum import Progress
+from eden_hf.training.curriculum import Progress
 
 logger = logging.getLogger(__name__)
 

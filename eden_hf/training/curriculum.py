@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .arguments import Stage
+from eden_hf.training.arguments import Stage
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Progress:
 
 
 def learning_rate(stage: Stage, step: int, total_steps: int) -> float:
-    """Half a cosine from the stage's rate at its first step down to 0 after its last, without warm-up (as published)."""
+    """Half a cosine from the stage's rate at its first step to 0 after its last, without warm-up (as published)."""
     return 0.5 * stage.learning_rate * (1 + math.cos(math.pi * step / total_steps))
 
 

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..modeling_eden import EdenForPreTrainingOutput
-from .curriculum import Progress
+from eden_hf.modeling_eden import EdenForPreTrainingOutput
+from eden_hf.training.curriculum import Progress
 
 
 class NonFiniteLossError(RuntimeError):
@@ -60,16 +60,15 @@ class LossGuard:
         self.file.write_text(json.dumps({"loss": str(value), **where, "ids": ids}, indent=2))
         raise NonFiniteLossError(
             f"the loss is {value} at step {where['step']}; the {len(ids)} images of the batch are listed in "
-            f"{self.file}. Look at them, lower the learning rate or set training.max_grad_norm, then --resume from the "
-            "last checkpoint"
+            f"{self.file}. Look at them, lower the learning rate or set training.max_grad_norm, then --resume"
         )
 
 
 class Monitor:
     """Sums up batches to metric lines: `metrics.jsonl`, the progress bar and accelerate's trackers.
 
-    Lines hold `step` (optimiser steps done), `stage`, `epoch`, `level`, and means since the last line of the scalars of
-    `health`, `learning_rate`, `images_per_second` (pairs of views, over all processes); at an epoch's end
+    Lines hold `step` (optimiser steps done), `stage`, `epoch`, `level`; since the last line, means of the scalars of
+    `health`, the `learning_rate` and `images_per_second` (pairs of views, over all processes); or, at an epoch's end,
     `validation_loss`.
     """
 

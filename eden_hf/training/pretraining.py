@@ -1,4 +1,4 @@
-"""Adam's pretraining under accelerate: coarse to fine through the stages of the curriculum, on any number of processes.
+"""Adam's pretraining under accelerate: coarse to fine through the stages, on any number of processes.
 
     accelerate launch scripts/pretrain.py --config configs/adam_resnet18_small.yaml
     torchrun --nproc_per_node 2 scripts/pretrain.py --config ...     # two CPU processes
@@ -29,15 +29,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils.logging import disable_progress_bar
 
-from ..data.prepared import PreparedImages, prepare_images, split_holdout
-from ..data.sources import load_source
-from ..data.views import TwoViews
-from ..image_processing_eden import EdenImageProcessor
-from ..modeling_eden import EdenForPreTraining
-from .arguments import PretrainArguments, PretrainParser, Stage, read_arguments
-from .checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
-from .curriculum import Progress, StageBatches, learning_rate
-from .monitors import LossGuard, Monitor, health
+from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
+from eden_hf.data.sources import load_source
+from eden_hf.data.views import TwoViews
+from eden_hf.image_processing_eden import EdenImageProcessor
+from eden_hf.modeling_eden import EdenForPreTraining
+from eden_hf.training.arguments import PretrainArguments, Stage, read_arguments
+from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
+from eden_hf.training.curriculum import Progress, StageBatches, learning_rate
+from eden_hf.training.monitors import LossGuard, Monitor, health
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ class Pretraining:
 
 
 class StopRequest:
-    """SIGTERM and SIGINT as a request, answered at the next optimiser step; a second signal ends the process at once."""
+    """SIGTERM or SIGINT as a request, answered after the optimiser step; a second one ends the process at once."""
 
     def __init__(self):
         self.requested = False
@@ -311,7 +311,13 @@ def _accelerator(arguments: PretrainArguments, model: nn.Module) -> Accelerator:
 
 def _prepared_images(arguments: PretrainArguments) -> PreparedImages:
     data = arguments.data
-    source = load_source(data.source, split=data.split, image_column=data.image_column, list_file=data.list_file)
+    source = load_source(
+        data.source,
+        split=data.split,
+        image_column=data.image_column,
+        id_column=data.id_column,
+        list_file=data.list_file,
+    )
     return prepare_images(
         source,
         side=data.side,
@@ -375,7 +381,16 @@ def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImag
     revision = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
-    packages = ("eden_hf", "torch", "transformers", "datasets", "accelerate", "huggingface_hub", "safetensors", "numpy")
+    packages = (
+        "eden_hf",
+        "torch",
+        "transformers",
+        "datasets",
+        "accelerate",
+        "huggingface_hub",
+        "safetensors",
+        "numpy",
+    )
     environment = {
         "command": sys.argv,
         "packages": {name: version(name) for name in packages},
@@ -388,10 +403,3 @@ def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImag
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     (folder / "config.yaml").write_text(arguments.to_yaml())
-
-
-def main(arguments: list[str] | None = None):
-    """Pretrain by a YAML file of settings and --dotted.key overrides (see --help)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings, resume = PretrainParser(prog="eden pretrain").parse(arguments)
-    pretrain(settings, resume)

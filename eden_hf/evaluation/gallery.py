@@ -1,0 +1,97 @@
+"""Four pictures that show what a pretraining run learned, and a fifth of nearest neighbours.
+
+    python scripts/gallery.py --model outputs/demo/run/last --source phantoms:64 --output outputs/demo
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+from eden_hf.anatomy import grid_shape, part_boxes
+from eden_hf.data.sources import load_source, read_cell
+from eden_hf.evaluation.correspondence import correspond
+from eden_hf.evaluation.embeddings import nearest_neighbours, part_embeddings, tsne
+from eden_hf.evaluation.plots import (
+    Part,
+    plot_correspondence,
+    plot_history,
+    plot_levels,
+    plot_neighbours,
+    plot_tsne,
+)
+
+
+def draw_gallery(
+    model: str,
+    source: str = "phantoms:64",
+    output: str = "outputs/gallery",
+    split: str = "train",
+    images: int = 64,
+    side: int = 256,
+    level: int = 4,
+) -> list[Path]:
+    """Draw decomposer levels, t-SNE of parts, correspondence, neighbours and, for a run's model, its loss curves.
+
+    Args:
+        model: Folder or Hub id for `AutoModel` and `AutoImageProcessor`.
+        source: Images to look at: whatever `eden_hf.data.sources.load_source` takes.
+        output: Folder for the pictures.
+        split: Split of the source.
+        images: How many of its first images are used.
+        side: Pixels a side that the images are brought to, so that parts and windows match between them.
+        level: Level whose parts are embedded.
+
+    Returns:
+        The files written, PNG.
+    """
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder, processor = AutoModel.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
+    rows = load_source(source, split=split).select(range(images))
+    pictures = [read_cell(row["image"], row["source_id"]).convert("L").resize((side, side), Image.Resampling.BOX) for row in rows]
+    embeddings = part_embeddings(encoder, processor, pictures, level)
+    figures = {
+        "levels": plot_levels(pictures[0], [0, 1, 2, 3, 4]),
+        "tsne": _tsne_figure(embeddings, level),
+        "correspondence": _correspondence_figure(encoder, processor, pictures),
+        "neighbours": _neighbours_figure(embeddings, pictures, rows["source_id"], level),
+    }
+    metrics = Path(model).parent / "metrics.jsonl"
+    if metrics.exists():
+        figures["history"] = plot_history([json.loads(line) for line in metrics.read_text().splitlines()])
+    files = [folder / f"{name}.png" for name in figures]
+    for file, figure in zip(files, figures.values(), strict=True):
+        figure.savefig(file, dpi=120)
+    return files
+
+
+def _tsne_figure(embeddings: torch.Tensor, level: int):
+    rows, columns = grid_shape(level)
+    names = [f"row {index // columns + 1}, column {index % columns + 1}" for index in range(rows * columns)]
+    labels = np.tile(np.arange(rows * columns), len(embeddings))
+    return plot_tsne(tsne(embeddings.flatten(0, 1)), labels, names)
+
+
+def _correspondence_figure(encoder, processor, pictures: list[Image.Image]):
+    side = pictures[0].width
+    grid = torch.tensor([[x, y] for y in (0.25, 0.5, 0.75) for x in (0.25, 0.5, 0.75)]) * side
+    found, _ = correspond(encoder, processor, pictures[0], grid, pictures[1], window=side // 4, stride=side // 32)
+    return plot_correspondence(pictures[0], pictures[1], grid, found)
+
+
+def _neighbours_figure(embeddings: torch.Tensor, pictures: list[Image.Image], names: list[str], level: int, k: int = 5):
+    """Three parts of the first image, and the parts of all the others that are most like them."""
+    boxes = part_boxes(*pictures[0].size, level)
+    chosen = [len(boxes) * eighths // 8 for eighths in (2, 5, 7)]
+    others = embeddings[1:].flatten(0, 1)
+    similarities, indices = nearest_neighbours(embeddings[0, chosen], others, k)
+    queries = [Part(pictures[0], boxes[index], names[0]) for index in chosen]
+    neighbours = [
+        [Part(pictures[1 + i // len(boxes)], boxes[i % len(boxes)], names[1 + i // len(boxes)]) for i in row]
+        for row in indices.tolist()
+    ]
+    return plot_neighbours(queries, neighbours, similarities)

@@ -1,0 +1,47 @@
+"""Pretrain a small Adam on phantoms or on your own images, load it in a new process and draw four pictures.
+
+make demo
+make demo DATA=my_xrays/
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from jsonargparse import auto_cli
+
+from eden_hf.data.sources import load_source
+from eden_hf.training.arguments import read_arguments
+from eden_hf.training.pretraining import pretrain
+
+REPOSITORY = Path(__file__).parents[1]
+#: Images of one stage, over its epochs: 16 epochs of the 512 phantoms, fewer of a larger set.
+IMAGES_PER_STAGE = 16 * 512
+
+
+def demo(data: str = "phantoms", output: str = "outputs/demo"):
+    """Pretrain through levels 0, 2, 4 by configs/demo.yaml and draw the pictures.
+
+    Args:
+        data: A folder of images, Parquet, a Hub id, or `phantoms`.
+        output: Folder of the run and the pictures.
+    """
+    arguments = read_arguments(REPOSITORY / "configs" / "demo.yaml")
+    if data != "phantoms":
+        arguments.data.source = data
+    arguments.run.output_dir = f"{output}/run"
+    count = len(load_source(arguments.data.source))
+    for stage in arguments.stages:
+        stage.epochs = max(1, IMAGES_PER_STAGE // count)
+    arguments.training.batch_size = min(arguments.training.batch_size, max(1, count // 4))
+    shutil.rmtree(arguments.run.output_dir, ignore_errors=True)  # the demo's own earlier run
+    model = pretrain(arguments) / "last"
+    command = [sys.executable, str(REPOSITORY / "scripts" / "gallery.py"), "--model", str(model), "--output", output]
+    subprocess.run([*command, "--source", arguments.data.source, "--images", str(min(64, count))], check=True)
+
+
+if __name__ == "__main__":
+    auto_cli(demo)

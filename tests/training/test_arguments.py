@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+
+from eden_hf.training.arguments import PretrainArguments, PretrainParser, Stage, read_arguments
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def parse(*arguments):
+    return PretrainParser(prog="eden pretrain").parse(list(arguments))
+
+
+def test_defaults_are_the_papers_recipe():
+    arguments, resume = parse()
+    assert arguments == PretrainArguments()
+    assert not resume
+    stages = [(stage.level, stage.epochs, stage.prune_threshold, stage.learning_rate) for stage in arguments.stages]
+    assert stages == [(0, 200, None, 0.03), (2, 200, 0.8, 0.03), (4, 200, 0.8, 0.03)]
+    training, model, views = arguments.training, arguments.model, arguments.views
+    assert (training.batch_size, training.optimizer, arguments.stages[0].momentum) == (256, "sgd", 0.9)
+    assert (model.memory_bank_size, model.contrastive_temperature, model.teacher_momentum) == (65536, 0.2, 0.999)
+    assert (views.size, tuple(views.crop_scale), views.rotation_degrees, views.intensity) == (
+        224,
+        (0.2, 1),
+        30,
+        "fixed",
+    )
+
+
+def test_the_published_config_is_the_default_recipe_on_its_data():
+    published = read_arguments(next(path for path in CONFIGS if path.stem == "adam_v1_resnet50_chestxray14"))
+    default = PretrainArguments()
+    assert (published.model, published.views, published.stages) == (default.model, default.views, default.stages)
+    assert published.training == default.training
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_reads_and_its_yaml_reads_back(path, tmp_path):
+    arguments = read_arguments(path)
+    assert arguments.model.to_config().model_type == "eden"
+    (tmp_path / "config.yaml").write_text(arguments.to_yaml())
+    assert read_arguments(tmp_path / "config.yaml") == arguments
+    assert arguments.differences(read_arguments(tmp_path / "config.yaml")) == []
+    assert "accelerate launch scripts/pretrain.py" in path.read_text()
+
+
+def test_options_override_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("training: {batch_size: 32}\nstages: [{level: 2, epochs: 3, learning_rate: 1e-3}]\n")
+    arguments, resume = parse(
+        f"--config={file}",
+        "--training.batch_size=64",
+        "--model.backbone",
+        "{model_type: vit, hidden_size: 48}",
+        "--resume",
+    )
+    assert arguments.training.batch_size == 64
+    assert arguments.stages == [Stage(level=2, epochs=3, learning_rate=0.001)]
+    assert arguments.model.backbone == {"model_type": "vit", "hidden_size": 48}
+    assert resume
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words"),
+    [
+        ("data: {sied: 128}", ["sied", "data.side"]),
+        ("trainning: {batch_size: 1}", ["trainning", "training"]),
+        ("training: {batchsize: 1}", ["batchsize", "training.batch_size"]),
+        ("stages: [{level: 2, epoch: 3}]", ["epoch", "stages[].epochs"]),
+        ("stages: []", ["stages", "at least one"]),
+        ("stages: [{level: 40}]", ["stages.level", "40", "at most 16", "data.side"]),
+        ("stages: [{level: -1}]", ["stages.level", "-1"]),
+        ("stages: [{prune_threshold: 80}]", ["prune_threshold", "80", "[-1, 1]"]),
+        ("training: {mixed_precision: fp8}", ["mixed_precision", "fp8", "bf16"]),
+        ("training: {batch_size: many}", ["batch_size", "many"]),
+        ("data: {holdout_share: 1.5}", ["data.holdout_share", "1.5"]),
+        ("run: {log_every: 0}", ["run.log_every", "0"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_mend(yaml, words, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml)
+    with pytest.raises(SystemExit) as stopped:
+        parse(f"--config={file}")
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_an_unknown_option_is_named_with_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        parse("--training.batch_sise=3")
+    assert "training.batch_size" in capsys.readouterr().err
+
+
+def test_differences_leave_out_what_changes_nothing_learned():
+    one, other = PretrainArguments(), PretrainArguments()
+    other.run.output_dir, other.run.num_workers = "elsewhere", 0
+    assert other.differences(one) == []
+    other.training.batch_size = 8
+    assert other.differences(one) == ["training.batch_size: 256 -> 8"]

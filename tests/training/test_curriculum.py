@@ -1,0 +1,64 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eden_hf.training.arguments import Stage
+from eden_hf.training.curriculum import StageBatches, epoch_order, learning_rate
+
+
+def batches(images=50, batch_size=8, **options):
+    return StageBatches(torch.arange(images), batch_size, **{"epochs": 3, "seed": 1, "first_epoch": 0, **options})
+
+
+def test_the_learning_rate_is_half_a_cosine():
+    stage = Stage(learning_rate=0.03)
+    rates = [learning_rate(stage, step, 100) for step in range(101)]
+    assert rates[0] == 0.03
+    assert rates[50] == pytest.approx(0.015)
+    assert rates[100] == pytest.approx(0)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_orders_depend_on_seed_and_epoch_only():
+    indices = torch.arange(100)
+    assert torch.equal(epoch_order(indices, 1, 2), epoch_order(indices, 1, 2))
+    orders = [tuple(epoch_order(indices, seed, epoch).tolist()) for seed in range(3) for epoch in range(3)]
+    assert len(set(orders)) == 9
+    assert all(sorted(order) == indices.tolist() for order in orders)
+
+
+@given(
+    images=st.integers(8, 60), pieces=st.integers(1, 3), world=st.integers(1, 3), per_piece=st.integers(1, 4)
+)  # fmt: skip
+def test_processes_and_pieces_share_a_batch_in_order(images, pieces, world, per_piece):
+    size = pieces * world * per_piece
+    if images < size:
+        return
+    whole = list(batches(images, size))
+    ranks = [list(batches(images, size, pieces=pieces, rank=rank, world_size=world)) for rank in range(world)]
+    assert {len(rank) for rank in ranks} == {len(whole) * pieces}
+    assert len(batches(images, size, pieces=pieces, world_size=world)) == len(ranks[0])
+    for number, batch in enumerate(whole):
+        parts = [ranks[rank][number * pieces + piece] for piece in range(pieces) for rank in range(world)]
+        assert sum(parts, []) == batch  # noqa: RUF017
+    for epoch in range(3):
+        seen = sum(whole[epoch * (images // size) : (epoch + 1) * (images // size)], [])  # noqa: RUF017
+        assert len(seen) == len(set(seen)) == images // size * size
+
+
+@pytest.mark.parametrize("start", [(0, 0), (0, 3), (1, 0), (2, 5)])
+def test_a_resumed_stage_is_the_rest_of_the_stage(start):
+    epoch, batch = start
+    assert list(batches(start=start)) == list(batches())[epoch * 6 + batch :]
+
+
+def test_the_next_stage_draws_other_orders():
+    assert list(batches(first_epoch=3)) != list(batches())
+
+
+def test_what_does_not_fit_is_said():
+    with pytest.raises(ValueError, match=r"training.batch_size 8 .* 3 .* multiple of 3"):
+        batches(world_size=3)
+    with pytest.raises(ValueError, match=r"5 training images.*training.batch_size \(8\)"):
+        batches(images=5)

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from eden_hf.modeling_eden import pruned_info_nce
+from eden_hf.training.curriculum import Progress
+from eden_hf.training.monitors import LossGuard, Monitor, NonFiniteLossError, health
+
+
+def unit(*shape):
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+def test_embedding_std_tells_spread_from_collapse():
+    bank, spread = unit(10, 64), unit(512, 64)
+    collapsed = spread[:1].expand(512, 64)
+    assert health(pruned_info_nce(spread, spread, bank, 0.2))["embedding_std"].item() == pytest.approx(1, abs=0.02)
+    assert health(pruned_info_nce(collapsed, spread, bank, 0.2))["embedding_std"].item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_loss_stops_with_the_ids_of_its_batch(tmp_path, bad):
+    guard = LossGuard(tmp_path, rank=0)
+    guard.watch(torch.tensor(1.0), ["fine.png"], {"step": 4})
+    guard.watch(torch.tensor(bad), ["a.png", "b.png"], {"step": 5})
+    with pytest.raises(NonFiniteLossError, match=r"step 5.*nonfinite.json"):
+        guard.watch(torch.tensor(1.0), ["next.png"], {"step": 6})
+    saved = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert (saved["ids"], saved["step"]) == (["a.png", "b.png"], 5)
+
+
+def test_lines_hold_means_and_a_resumed_run_rewrites_its_own(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    scalars = {name: torch.tensor(1.0) for name in ("positive_similarity", "pruned_share", "embedding_std")}
+    where = {"stage": 0, "epoch": 0, "level": 0}
+    monitor = Monitor(accelerator, tmp_path, 10, Progress())
+    for step in (1, 2, 3):
+        for loss in (1.0, 2.0):
+            monitor.add({"loss": torch.tensor(loss * step), **scalars}, images=8)
+        monitor.log({"step": step, **where}, learning_rate=0.1)
+    lines = [json.loads(line) for line in monitor.file.read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [1.5, 3.0, 4.5]
+    assert all(line["images_per_second"] > 0 and line["learning_rate"] == 0.1 for line in lines)
+    Monitor(accelerator, tmp_path, 10, Progress(step=2))
+    assert [json.loads(line)["step"] for line in monitor.file.read_text().splitlines()] == [1, 2]

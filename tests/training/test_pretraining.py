@@ -1,0 +1,222 @@
+"""The loop as users run it: launched, killed, resumed, on one process and on two."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from eden_hf.training.arguments import PretrainArguments, read_arguments
+from eden_hf.training.pretraining import pretrain
+
+from ..launching import ENVIRONMENT, REPOSITORY, python, torchrun
+from ..tiny import BACKBONES
+
+SETTINGS = {
+    "model": {"backbone": BACKBONES["resnet"], "projection_dim": 8, "memory_bank_size": 20},
+    "data": {"source": "phantoms:20", "side": 64, "holdout_share": 0.2},
+    "views": {"size": 32},
+    "stages": [
+        {"level": 0, "epochs": 2, "learning_rate": 0.05},
+        {"level": 2, "epochs": 2, "learning_rate": 0.05, "prune_threshold": 0.8},
+    ],
+    "training": {"batch_size": 4},
+    "run": {"checkpoint_every": 3, "log_every": 1, "num_workers": 0, "keep_checkpoints": 2},
+}
+
+
+def settings_file(folder: Path, name: str = "run", **sections) -> Path:
+    """YAML of a tiny run in `folder/name`; `sections` are merged into `SETTINGS`."""
+    settings = {key: dict(value) if isinstance(value, dict) else value for key, value in SETTINGS.items()}
+    for section, values in sections.items():
+        settings[section] = {**settings[section], **values} if isinstance(values, dict) else values
+    settings["run"] = {**settings["run"], "output_dir": str(folder / name)}
+    settings["data"] = {**settings["data"], "cache_dir": str(folder / "cache")}
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def run_pretraining(folder: Path, name: str = "run", resume: bool = False, **sections) -> Path:
+    """Pretrain in this process."""
+    return pretrain(read_arguments(settings_file(folder, name, **sections)), resume)
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal_runs(first: Path, second: Path):
+    """Everything that was learned is equal to the last bit, and so is what was said of it."""
+    one, two = (load_file(run / "last" / "model.safetensors") for run in (first, second))
+    assert one.keys() == two.keys()
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    drop = {"images_per_second"}
+    lines = [[{k: v for k, v in line.items() if k not in drop} for line in metrics(run)] for run in (first, second)]
+    assert lines[0] == lines[1]
+
+
+def assert_equal_states(first: Path, second: Path):
+    """The last checkpoints hold the same optimiser and random states."""
+    for name in ("optimizer.bin", "random_states_0.pkl", "progress.json"):
+        contents = [max((run / "checkpoints").glob("step-*")) / name for run in (first, second)]
+        assert contents[0].read_bytes() == contents[1].read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A whole run of 16 steps, in a process of its own."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    python("scripts/pretrain.py", f"--config={settings_file(folder)}")
+    return folder / "run"
+
+
+def test_a_run_leaves_what_it_promises(uninterrupted):
+    assert {path.name for path in uninterrupted.iterdir()} == {
+        "best", "checkpoints", "config.yaml", "environment.json", "last", "metrics.jsonl",
+    }  # fmt: skip
+    assert read_arguments(uninterrupted / "config.yaml").stages[1].level == 2
+    environment = json.loads((uninterrupted / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["images"] == 20
+    checkpoints = sorted(path.name for path in (uninterrupted / "checkpoints").iterdir())
+    assert checkpoints == ["step-00000015", "step-00000016"]
+    model, info = AutoModel.from_pretrained(uninterrupted / "last", output_loading_info=True)
+    assert not any(info.values())
+    assert model.config.prune_threshold == 0.8
+
+
+def test_metric_lines_follow_the_curriculum(uninterrupted):
+    lines = metrics(uninterrupted)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 17))
+    assert [line["level"] for line in steps] == [0] * 8 + [2] * 8
+    assert [line["learning_rate"] for line in steps[:8]] == [line["learning_rate"] for line in steps[8:]]
+    assert all(0 <= line["pruned_share"] <= 1 and line["images_per_second"] > 0 for line in steps)
+    assert all(line["pruned_share"] == 0 for line in steps[:8])
+    validations = [line for line in lines if "validation_loss" in line]
+    assert [(line["step"], line["epoch"]) for line in validations] == [(4, 0), (8, 1), (12, 2), (16, 3)]
+    best = load_file(uninterrupted / "best" / "model.safetensors")
+    last = load_file(uninterrupted / "last" / "model.safetensors")
+    improved_last = validations[3]["validation_loss"] < validations[2]["validation_loss"]
+    assert all(torch.equal(best[name], last[name]) for name in best) == improved_last
+
+
+def start_and_signal(file: Path, run: Path, number: int, after_line: int) -> int:
+    """Start a run, send it a signal once `metrics.jsonl` has `after_line` lines, and give its exit status."""
+    command = [sys.executable, "scripts/pretrain.py", f"--config={file}"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or len(metrics_lines(run)) < after_line:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "the run wrote no metrics"
+        time.sleep(0.002)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+def metrics_lines(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(number, uninterrupted, tmp_path):
+    file = settings_file(tmp_path)
+    status = start_and_signal(file, tmp_path / "run", number, after_line=5)
+    assert status == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+    stopped_at = len([line for line in metrics(tmp_path / "run") if "loss" in line])
+    assert stopped_at < 16, "the run was over before the signal came"
+    python("scripts/pretrain.py", f"--config={file}", "--resume")
+    assert_equal_runs(tmp_path / "run", uninterrupted)
+    assert_equal_states(tmp_path / "run", uninterrupted)
+
+
+def test_resuming_with_workers_is_the_same(uninterrupted, tmp_path):
+    run_pretraining(tmp_path, run={"num_workers": 2})
+    assert_equal_runs(tmp_path / "run", uninterrupted)
+
+
+def test_a_finished_run_resumes_to_itself(uninterrupted, capsys):
+    before = metrics(uninterrupted)
+    pretrain(read_arguments(uninterrupted / "config.yaml"), resume=True)
+    assert metrics(uninterrupted) == before
+    assert "finished" in capsys.readouterr().out
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    """A LayerNorm trunk, launched by torchrun, with and without accumulation."""
+    common = {"model": {"backbone": BACKBONES["vit"]}, "training": {"batch_size": 8}}
+    stages = [{"level": 0, "epochs": 1, "learning_rate": 0.05}, {"level": 2, "epochs": 1, "prune_threshold": 0.8}]
+    run_pretraining(tmp_path, "one", **common, stages=stages)
+    file = settings_file(tmp_path, "two", **common, stages=stages)
+    torchrun(2, "scripts/pretrain.py", f"--config={file}")
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    one, two = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    for left, right in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert left["step"] == right["step"]
+        for key in ("loss", "validation_loss", "pruned_share"):
+            assert right.get(key) == pytest.approx(left.get(key), rel=1e-4, abs=1e-6)
+
+
+def test_accumulated_batches_make_one_step(tmp_path):
+    """Without negatives that change between the pieces, two pieces give the gradient of the whole batch."""
+    sections = {
+        "model": {"backbone": BACKBONES["vit"], "memory_bank_size": 4000},
+        "stages": [{"level": 0, "epochs": 2, "learning_rate": 0.05}],
+    }
+    run_pretraining(tmp_path, "whole", **sections)
+    run_pretraining(tmp_path, "pieces", **sections, training={"gradient_accumulation_steps": 2})
+    whole, pieces = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "pieces"))
+    torch.testing.assert_close(pieces["memory_bank"], whole["memory_bank"], rtol=1e-2, atol=1e-2)
+    assert metrics(tmp_path / "whole")[-1]["step"] == metrics(tmp_path / "pieces")[-1]["step"] == 8
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"mixed_precision": "bf16", "channels_last": True},
+        {"optimizer": "adamw", "max_grad_norm": 0.1},
+        {"gradient_accumulation_steps": 2},
+    ],
+)
+def test_training_options_run(training, tmp_path):
+    run = run_pretraining(tmp_path, training=training, stages=[{"level": 2, "epochs": 1, "learning_rate": 0.01}])
+    assert all(line["loss"] > 0 for line in metrics(run) if "loss" in line)
+
+
+def test_a_non_finite_loss_stops_the_run(tmp_path):
+    with pytest.raises(RuntimeError, match=r"nonfinite.json"):
+        run_pretraining(tmp_path, stages=[{"level": 0, "epochs": 2, "learning_rate": 1e38}])
+    saved = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert len(saved["ids"]) == 4
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_folders_are_guarded(uninterrupted, tmp_path):
+    arguments = read_arguments(uninterrupted / "config.yaml")
+    with pytest.raises(FileExistsError, match=r"--resume"):
+        pretrain(arguments)
+    arguments.training.batch_size = 8
+    with pytest.raises(ValueError, match=r"training.batch_size: 4 -> 8"):
+        pretrain(arguments, resume=True)
+    elsewhere = PretrainArguments()
+    elsewhere.run.output_dir = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        pretrain(elsewhere, resume=True)
+
+
+def test_a_tracker_gets_the_numbers(tmp_path):
+    pytest.importorskip("tensorboard")
+    run_pretraining(tmp_path, run={"trackers": ["tensorboard"]}, stages=[{"level": 0, "epochs": 1}])
+    assert os.listdir(tmp_path / "run" / "pretrain")  # noqa: PTH208
