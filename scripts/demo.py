@@ -11,8 +11,6 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from jsonargparse import auto_cli
-
 from eden_hf.data.sources import load_source
 from eden_hf.training.arguments import read_arguments
 from eden_hf.training.pretraining import pretrain

@@ -71,7 +71,7 @@ def draw_gallery(
 
 def _tsne_figure(embeddings: torch.Tensor, level: int):
     rows, columns = grid_shape(level)
-    names = [f"row {index // columns + 1}, column {index % columns + 1}" for index in range(rows * columns)]
+    names = [f"{index // columns + 1}{'abcdefgh'[index % columns]}" if columns <= 8 else str(index) for index in range(rows * columns)]
     labels = np.tile(np.arange(rows * columns), len(embeddings))
     return plot_tsne(tsne(embeddings.flatten(0, 1)), labels, names)
 

@@ -1,0 +1,221 @@
+"""Pictures: decomposer levels, a run's history, t-SNE, correspondence, nearest neighbours.
+
+Every function returns a matplotlib `Figure`; `figure.savefig(path)` writes it. Figures are made without pyplot, so no
+display is needed and none is kept open. Colours are those of Okabe and Ito, told apart by the colour-blind.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from eden_hf.anatomy import Box, grid_shape, part_boxes
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import ConnectionPatch, Rectangle
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import PercentFormatter
+except ImportError as error:
+    raise ImportError("plots need matplotlib: pip install eden_hf[plots]") from error
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+OUTLINE = [withStroke(linewidth=2.5, foreground="white")]
+
+
+def plot_levels(image: Image.Image, levels: Sequence[int]) -> Figure:
+    """The parts of one image at each of `levels`, outlined and numbered, side by side.
+
+    Raises:
+        ValueError: no level is given, or one is finer than the image's pixels.
+    """
+    if not levels:
+        raise ValueError("plot_levels needs at least one level, got none")
+    figure = Figure(figsize=(3.2 * len(levels), 3.6), layout="constrained")
+    for axes, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
+        show(axes, image)
+        rows, columns = grid_shape(level)
+        parts = "part" if level == 0 else "parts"
+        axes.set_title(f"level {level}: {2**level} {parts} ({rows} x {columns})", fontsize=11)
+        for index, box in enumerate(part_boxes(*image.size, level)):
+            outline(axes, box, COLOURS[1])
+            if level <= 6:  # beyond 64 parts the numbers would hide the image
+                axes.text(
+                    (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2, str(index),
+                    color=COLOURS[0], path_effects=OUTLINE, ha="center", va="center", fontsize=14 - level,
+                )  # fmt: skip
+    return figure
+
+
+def plot_history(history: Sequence[dict[str, Any]]) -> Figure:
+    """Loss and pruned share over a run, stage by stage.
+
+    Args:
+        history: The rows of `metrics.jsonl`: `step`, `stage`, `level`, and `loss`, `pruned_share` or `validation_loss`
+            where the row has them.
+
+    Raises:
+        ValueError: no row has a loss.
+    """
+    rows = sorted(history, key=lambda row: row["step"])
+    if not any("loss" in row for row in rows):
+        raise ValueError(f"the history has no training loss in any of its {len(rows)} rows; is it a metrics.jsonl?")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    loss_axes, pruned_axes = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    stages = sorted({row["stage"] for row in rows})
+    for stage in stages:
+        own = [row for row in rows if row["stage"] == stage]
+        _draw_series(loss_axes, own, "loss", color=COLOURS[0], label="training")
+        _draw_series(loss_axes, own, "validation_loss", color=COLOURS[5], marker="o", markersize=5, label="validation")
+        _draw_series(pruned_axes, own, "pruned_share", color=COLOURS[2])
+    starts = [0, *(max(row["step"] for row in rows if row["stage"] == stage) for stage in stages)]
+    for stage, start, end in zip(stages, starts, starts[1:], strict=False):
+        level = next(row["level"] for row in rows if row["stage"] == stage)
+        for axes in (loss_axes, pruned_axes):
+            axes.axvspan(start, end, color="black", alpha=0.05 * (stages.index(stage) % 2), linewidth=0)
+        loss_axes.annotate(
+            f"stage {stage}: level {level}", ((start + end) / 2, 1), xycoords=("data", "axes fraction"),
+            xytext=(0, 4), textcoords="offset points", ha="center", fontsize=10,
+        )  # fmt: skip
+    handles = {line.get_label(): line for line in loss_axes.lines}
+    loss_axes.legend(handles=list(handles.values()), frameon=False)
+    loss_axes.set_ylabel("loss (InfoNCE)")
+    pruned_axes.set(xlabel="optimiser step", ylabel="pruned negatives", xlim=(0, starts[-1]))
+    pruned_axes.set_ylim(bottom=0)
+    pruned_axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    for axes in (loss_axes, pruned_axes):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_series(axes: Axes, rows: Sequence[dict[str, Any]], key: str, **style: Any) -> None:
+    """One line of `key` over steps, through the rows that have it."""
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), **style)
+
+
+def plot_tsne(points: np.ndarray, labels: Sequence[int] | np.ndarray | Tensor, names: Sequence[str]) -> Figure:
+    """A map of embeddings, one colour and marker for each label.
+
+    Args:
+        points: `[N, 2]`, from `eden_hf.evaluation.embeddings.tsne`.
+        labels: `[N]`, indices into `names`: the part, or the class, of each point.
+        names: What the labels mean, written beside their points and in the legend.
+
+    Raises:
+        ValueError: points and labels differ in number, or a label has no name.
+    """
+    labels = np.asarray(labels)
+    if len(labels) != len(points):
+        raise ValueError(f"every point needs a label, got {len(points)} points and {len(labels)} labels")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but there are {len(names)} names")
+    figure = Figure(figsize=(7.5, 6), layout="constrained")
+    axes = figure.subplots()
+    for label in np.unique(labels):
+        own = points[labels == label]
+        # The marker changes with every round through the colours, so that 64 labels stay distinct.
+        colour, marker = COLOURS[label % len(COLOURS)], MARKERS[label // len(COLOURS) % len(MARKERS)]
+        axes.scatter(
+            own[:, 0], own[:, 1], s=28, c=colour, marker=marker, linewidths=0.3, edgecolors="white", label=names[label]
+        )
+        axes.annotate(
+            names[label], np.median(own, axis=0), path_effects=OUTLINE, ha="center", va="center", weight="bold"
+        )
+    axes.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, ncols=1 + len(names) // 24)
+    return figure
+
+
+def plot_correspondence(image_a: Image.Image, image_b: Image.Image, points_a: Tensor, points_b: Tensor) -> Figure:
+    """Points of one image and the points found for them in another, numbered and joined by lines.
+
+    Args:
+        image_a: The image the points are from.
+        image_b: The image they were looked for in.
+        points_a: `[P, 2]` pixel indices x, y.
+        points_b: `[P, 2]` pixel indices x, y, row by row the matches of `points_a`.
+
+    Raises:
+        ValueError: the numbers of points differ.
+    """
+    if len(points_a) != len(points_b):
+        raise ValueError(f"every point needs its match, got {len(points_a)} points and {len(points_b)} matches")
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    show(left, image_a).set_title("points")
+    show(right, image_b).set_title("nearest dense embeddings")
+    for number, (start, end) in enumerate(zip(points_a.tolist(), points_b.tolist(), strict=True)):
+        colour = COLOURS[number % 7]  # black would not show on a radiograph
+        line = ConnectionPatch(start, end, "data", "data", axesA=left, axesB=right, color=colour, alpha=0.55)
+        figure.add_artist(line)
+        for axes, point in ((left, start), (right, end)):
+            axes.plot(*point, "o", color=colour, markeredgecolor="white", markersize=8)
+            axes.annotate(
+                str(number + 1), point, xytext=(5, 5), textcoords="offset points",
+                color="black", path_effects=OUTLINE, fontsize=9, weight="bold",
+            )  # fmt: skip
+    return figure
+
+
+class Part(NamedTuple):
+    """A part of an image, with the image and where it comes from."""
+
+    image: Image.Image
+    box: Box
+    source_id: str
+
+
+def plot_neighbours(queries: Sequence[Part], neighbours: Sequence[Sequence[Part]], similarities: Tensor) -> Figure:
+    """Query parts (left) and their nearest neighbours, each above the image that it was cut from.
+
+    Args:
+        queries: Q parts.
+        neighbours: For each query its k neighbours, nearest first.
+        similarities: `[Q, k]` cosine similarities, as from `nearest_neighbours`.
+
+    Raises:
+        ValueError: the three do not fit one another.
+    """
+    lengths = [len(row) for row in neighbours]
+    if lengths != [similarities.shape[1]] * len(queries) or len(similarities) != len(queries):
+        raise ValueError(
+            f"{len(queries)} queries with {lengths} neighbours need similarities of as many rows and columns, "
+            f"got {list(similarities.shape)}"
+        )
+    columns = 1 + similarities.shape[1]
+    figure = Figure(figsize=(1.9 * columns, 3.6 * len(queries)), layout="constrained")
+    grid = figure.subplots(2 * len(queries), columns, squeeze=False, height_ratios=[3, 2] * len(queries))
+    for row, query in enumerate(queries):
+        cosines = [f"cosine {value:.3f}" for value in similarities[row].tolist()]
+        for column, part in enumerate([query, *neighbours[row]]):
+            colour = COLOURS[5] if column == 0 else COLOURS[0]
+            crop, whole = grid[2 * row][column], grid[2 * row + 1][column]
+            show(crop, part.image.crop(part.box))
+            crop.set_title(["query", *cosines][column], color=colour, fontsize=10)
+            show(whole, part.image)
+            outline(whole, part.box, colour)
+            whole.set_xlabel(part.source_id if len(part.source_id) <= 22 else "…" + part.source_id[-21:], fontsize=8)
+            for axes in (crop, whole):
+                axes.spines[:].set_color(colour)
+    return figure
+
+
+def show(axes: Axes, image: Image.Image) -> Axes:
+    """An image in a frame without ticks; data coordinates are pixel indices."""
+    axes.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
+    axes.set(xticks=[], yticks=[])
+    return axes
+
+
+def outline(axes: Axes, box: Box, colour: str) -> None:
+    """The frame of a part: along the outer edges of its pixels."""
+    corner = (box.x0 - 0.5, box.y0 - 0.5)
+    axes.add_patch(Rectangle(corner, box.width, box.height, fill=False, edgecolor=colour, linewidth=2, clip_on=False))

@@ -1,0 +1,132 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eden_hf.anatomy import part_boxes
+from eden_hf.data.phantoms import draw_phantom
+from eden_hf.evaluation.plots import (
+    Part,
+    plot_correspondence,
+    plot_history,
+    plot_levels,
+    plot_neighbours,
+    plot_tsne,
+)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return Image.fromarray(draw_phantom(0, 64).image)
+
+
+def written(figure):
+    """The figure as pixels, as `savefig` writes it."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=40)
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_levels_show_every_part_of_every_level(image):
+    figure = plot_levels(image, [0, 2, 3])
+    assert [axes.get_title() for axes in figure.axes] == [
+        "level 0: 1 part (1 x 1)",
+        "level 2: 4 parts (2 x 2)",
+        "level 3: 8 parts (2 x 4)",
+    ]
+    for axes, level in zip(figure.axes, [0, 2, 3], strict=True):
+        drawn = [(*patch.get_xy(), patch.get_width(), patch.get_height()) for patch in axes.patches]
+        boxes = part_boxes(64, 64, level)
+        assert drawn == [(box.x0 - 0.5, box.y0 - 0.5, box.width, box.height) for box in boxes]
+        assert texts(axes) == [str(index) for index in range(2**level)]
+    assert written(figure).std() > 0
+    with pytest.raises(ValueError, match="at least one level"):
+        plot_levels(image, [])
+
+
+HISTORY = [
+    {"step": 2, "stage": 0, "epoch": 0, "level": 0, "loss": 8.0, "pruned_share": 0.0, "learning_rate": 0.03},
+    {"step": 4, "stage": 0, "epoch": 0, "level": 0, "loss": 7.0, "pruned_share": 0.0, "learning_rate": 0.01},
+    {"step": 4, "stage": 0, "epoch": 0, "level": 0, "validation_loss": 7.5},
+    {"step": 6, "stage": 1, "epoch": 1, "level": 2, "loss": 6.5, "pruned_share": 0.2, "learning_rate": 0.03},
+    {"step": 8, "stage": 1, "epoch": 1, "level": 2, "loss": 6.0, "pruned_share": 0.1, "learning_rate": 0.01},
+]
+
+
+def test_history_draws_each_stage_apart(image):
+    figure = plot_history(HISTORY[::-1])  # in any order
+    losses, pruned = figure.axes
+    lines = [(line.get_label(), line.get_xydata().tolist()) for line in losses.lines]
+    assert lines == [
+        ("training", [[2, 8], [4, 7]]),
+        ("validation", [[4, 7.5]]),
+        ("training", [[6, 6.5], [8, 6]]),
+    ]
+    assert [line.get_ydata().tolist() for line in pruned.lines] == [[0, 0], [0.2, 0.1]]
+    assert texts(losses) == ["stage 0: level 0", "stage 1: level 2"]
+    assert [text.get_text() for text in losses.get_legend().texts] == ["training", "validation"]
+    assert pruned.get_xlim() == (0, 8)
+    assert written(figure).std() > 0
+
+
+def test_history_without_losses_is_refused():
+    with pytest.raises(ValueError, match="no training loss in any of its 1 rows"):
+        plot_history(HISTORY[2:3])
+
+
+def test_tsne_gives_every_label_its_own_look():
+    labels = np.arange(40) % 10
+    figure = plot_tsne(np.random.default_rng(0).normal(size=(40, 2)), labels, [f"part {i}" for i in range(10)])
+    (axes,) = figure.axes
+    looks = {(tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in axes.collections}
+    assert len(looks) == 10
+    assert sum(len(collection.get_offsets()) for collection in axes.collections) == 40
+    assert sorted(texts(axes)) == sorted(text.get_text() for text in axes.get_legend().texts)
+    assert written(figure).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"), [([0, 1], "3 points and 2 labels"), ([0, 1, 2], "0 to 2, but .* 2 names")]
+)
+def test_tsne_refuses_labels_that_do_not_fit(labels, named):
+    with pytest.raises(ValueError, match=named):
+        plot_tsne(np.zeros((3, 2)), labels, ["left", "right"])
+
+
+def test_correspondence_joins_points_with_their_matches(image):
+    start, end = torch.tensor([[10.0, 12.0], [30.0, 40.0]]), torch.tensor([[11.0, 12.0], [31.0, 44.0]])
+    figure = plot_correspondence(image, image, start, end)
+    for axes, points in zip(figure.axes, (start, end), strict=True):
+        assert [line.get_xydata()[0].tolist() for line in axes.lines] == points.tolist()
+        assert texts(axes) == ["1", "2"]
+    assert [(patch.xy1, patch.xy2) for patch in figure.artists] == [
+        (a, b) for a, b in zip(start.tolist(), end.tolist(), strict=True)
+    ]
+    assert written(figure).std() > 0
+    with pytest.raises(ValueError, match="2 points and 1 matches"):
+        plot_correspondence(image, image, start, end[:1])
+
+
+def test_neighbours_show_crop_place_source_and_cosine(image):
+    boxes = part_boxes(64, 64, 4)
+    parts = [Part(image, boxes[i], f"folder/with/a/long/name/{i}.png") for i in range(3)]
+    figure = plot_neighbours(parts[:1], [parts[1:]], torch.tensor([[0.91, 0.5]]))
+    crops, wholes = figure.axes[:3], figure.axes[3:]
+    assert [axes.get_title() for axes in crops] == ["query", "cosine 0.910", "cosine 0.500"]
+    for index, (crop, whole) in enumerate(zip(crops, wholes, strict=True)):
+        assert np.array_equal(crop.images[0].get_array(), np.asarray(image.crop(boxes[index])))
+        assert whole.patches[0].get_xy() == (boxes[index].x0 - 0.5, boxes[index].y0 - 0.5)
+        assert whole.get_xlabel() == f"…ith/a/long/name/{index}.png"
+    assert written(figure).std() > 0
+
+
+def test_neighbours_that_do_not_fit_are_refused(image):
+    part = Part(image, part_boxes(64, 64, 0)[0], "a.png")
+    with pytest.raises(ValueError, match=r"1 queries with \[2\] neighbours .* got \[1, 3\]"):
+        plot_neighbours([part], [[part, part]], torch.zeros(1, 3))

@@ -1,0 +1,148 @@
+"""A saved folder loads in a fresh process: with the package imported, and without it as remote code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from eden_hf import EdenForPreTraining, EdenImageProcessor
+
+from .launching import ENVIRONMENT, python
+from .tiny import tiny_config
+
+PROGRAM = """
+import sys
+package, folder, output = sys.argv[1] == "with", sys.argv[2], sys.argv[3]
+if package:
+    import eden_hf
+    trust = {}
+else:
+    sys.modules["eden_hf"] = None  # importing it fails, wherever it is installed
+    trust = {"trust_remote_code": True}
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
+    AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline,
+)
+image = Image.linear_gradient("L").resize((90, 70))
+config = AutoConfig.from_pretrained(folder, **trust)
+pixel_values = AutoImageProcessor.from_pretrained(folder, **trust)(image, return_tensors="pt")["pixel_values"]
+model = AutoModel.from_pretrained(folder, **trust)
+pretraining = AutoModelForPreTraining.from_pretrained(folder, **trust).eval()
+extractor = pipeline("image-feature-extraction", model=folder, **trust)
+results = {
+    "pixel_values": pixel_values,
+    "pooler_output": model(pixel_values).pooler_output,
+    "query_embeddings": pretraining(pixel_values, pixel_values).query_embeddings,
+    "memory_bank": pretraining.memory_bank,
+    "pipeline": extractor(image, return_tensors=True),
+    "pooled_pipeline": extractor(image, return_tensors=True, pool=True),
+}
+if package:
+    backbone = AutoBackbone.from_pretrained(folder, out_features=["stage2", "stage4"])
+else:  # transformers' AutoBackbone asks the Hub even for a folder; its class is in the folder all the same
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    backbone = get_class_from_dynamic_module(config.auto_map["AutoBackbone"], folder).from_pretrained(
+        folder, out_features=["stage2", "stage4"]
+    )
+maps = backbone(pixel_values).feature_maps
+results |= {"stage2": maps[0], "stage4": maps[1]}
+loaded = [name for name in sys.modules if name.split(".")[0] == "eden_hf" and sys.modules[name] is not None]
+assert bool(loaded) == package, loaded
+save_file({name: tensor.detach().contiguous() for name, tensor in results.items()}, output)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pretraining folder whose student, teacher and bank have moved."""
+    torch.manual_seed(0)
+    model = EdenForPreTraining(tiny_config()).train()
+    model(torch.rand(5, 3, 32, 32), torch.rand(5, 3, 32, 32))
+    path = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(path)
+    EdenImageProcessor(size={"height": 48, "width": 48}, intensity="per_image").save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(folder, tmp_path_factory):
+    """What two fresh processes got from the folder, one with the package and one without."""
+    work = tmp_path_factory.mktemp("work")
+    environment = {**ENVIRONMENT, "HF_HOME": str(work / "home")}
+    for kind in ("with", "without"):
+        python("-c", PROGRAM, kind, str(folder), str(work / kind), env=environment, cwd=work)
+    return {kind: load_file(work / kind) for kind in ("with", "without")}
+
+
+def test_the_folder_carries_its_code(folder):
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "configuration_eden.py", "image_processing_eden.py", "model.safetensors", "modeling_eden.py",
+        "preprocessor_config.json",
+    }  # fmt: skip
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert auto_map == {
+        "AutoConfig": "configuration_eden.EdenConfig",
+        "AutoModel": "modeling_eden.EdenModel",
+        "AutoBackbone": "modeling_eden.EdenBackbone",
+        "AutoModelForPreTraining": "modeling_eden.EdenForPreTraining",
+    }
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_eden.EdenImageProcessor"}
+
+
+def test_with_and_without_the_package_the_outputs_are_equal(results):
+    assert results["with"].keys() == results["without"].keys()
+    for name, tensor in results["with"].items():
+        assert torch.equal(tensor, results["without"][name]), name
+
+
+def test_they_are_the_outputs_of_the_model_that_was_saved(folder, results):
+    model = EdenForPreTraining.from_pretrained(folder).eval()
+    processor = EdenImageProcessor.from_pretrained(folder)
+    image = Image.linear_gradient("L").resize((90, 70))
+    pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+    found = results["without"]
+    assert pixel_values.shape == (1, 3, 48, 48)
+    assert torch.equal(found["pixel_values"], pixel_values)
+    torch.testing.assert_close(found["pooler_output"], model.eden(pixel_values).pooler_output)
+    torch.testing.assert_close(found["pipeline"], model.eden(pixel_values).last_hidden_state)
+    torch.testing.assert_close(found["pooled_pipeline"], found["pooler_output"])
+    torch.testing.assert_close(found["stage4"], found["pipeline"])
+    assert torch.equal(found["memory_bank"], model.memory_bank)
+
+
+def test_a_model_loaded_as_remote_code_saves_a_folder_that_loads(folder, tmp_path):
+    program = f"""
+import sys; sys.modules["eden_hf"] = None
+from transformers import AutoModel
+AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True).save_pretrained({str(tmp_path)!r})
+AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+"""
+    python("-c", program)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"modeling_eden.py", "configuration_eden.py", "model.safetensors"} <= names
+
+
+@pytest.mark.parametrize("blocked", [["torchvision", "timm"], ["matplotlib", "sklearn", "pydicom", "tensorboard"]])
+def test_the_package_imports_without_what_is_optional(blocked):
+    modules = "eden_hf, eden_hf.cli, eden_hf.data, eden_hf.training.pretraining, eden_hf.evaluation.embeddings"
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {modules}; eden_hf.EdenImageProcessor()"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_weights_are_plain_safetensors(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, folder.parent / "copy.safetensors")
+    assert any(name.startswith("eden.backbone.") for name in tensors)
+    assert not list(folder.glob("*.bin")) + list(folder.glob("*.pt"))
