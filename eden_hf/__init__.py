@@ -6,15 +6,17 @@ siblings load Eden folders.
 
 from pathlib import Path
 
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 from .configuration_eden import EdenConfig
+from .image_processing_eden import EdenImageProcessor
 from .modeling_eden import EdenBackbone, EdenForPreTraining, EdenModel
 
 AutoConfig.register("eden", EdenConfig)
 AutoModel.register(EdenConfig, EdenModel)
 AutoBackbone.register(EdenConfig, EdenBackbone)
 AutoModelForPreTraining.register(EdenConfig, EdenForPreTraining)
+AutoImageProcessor.register(EdenConfig, image_processor_classes={"pil": EdenImageProcessor})
 
 
 def _let_auto_backbone_load_folders():
@@ -34,4 +36,4 @@ def _let_auto_backbone_load_folders():
 _let_auto_backbone_load_folders()
 
 __version__ = "0.1.0"
-__all__ = ["EdenBackbone", "EdenConfig", "EdenForPreTraining", "EdenModel"]
+__all__ = ["EdenBackbone", "EdenConfig", "EdenForPreTraining", "EdenImageProcessor", "EdenModel"]

@@ -14,10 +14,10 @@ from jsonargparse import auto_cli
 
 def pretrain(arguments: list[str] | None = None):
     """Pretrain by a YAML file of settings and --dotted.key overrides."""
-    from eden_hf.training.arguments import PretrainParser
+    from eden_hf.training.arguments import parse_arguments
     from eden_hf.training.pretraining import pretrain
 
-    settings, resume = PretrainParser(prog="eden pretrain").parse(arguments)
+    settings, resume = parse_arguments(arguments, prog="eden pretrain")
     pretrain(settings, resume)
 
 

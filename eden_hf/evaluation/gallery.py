@@ -1,15 +1,18 @@
 """Four pictures that show what a pretraining run learned, and a fifth of nearest neighbours.
 
-    python scripts/gallery.py --model outputs/demo/run/last --source phantoms:64 --output outputs/demo
+python scripts/gallery.py --model outputs/demo/run/last --source phantoms:64 --output outputs/demo
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
 from eden_hf.anatomy import grid_shape, part_boxes
 from eden_hf.data.sources import load_source, read_cell
@@ -52,7 +55,10 @@ def draw_gallery(
     folder.mkdir(parents=True, exist_ok=True)
     encoder, processor = AutoModel.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
     rows = load_source(source, split=split).select(range(images))
-    pictures = [read_cell(row["image"], row["source_id"]).convert("L").resize((side, side), Image.Resampling.BOX) for row in rows]
+    pictures = [
+        read_cell(row["image"], row["source_id"]).convert("L").resize((side, side), Image.Resampling.BOX)
+        for row in rows
+    ]
     embeddings = part_embeddings(encoder, processor, pictures, level)
     figures = {
         "levels": plot_levels(pictures[0], [0, 1, 2, 3, 4]),
@@ -69,21 +75,25 @@ def draw_gallery(
     return files
 
 
-def _tsne_figure(embeddings: torch.Tensor, level: int):
+def _tsne_figure(embeddings: torch.Tensor, level: int) -> Figure:
+    """Parts named by row and column: 1a is at the top left."""
     rows, columns = grid_shape(level)
-    names = [f"{index // columns + 1}{'abcdefgh'[index % columns]}" if columns <= 8 else str(index) for index in range(rows * columns)]
+    names = [f"{row + 1}{chr(ord('a') + column)}" for row in range(rows) for column in range(columns)]
     labels = np.tile(np.arange(rows * columns), len(embeddings))
     return plot_tsne(tsne(embeddings.flatten(0, 1)), labels, names)
 
 
-def _correspondence_figure(encoder, processor, pictures: list[Image.Image]):
+def _correspondence_figure(encoder: PreTrainedModel, processor: Any, pictures: list[Image.Image]) -> Figure:
+    """Nine points of the first image, found in the second."""
     side = pictures[0].width
     grid = torch.tensor([[x, y] for y in (0.25, 0.5, 0.75) for x in (0.25, 0.5, 0.75)]) * side
     found, _ = correspond(encoder, processor, pictures[0], grid, pictures[1], window=side // 4, stride=side // 32)
     return plot_correspondence(pictures[0], pictures[1], grid, found)
 
 
-def _neighbours_figure(embeddings: torch.Tensor, pictures: list[Image.Image], names: list[str], level: int, k: int = 5):
+def _neighbours_figure(
+    embeddings: torch.Tensor, pictures: list[Image.Image], names: Sequence[str], level: int, k: int = 5
+) -> Figure:
     """Three parts of the first image, and the parts of all the others that are most like them."""
     boxes = part_boxes(*pictures[0].size, level)
     chosen = [len(boxes) * eighths // 8 for eighths in (2, 5, 7)]

@@ -203,41 +203,46 @@ class PretrainArguments:
         return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
 
 
-class PretrainParser(ArgumentParser):
-    """Reads `--config FILE` and `--dotted.key VALUE`; for an unknown key it suggests the nearest."""
+def parse_arguments(arguments: list[str] | None = None, **parser_options) -> tuple[PretrainArguments, bool]:
+    """Settings of a run from `--config FILE` and `--dotted.key VALUE` options, and whether to `--resume` it.
 
-    def __init__(self, **kwargs):
-        super().__init__(description=PretrainArguments.__doc__, **kwargs)
-        self.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; later options override it")
-        self.add_argument("--resume", action="store_true", help="go on from the last checkpoint in run.output_dir")
-        self.add_class_arguments(PretrainArguments, None)
+    Args:
+        arguments: The command line; the process's own by default.
+        parser_options: For `jsonargparse.ArgumentParser`.
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit with status 2 and the message, with the nearest known key where one is unknown."""
-        unknown = re.search(r"(?:ption '|unrecognized arguments: --)([\w.]+)", message)
-        names = {key.rsplit(".", 1)[-1]: key for key, _ in _leaves(dataclasses.asdict(PretrainArguments()))}
-        names |= {f.name: f"stages[].{f.name}" for f in dataclasses.fields(Stage)}
-        nearest = difflib.get_close_matches(unknown[1].rsplit(".", 1)[-1], names, n=1) if unknown else []
-        super().error(f"{message}\nDid you mean '{names[nearest[0]]}'?" if nearest else message, ex)
-
-    def parse(self, arguments: list[str] | None = None) -> tuple[PretrainArguments, bool]:
-        """Settings of the run, and whether to resume it.
-
-        Raises:
-            SystemExit: a setting is unknown or has a wrong value; the message names it and the mend.
-        """
-        parsed = self.parse_args(arguments)
-        return self.to_arguments(parsed), parsed.resume
-
-    def to_arguments(self, parsed) -> PretrainArguments:
-        """The dataclasses of a parsed namespace."""
-        settings = self.instantiate(parsed)
-        return PretrainArguments(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(PretrainArguments)})
+    Raises:
+        SystemExit: a setting is unknown or has a wrong value; the message names it and the mend, or the nearest.
+    """
+    parser = _SuggestingParser(description=PretrainArguments.__doc__, **parser_options)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; later options override it")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in run.output_dir")
+    parser.add_class_arguments(PretrainArguments, None)
+    parsed = parser.parse_args(arguments)
+    try:
+        settings = parser.instantiate(parsed)
+        return PretrainArguments(
+            **{f.name: settings[f.name] for f in dataclasses.fields(PretrainArguments)}
+        ), parsed.resume
+    except ValueError as error:  # settings that do not fit each other
+        parser.error(str(error), error)
 
 
 def read_arguments(path: str | Path) -> PretrainArguments:
     """Settings from a YAML file, such as the `config.yaml` that each run saves."""
-    return PretrainParser(exit_on_error=False).parse([f"--config={path}"])[0]
+    return parse_arguments([f"--config={path}"], exit_on_error=False)[0]
+
+
+class _SuggestingParser(ArgumentParser):
+    """Names the nearest known setting where one is unknown. jsonargparse makes more of its kind for list items."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with status 2 and the message."""
+        unknown = re.search(r"(?:ption '|unrecognized arguments: --)([\w.]+)", message)
+        names = {key.rsplit(".", 1)[-1]: key for key, _ in _leaves(dataclasses.asdict(PretrainArguments()))}
+        names |= {f.name: f"stages[].{f.name}" for f in dataclasses.fields(Stage)}
+        names |= {f.name: f.name for f in dataclasses.fields(PretrainArguments)}
+        nearest = difflib.get_close_matches(unknown[1].rsplit(".", 1)[-1], names, n=1) if unknown else []
+        super().error(f"{message}\nDid you mean '{names[nearest[0]]}'?" if nearest else message, ex)
 
 
 def _require(condition: bool, name: str, value: Any, mend: str):

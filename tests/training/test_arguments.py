@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from eden_hf.training.arguments import PretrainArguments, PretrainParser, Stage, read_arguments
+from eden_hf.training.arguments import PretrainArguments, Stage, parse_arguments, read_arguments
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def parse(*arguments):
-    return PretrainParser(prog="eden pretrain").parse(list(arguments))
+    return parse_arguments(list(arguments), prog="eden pretrain")
 
 
 def test_defaults_are_the_papers_recipe():
