@@ -6,7 +6,8 @@ siblings load Eden folders.
 
 from pathlib import Path
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
 from .configuration_eden import EdenConfig
 from .image_processing_eden import EdenImageProcessor

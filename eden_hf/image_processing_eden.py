@@ -147,17 +147,17 @@ class EdenImageProcessor(PilBackend):
     ) -> np.ndarray:
         """One image as float32 [C, H, W], C = 1 (grey) or 3 (RGB), not yet resized nor normalised."""
         if isinstance(image, PIL.Image.Image):
-            pixels = np.atleast_3d(pil_pixels(image))
+            pixels = pil_pixels(image)
         else:
             pixels = _channels_last(_as_numpy(image), input_data_format)
-        colour, alpha = _split_alpha(pixels)
+        colour, alpha = split_alpha(pixels)
         intensity = unit_intensity(colour)
         if not do_rescale and colour.dtype.kind in "iu":
             self._refuse_normalising_raw(colour, **kwargs)
             intensity = colour.astype(np.float32)
         elif do_rescale and rescale_factor is not None:
             intensity *= np.float32(255 * rescale_factor)
-        return np.moveaxis(intensity * alpha, -1, 0)
+        return np.moveaxis(np.atleast_3d(intensity * alpha), -1, 0)
 
     def _refuse_normalising_raw(self, pixels, do_normalize=None, intensity=None, image_mean=None, **kwargs):
         """A mean for [0, 1] taken off values up to 255 and more would give numbers that mean nothing."""
@@ -251,6 +251,23 @@ def pil_pixels(image: PIL.Image.Image) -> np.ndarray:
     return pixels
 
 
+def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | np.float32]:
+    """Colours ([H, W], [H, W, 1] or [H, W, 3]) and alpha in [0, 1] of grey, RGB or either with alpha, channels last.
+
+    Raises:
+        ValueError: alpha is of a type that does not tell what is opaque.
+    """
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if channels in (1, 3):
+        return pixels, np.float32(1)
+    if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
+        raise ValueError(
+            f"alpha must be uint8, or float in [0, 1], got {channels} channels of {pixels.dtype}: drop it"
+        )
+    colour = pixels[..., 0] if channels == 2 else pixels[..., :3]
+    return colour, unit_intensity(pixels[..., 1] if channels == 2 else pixels[..., 3:])
+
+
 def _flat(images: Any) -> Iterator[Any]:
     """The single images of any nesting of lists and batches."""
     if isinstance(images, PIL.Image.Image):
@@ -296,17 +313,6 @@ def _channels_last(pixels: np.ndarray, input_data_format: str | None) -> np.ndar
             f"an image has the shape {wanted}, got {list(pixels.shape)}{told}; a batch of grey images is [B, 1, H, W]"
         )
     return np.moveaxis(pixels, 0, -1) if first else pixels
-
-
-def _split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | np.float32]:
-    """Colours [H, W, 1 or 3] and alpha in [0, 1] of [H, W, C]."""
-    if pixels.shape[-1] in (1, 3):
-        return pixels, np.float32(1)
-    if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
-        raise ValueError(
-            f"alpha must be uint8, or float in [0, 1], got {pixels.shape[-1]} channels of {pixels.dtype}: drop it"
-        )
-    return pixels[..., :-1], unit_intensity(pixels[..., -1:])
 
 
 def _fitted(image: np.ndarray, size: SizeDict) -> SizeDict:
@@ -375,4 +381,4 @@ def _is_finite(number: Any) -> bool:
 
 EdenImageProcessor.register_for_auto_class("AutoImageProcessor")
 
-__all__ = ["EdenImageProcessor", "full_range", "pil_pixels", "unit_intensity"]
+__all__ = ["EdenImageProcessor", "full_range", "pil_pixels", "split_alpha", "unit_intensity"]

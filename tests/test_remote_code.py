@@ -27,8 +27,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
-    AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline,
+    AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining, pipeline,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 image = Image.linear_gradient("L").resize((90, 70))
 config = AutoConfig.from_pretrained(folder, **trust)
 pixel_values = AutoImageProcessor.from_pretrained(folder, **trust)(image, return_tensors="pt")["pixel_values"]

@@ -1,0 +1,18 @@
+"""Medical images in: files and DICOM, sources, anatomy crops, prepared images and their views, phantoms."""
+
+from eden_hf.data.anatomy_crops import AnatomyCrops, build_anatomy_crops
+from eden_hf.data.phantoms import phantom_dataset
+from eden_hf.data.prepared import PreparedImages, prepare_images
+from eden_hf.data.reading import ImageReadError, read_image
+from eden_hf.data.sources import load_source
+
+__all__ = [
+    "AnatomyCrops",
+    "ImageReadError",
+    "PreparedImages",
+    "build_anatomy_crops",
+    "load_source",
+    "phantom_dataset",
+    "prepare_images",
+    "read_image",
+]

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
 from eden_hf.anatomy import grid_shape, part_boxes
 from eden_hf.data.sources import load_source, read_cell

@@ -7,10 +7,12 @@ A run's folder holds `config.yaml` and `environment.json` (what ran), `metrics.j
 and two model folders for `from_pretrained`: `best` (lowest validation loss of the last stage) and `last`.
 """
 
+import dataclasses
 import json
 import logging
 import math
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,15 +28,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast, set_seed
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
-from eden_hf.data.sources import load_source
 from eden_hf.data.views import TwoViews
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.modeling_eden import EdenForPreTraining
-from eden_hf.training.arguments import PretrainArguments, Stage, read_arguments
+from eden_hf.training.arguments import DataArguments, PretrainArguments, Stage, read_arguments
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import Progress, StageBatches, learning_rate
 from eden_hf.training.monitors import LossGuard, Monitor, health
@@ -73,9 +74,10 @@ class Pretraining:
         training = arguments.training
         set_seed(training.seed)
         model = EdenForPreTraining(arguments.model.to_config())
-        self.accelerator = _accelerator(arguments, model)
+        _freeze_unreached(model, arguments.views.size)
+        self.accelerator = _accelerator(arguments)
         with self.accelerator.local_main_process_first():
-            self.images = _prepared_images(arguments)
+            self.images = _prepared_images(arguments.data)
         self.train_indices, self.holdout_indices = split_holdout(
             self.images.ids, arguments.data.holdout_share, training.seed
         )
@@ -105,6 +107,7 @@ class Pretraining:
         self.guard = LossGuard(self.folder, self.accelerator.process_index)
         finished = all(self._run_stage(index) for index in range(self.progress.stage, len(stages)))
         self.monitor.bar.close()
+        self.model = self.accelerator.free_memory(self.model)[0]  # DDP must go before its process group does
         self.accelerator.end_training()
         if self.accelerator.is_main_process:
             done = "finished" if finished else f"stopped at step {self.progress.step}; --resume goes on from there"
@@ -266,25 +269,15 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
 
-class _IndexedImages(Dataset):
-    """Prepared images that a loader fetches a whole batch at a time, with their indices."""
-
-    def __init__(self, images: PreparedImages):
-        self.images = images
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        rows = torch.tensor(indices)
-        return rows, self.images.get(rows)
-
-
 def _loader(images: PreparedImages, batches: StageBatches, workers: int, device: torch.device) -> DataLoader:
     """Batches as (indices [B] int64, images [B, C, side, side] uint8)."""
     return DataLoader(
-        _IndexedImages(images),
+        images,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_fetched,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else each loader made, on resuming too, would move the global random state
     )
 
 
@@ -292,10 +285,8 @@ def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch
 
 
-def _accelerator(arguments: PretrainArguments, model: nn.Module) -> Accelerator:
+def _accelerator(arguments: PretrainArguments) -> Accelerator:
     """Accelerate's view of the processes and devices there are."""
-    # Swin and DINOv2 hold parameters that a backbone's forward never uses; DDP wants to be told.
-    convolutional = arguments.model.to_config().backbone_config.model_type in ("resnet", "convnext", "convnextv2")
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=arguments.training.mixed_precision,
@@ -303,29 +294,28 @@ def _accelerator(arguments: PretrainArguments, model: nn.Module) -> Accelerator:
         project_dir=arguments.run.output_dir,
         kwargs_handlers=[
             # Banks stay equal by themselves, and running statistics are those of the main process.
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=not convolutional),
+            DistributedDataParallelKwargs(broadcast_buffers=False),
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the main process may prepare a large source first
         ],
     )
 
 
-def _prepared_images(arguments: PretrainArguments) -> PreparedImages:
-    data = arguments.data
-    source = load_source(
-        data.source,
-        split=data.split,
-        image_column=data.image_column,
-        id_column=data.id_column,
-        list_file=data.list_file,
-    )
-    return prepare_images(
-        source,
-        side=data.side,
-        channels=data.channels,
-        aspect_ratio=data.aspect_ratio,
-        cache_dir=data.cache_dir,
-        max_skipped_share=data.max_skipped_share,
-    )
+def _freeze_unreached(model: EdenForPreTraining, size: int):
+    """Take out parameters that the embedding does not depend on (Swin's last norm, DINOv2's mask token).
+
+    They would get no gradient, for which processes that share gradients would wait.
+    """
+    model.eval()
+    model.eden(torch.zeros(1, 3, size, size)).pooler_output.sum().backward()
+    for parameter in model.eden.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+    model.zero_grad()
+
+
+def _prepared_images(data: DataArguments) -> PreparedImages:
+    settings = dataclasses.asdict(data)
+    settings.pop("holdout_share")
+    return prepare_images(settings.pop("source"), **settings)
 
 
 def _fit_to_hardware(model: EdenForPreTraining, arguments: PretrainArguments, accelerator: Accelerator) -> nn.Module:
@@ -399,7 +389,10 @@ def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImag
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.processor(),
         "processes": accelerator.num_processes,
         "images": len(images),
+        "images_skipped": images.skipped,
         "image_list_hash": images.list_hash,
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    if images.skipped:
+        shutil.copy(images.skipped_file, folder)
     (folder / "config.yaml").write_text(arguments.to_yaml())

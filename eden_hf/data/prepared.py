@@ -1,0 +1,197 @@
+"""Prepared images: a source decoded once to uint8 squares in one file, which training then reads by the batch."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from datasets.fingerprint import Hasher
+from huggingface_hub.constants import HF_HOME
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from eden_hf.data.reading import ImageReadError
+from eden_hf.data.sources import SkipLog, find_source, read_cell
+
+logger = logging.getLogger(__name__)
+
+CACHE_DIR = Path(HF_HOME) / "eden_hf" / "prepared"
+SKIPPED_FILE = "skipped.jsonl"
+
+
+class PreparedImages(Dataset):
+    """Images of one size in a folder: `pixels.bin` (uint8) and `images.json` (names and settings).
+
+    Attributes: `ids` (names, in order), `channels`, `side`, `list_hash` (SHA-256 of the names), `skipped` (number of
+    images that could not be read; `skipped_file` lists them).
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        about = json.loads((folder / "images.json").read_text())
+        self.ids: list[str] = about["ids"]
+        self.channels: int = about["channels"]
+        self.side: int = about["side"]
+        self.skipped: int = about["skipped"]
+        self.list_hash: str = about["list_hash"]
+
+    @property
+    def skipped_file(self) -> Path:
+        """JSON lines with the name and the reason of each image left out; absent if there is none."""
+        return self.folder / SKIPPED_FILE
+
+    @cached_property
+    def _pixels(self) -> np.ndarray:
+        shape = (len(self.ids), self.channels, self.side, self.side)
+        return np.memmap(self.folder / "pixels.bin", np.uint8, "r", shape=shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_pixels"}  # each process maps its own
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A batch as a loader fetches it: indices [B] int64 and pixels [B, C, side, side] uint8."""
+        return torch.tensor(indices), self.get(indices)
+
+    def get(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Pixels [B, C, side, side] uint8 of the images at `indices`."""
+        return torch.from_numpy(self._pixels[np.asarray(indices)])
+
+
+def prepare_images(
+    source: Any,
+    *,
+    split: str = "train",
+    image_column: str = "image",
+    id_column: str | None = None,
+    list_file: str | Path | None = None,
+    side: int = 256,
+    channels: Literal[1, 3] = 1,
+    aspect_ratio: Literal["resize", "pad"] = "resize",
+    max_skipped_share: float = 0.01,
+    cache_dir: str | Path | None = None,
+    num_proc: int | None = None,
+) -> PreparedImages:
+    """Decode every image of a source once; the next call with the same source and settings finds the result.
+
+    Args:
+        source: With `split`, `image_column`, `id_column`, `list_file` as for `eden_hf.data.sources.load_source`.
+        side: Pixels a side. Smaller and larger images are resized to it, anti-aliased.
+        channels: 1 turns colour to grey, 3 repeats grey.
+        aspect_ratio: `resize` stretches to the square; `pad` keeps the ratio, centred on black.
+        max_skipped_share: Share of the images that may be unreadable; they are listed in `skipped.jsonl`.
+        cache_dir: Where prepared images are kept.
+        num_proc: Processes that decode; all processors by default, 0 for this process alone.
+
+    Raises:
+        SourceError: the source is absent, empty or not of the shape asked for.
+        TooManyUnreadable: more images than `max_skipped_share` cannot be read; nothing is kept.
+    """
+    where = {"image_column": image_column, "id_column": id_column}
+    found = find_source(source, list_file=list_file)
+    settings = {"side": side, "channels": channels, "aspect_ratio": aspect_ratio}
+    key = Hasher.hash([found.fingerprint, split, where, settings, max_skipped_share])
+    folder = Path(cache_dir or CACHE_DIR) / key
+    if not folder.exists():
+        data = found.load(split, **where).select_columns(["image", "source_id"])
+        scratch = folder.with_name(f".{key}-{os.getpid()}")
+        scratch.mkdir(parents=True)
+        try:
+            decoded = _decode_all(data, _Decoder(**settings), num_proc)
+            _write(decoded, scratch, settings, total=_length(data), max_skipped_share=max_skipped_share)
+            if not folder.exists():  # else another process was faster
+                scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    images = PreparedImages(folder)
+    if images.skipped:
+        logger.warning("%d images left out as unreadable, see %s", images.skipped, images.skipped_file)
+    return images
+
+
+class _Decoder:
+    """Turns rows of a source into (name, pixels [C, side, side] uint8, or the reason why there are none)."""
+
+    def __init__(self, side: int, channels: int, aspect_ratio: str):
+        self.size, self.mode = (side, side), "L" if channels == 1 else "RGB"
+        self.fit = ImageOps.pad if aspect_ratio == "pad" else Image.Image.resize
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[tuple[str, np.ndarray | str]]:
+        return [(row["source_id"], self._pixels(row)) for row in rows]
+
+    def _pixels(self, row: dict[str, Any]) -> np.ndarray | str:
+        try:
+            image = read_cell(row["image"], row["source_id"])
+        except ImageReadError as error:
+            return str(error)
+        image = self.fit(image.convert(self.mode), self.size, Image.Resampling.BILINEAR)
+        return np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)
+
+
+def _decode_all(data: Any, decoder: _Decoder, num_proc: int | None) -> Iterator[tuple[str, np.ndarray | str]]:
+    """Every row decoded, in order."""
+    total = _length(data)
+    workers = (os.cpu_count() or 1) if num_proc is None else num_proc
+    if total is None or total < 64:  # a stream is read in order; a few images are faster than starting processes
+        workers = 0
+    loader = DataLoader(data, batch_size=16, num_workers=workers, collate_fn=decoder)
+    with tqdm(total=total, desc="preparing images", unit="image", dynamic_ncols=True) as bar:
+        for batch in loader:
+            bar.update(len(batch))
+            yield from batch
+
+
+def _length(data: Any) -> int | None:
+    return len(data) if isinstance(data, datasets.Dataset) else None  # nobody knows the length of a stream
+
+
+def _write(decoded: Iterator, folder: Path, settings: dict[str, Any], total: int | None, max_skipped_share: float):
+    """Write `pixels.bin`, `images.json` and, if anything was left out, `skipped.jsonl`."""
+    skips = SkipLog(folder / SKIPPED_FILE, max_skipped_share)
+    ids = []
+    with (folder / "pixels.bin").open("wb") as file:
+        for name, pixels in decoded:
+            if isinstance(pixels, str):
+                skips.add(name, pixels)
+                if total is not None:
+                    skips.check(total)
+            else:
+                ids.append(name)
+                file.write(np.ascontiguousarray(pixels).data)
+    skips.check(len(ids) + skips.count)
+    list_hash = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    about = {**settings, "skipped": skips.count, "list_hash": list_hash, "ids": ids}
+    (folder / "images.json").write_text(json.dumps(about))
+
+
+def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and to hold out, both int64 and rising.
+
+    An image's place depends on its name and the seed, so that it hardly changes when images are added.
+
+    Args:
+        ids: Names of the images.
+        share: Share to hold out, in [0, 1); at least one image if above 0.
+        seed: Another seed holds out others.
+
+    Raises:
+        ValueError: holding out would leave nothing to train on.
+    """
+    held = max(1, round(len(ids) * share)) if share else 0
+    if held >= len(ids):
+        raise ValueError(f"{len(ids)} images are too few to hold out a share of {share} and train on the rest")
+    order = sorted(range(len(ids)), key=lambda index: hashlib.sha256(f"{seed}:{ids[index]}".encode()).digest())
+    train, holdout = (torch.tensor(sorted(part), dtype=torch.long) for part in (order[held:], order[:held]))
+    return train, holdout

@@ -1,0 +1,112 @@
+"""Reading image files: everything PIL knows, and DICOM, as 8-bit grey or RGB, or as one error that says why not.
+
+Intensities follow the rule of `EdenImageProcessor` (`eden_hf.image_processing_eden.unit_intensity`): 8-bit images are
+taken as they are, 16- and 32-bit grey is stretched from its own minimum to its own maximum, floats must lie in
+[0, 1], alpha is blended over black. The orientation that EXIF asks for is applied. `eden_hf.data.dicom` tells how
+DICOM is shown.
+"""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from PIL import ImageOps
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
+
+from eden_hf.data.dicom import DecodeError, dicom_image, frame_count, open_dicom
+from eden_hf.image_processing_eden import pil_pixels, split_alpha, unit_intensity
+
+_WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations
+
+
+class ImageReadError(ValueError):
+    """An image that cannot be read. The message names the file, the cause and the mend."""
+
+
+def read_image(path: str | Path, *, frame: int | None = None) -> PIL.Image.Image:
+    """Read one image file.
+
+    Args:
+        path: any format of PIL, or DICOM (known by its mark at byte 128, or by `.dcm` or `.dicom`).
+        frame: which frame, counted from 0. Files of several frames or pages need it.
+
+    Returns:
+        Mode "L" for grey and "RGB" for colour, 8 bits a channel.
+
+    Raises:
+        ImageReadError: the file is missing, empty, damaged, no image or not supported, or holds several frames and
+            `frame` names none of them.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        cause = getattr(error, "strerror", None) or error
+        raise ImageReadError(f"{path}: cannot be opened ({cause}); give the path of an image file") from error
+    return decode_image(data, str(path), frame=frame)
+
+
+def decode_image(data: bytes, name: str, *, frame: int | None = None) -> PIL.Image.Image:
+    """Decode one image file held in memory; like `read_image`.
+
+    Args:
+        data: the whole file.
+        name: its name: errors give it, and `.dcm` or `.dicom` at its end tells DICOM without mark.
+        frame: as in `read_image`.
+
+    Raises:
+        ImageReadError: as `read_image`.
+    """
+    try:
+        return _decode(data, name, frame)
+    except DecodeError as error:
+        raise ImageReadError(f"{name}: {error}") from error
+    except Exception as error:  # decoders raise anything on damaged bytes
+        raise ImageReadError(
+            f"{name}: damaged or not supported ({type(error).__name__}: {error}); restore it from its source, convert "
+            "it to PNG, or leave it out"
+        ) from error
+
+
+def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
+    if not data:
+        raise DecodeError("the file is empty; restore it from its source, or leave it out")
+    if data[128:132] == b"DICM" or name.lower().endswith((".dcm", ".dicom")):
+        dataset = open_dicom(data, name)
+        return dicom_image(dataset, _frame_index(frame, frame_count(dataset)))
+    try:
+        image = PIL.Image.open(BytesIO(data))
+    except PIL.UnidentifiedImageError as error:
+        raise DecodeError("damaged, or of no image format that PIL knows; restore it, or leave it out") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise DecodeError(f"{error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file") from error
+    with image:
+        image.seek(_frame_index(frame, getattr(image, "n_frames", 1)))
+        return _eight_bits(image)
+
+
+def _frame_index(frame: int | None, count: int) -> int:
+    """Which of `count` frames to read."""
+    if frame is None and count == 1:
+        return 0
+    if frame is None:
+        raise DecodeError(f"it holds {count} frames; choose one by frame=0 to frame={count - 1}")
+    if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < count:
+        raise DecodeError(f"frame must be an integer from 0 to {count - 1}, as the file's frames, got {frame!r}")
+    return frame
+
+
+def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An opened file as mode "L" or "RGB", upright."""
+    white_is_zero = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("L", "RGB") and not image.has_transparency_data:
+        return image
+    colour, alpha = split_alpha(pil_pixels(image))
+    try:
+        intensity = unit_intensity(colour) * alpha
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
+    if white_is_zero and image.mode.startswith("I;16"):  # PIL inverts 1 and 8 bits only
+        intensity = 1 - intensity
+    return PIL.Image.fromarray(np.rint(intensity * 255).astype(np.uint8))

@@ -1,0 +1,350 @@
+"""Two augmented views of one anatomical part of each image, made in batches on the images' device.
+
+The recipe is the paper's: random resized crop, colour jitter, Gaussian blur, rotation, normalisation. What is drawn
+for an image depends on (seed, epoch, index of the image) only: not on batches, workers or processes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from eden_hf.anatomy import part_boxes
+
+CROP_TRIES = 10
+_CACHED_PIXELS = 2**19  # view pixels that a CPU works on at a time, so that they stay in its cache
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL
+
+
+@dataclass
+class ViewArguments:
+    """How views are made; the defaults are the paper's.
+
+    Args:
+        size: Pixels a side of a view.
+        crop_scale: Share of the part's area that a crop covers, from and to.
+        crop_ratio: Width over height of a crop, from and to.
+        rotation_degrees: Views are turned by up to this angle either way; what it uncovers is black.
+        brightness: Factors are drawn from 1 - brightness to 1 + brightness.
+        contrast: The same for the distance from the mean grey.
+        saturation: The same for the distance from grey (colour images only).
+        hue: Shifts are drawn from -hue to hue of the colour circle (colour images only).
+        jitter_probability: Share of views whose colours are jittered.
+        blur_sigma: Standard deviation of the Gaussian blur in pixels of the view, from and to.
+        blur_probability: Share of views that are blurred.
+        image_mean: Mean of each channel that `fixed` intensities are normalised by.
+        image_std: Standard deviation of the same.
+        intensity: `fixed` normalises by `image_mean` and `image_std` (published); `per_image` standardises each view
+            by its own mean and standard deviation, as the image processor then does with each image.
+    """
+
+    size: int = 224
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    rotation_degrees: float = 30.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter_probability: float = 0.8
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_probability: float = 0.5
+    image_mean: tuple[float, float, float] = tuple(IMAGENET_DEFAULT_MEAN)
+    image_std: tuple[float, float, float] = tuple(IMAGENET_DEFAULT_STD)
+    intensity: Literal["fixed", "per_image"] = "fixed"
+
+    def __post_init__(self):
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"`views.{name}` must be a range from above 0 upwards, got {[low, high]}")
+        limits = {
+            "size": (1, math.inf), "rotation_degrees": (0, 180), "hue": (0, 0.5), "brightness": (0, math.inf),
+            "contrast": (0, math.inf), "saturation": (0, math.inf), "jitter_probability": (0, 1),
+            "blur_probability": (0, 1),
+        }  # fmt: skip
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"`views.{name}` must lie in [{low}, {high}], got {getattr(self, name)}")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"`views.crop_scale` is a share of the part, at most 1, got {self.crop_scale[1]}")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"`views.image_std` must be above 0, got {list(self.image_std)}")
+
+
+class ViewDraws(NamedTuple):
+    """What was drawn for one view of each of B images; tensors on the CPU."""
+
+    boxes: Tensor  # [B, 4] float32, x0, y0, x1, y1 of the crop in pixels of the source
+    angle: Tensor  # [B] float32, radians, counter-clockwise
+    jittered: Tensor  # [B] bool
+    order: Tensor  # [B, 4] int64, which of brightness, contrast, saturation, hue comes first, second ...
+    factors: Tensor  # [B, 4] float32, brightness, contrast, saturation factors and hue shift
+    blurred: Tensor  # [B] bool
+    sigma: Tensor  # [B] float32, pixels of the view
+
+
+class TwoViews:
+    """Draws and makes query and key views of batches of images."""
+
+    def __init__(self, arguments: ViewArguments):
+        self.arguments = arguments
+
+    def __call__(self, images: Tensor, indices: Tensor, *, level: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Query and key views of one part of each image.
+
+        Args:
+            images: `[B, C, H, W]` uint8, C = 1 (grey) or 3 (RGB), on any device.
+            indices: `[B]` int64 on the CPU, the images' numbers in their data set.
+            level: Granularity; each image gives one of its 2^level parts.
+            seed: Seed of the run.
+            epoch: Epoch of the run.
+
+        Returns:
+            Two tensors `[B, 3, size, size]`, float32, normalised, on the images' device.
+
+        Raises:
+            ValueError: `level` is finer than the images' pixels, or they are no such images.
+        """
+        height, width = images.shape[-2:]
+        draws = draw_views(indices, self.arguments, level=level, seed=seed, epoch=epoch, height=height, width=width)
+        query, key = make_views(images, draws, self.arguments)
+        return query, key
+
+
+def draw_views(
+    indices: Tensor, arguments: ViewArguments, *, level: int, seed: int, epoch: int, height: int, width: int
+) -> tuple[ViewDraws, ViewDraws]:
+    """Draw one part for each image, and a query and a key view of it.
+
+    Args:
+        indices: `[B]` int64, the images' numbers.
+        arguments: The recipe.
+        level: Granularity of the parts.
+        seed: Seed of the run.
+        epoch: Epoch of the run.
+        height: Pixels of the images.
+        width: Pixels of the images.
+    """
+    parts = np.array(part_boxes(width, height, level))
+    per_view = 5 * CROP_TRIES + 16
+    uniform = _uniforms(indices.numpy(), seed, epoch, 1 + 2 * per_view)
+    part = parts[(uniform[:, 0] * len(parts)).astype(int)]
+    query, key = (_draw_view(part, uniform[:, first : first + per_view], arguments) for first in (1, 1 + per_view))
+    return query, key
+
+
+def _draw_view(part: np.ndarray, uniform: np.ndarray, arguments: ViewArguments) -> ViewDraws:
+    """One view's draws from uniform numbers [B, 5 * CROP_TRIES + 16]."""
+    crops, rest = uniform[:, : 2 * CROP_TRIES + 2], uniform[:, 5 * CROP_TRIES :]
+    spread = np.array([arguments.brightness, arguments.contrast, arguments.saturation])
+    low = np.maximum(0, 1 - spread)
+    factors = low + rest[:, :3] * (1 + spread - low)
+    shift = (2 * rest[:, 3:4] - 1) * arguments.hue
+    sigma_low, sigma_high = arguments.blur_sigma
+    return ViewDraws(
+        boxes=_float(_crop_boxes(part, crops, arguments)),
+        angle=_float(np.radians(arguments.rotation_degrees) * (2 * rest[:, 4] - 1)),
+        jittered=torch.from_numpy(rest[:, 5] < arguments.jitter_probability),
+        order=torch.from_numpy(rest[:, 6:10].argsort(axis=1)),
+        factors=_float(np.concatenate([factors, shift], axis=1)),
+        blurred=torch.from_numpy(rest[:, 10] < arguments.blur_probability),
+        sigma=_float(sigma_low + rest[:, 11] * (sigma_high - sigma_low)),
+    )
+
+
+def _float(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _crop_boxes(part: np.ndarray, uniform: np.ndarray, arguments: ViewArguments) -> np.ndarray:
+    """Random resized crops [B, 4] of parts [B, 4]: the first try of ten that fits, else the largest in the middle."""
+    width, height = (part[:, 2:] - part[:, :2]).T[:, :, None]
+    scale_low, scale_high = arguments.crop_scale
+    ratio_low, ratio_high = np.log(arguments.crop_ratio)
+    area = width * height * (scale_low + uniform[:, :CROP_TRIES] * (scale_high - scale_low))
+    ratio = np.exp(ratio_low + uniform[:, CROP_TRIES : 2 * CROP_TRIES] * (ratio_high - ratio_low))
+    tried = np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], axis=-1).round().clip(1)
+    fits = (tried[..., 0] <= width) & (tried[..., 1] <= height)
+    first = fits.argmax(axis=1)
+    size = tried[np.arange(len(tried)), first]
+    whole = np.concatenate([width, height], axis=1).astype(float)
+    widest, highest = whole[:, 1] * arguments.crop_ratio[1], whole[:, 0] / arguments.crop_ratio[0]
+    largest = np.stack([np.minimum(whole[:, 0], widest), np.minimum(whole[:, 1], highest)], axis=1).round().clip(1)
+    found = fits.any(axis=1)[:, None]
+    size = np.where(found, size, largest)
+    offset = np.floor(np.where(found, uniform[:, 2 * CROP_TRIES :] * (whole - size + 1), (whole - size) / 2))
+    corner = part[:, :2] + offset
+    return np.concatenate([corner, corner + size], axis=1)
+
+
+def _uniforms(indices: np.ndarray, seed: int, epoch: int, count: int) -> np.ndarray:
+    """Uniform numbers [B, count] in [0, 1), each row a function of (seed, epoch, index): SplitMix64 by counter."""
+    state = np.zeros(len(indices), np.uint64)
+    for word in (np.uint64(seed % 2**64), np.uint64(epoch % 2**64), indices.astype(np.uint64)):
+        state = _mix(state ^ word)
+    counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (_mix(state[:, None] + counter) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) on uint64, one step ahead so that 0 moves too."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def make_views(images: Tensor, draws: Sequence[ViewDraws], arguments: ViewArguments) -> list[Tensor]:
+    """Make drawn views of images.
+
+    Args:
+        images: `[B, C, H, W]` uint8, C = 1 or 3, on any device.
+        draws: One for each view wanted, from `draw_views` for these images.
+        arguments: The recipe.
+
+    Returns:
+        For each of `draws` a tensor `[B, 3, size, size]` float32, normalised; grey is repeated.
+
+    Raises:
+        ValueError: the images are not as described.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be uint8 [B, 1 or 3, H, W], got {images.dtype} {list(images.shape)}")
+    shape = (len(images), 3, arguments.size, arguments.size)
+    views = [torch.empty(shape, device=images.device) for _ in draws]
+    chunk = len(images) if images.device.type != "cpu" else max(1, _CACHED_PIXELS // arguments.size**2)
+    for start in range(0, len(images), chunk):
+        rows = slice(start, start + chunk)
+        intensities = images[rows].float().div_(255)
+        for view, drawn in zip(views, draws, strict=True):
+            _make_view(intensities, ViewDraws(*(draw[rows] for draw in drawn)), arguments, out=view[rows])
+    return views
+
+
+def _make_view(images: Tensor, draws: ViewDraws, arguments: ViewArguments, out: Tensor):
+    """Write one view each of intensities [B, C, H, W] in [0, 1] to `out` [B, 3, S, S]."""
+    views = _jitter(_crop_and_resize(images, draws.boxes, arguments.size), draws)
+    if rows := draws.blurred.nonzero()[:, 0].tolist():
+        views[rows] = _blur(views[rows], draws.sigma[rows], arguments.blur_sigma[1])
+    if arguments.rotation_degrees:
+        views = _rotate(views, draws.angle)
+    _normalise(views, arguments, out)
+
+
+def _crop_and_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Crops [B, 4] of images [B, C, H, W] at `size` x `size`, by the anti-aliased triangle filter that PIL uses."""
+    rows = _triangle_taps(boxes[:, 1], boxes[:, 3], size)
+    columns = _triangle_taps(boxes[:, 0], boxes[:, 2], size)
+    return _filter_rows(_filter_rows(images, *rows).mT, *columns).mT
+
+
+def _triangle_taps(start: Tensor, stop: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Source positions and weights [B, size, K] that resize [start, stop) to `size`; K is the widest filter's need."""
+    scale = ((stop - start) / size)[:, None, None]
+    support = scale.clamp(min=1)
+    centre = start[:, None, None] + (torch.arange(size)[:, None] + 0.5) * scale  # [B, size, 1]
+    taps = int(2 * support.max().ceil()) + 1
+    positions = (centre - support).floor() + torch.arange(taps)
+    weights = (1 - (positions + 0.5 - centre).abs() / support).clamp(min=0)
+    inside = (positions >= start[:, None, None]) & (positions < stop[:, None, None])
+    weights = weights * inside  # pixels beyond the crop do not shine in
+    return positions.clamp(start[:, None, None], stop[:, None, None] - 1), weights / weights.sum(dim=-1, keepdim=True)
+
+
+def _filter_rows(images: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
+    """New rows [B, C, S, W] of images [B, C, H, W]: weighted sums of rows at `positions`, both [B, S, K].
+
+    An embedding bag is just that, gathers whole rows at memory speed, and knows every device.
+    """
+    batch, channels, height, width = images.shape
+    first_row = torch.arange(batch * channels).view(batch, channels, 1, 1) * height
+    index = (positions.long()[:, None] + first_row).flatten(0, 2)
+    weights = weights[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
+    device = images.device
+    bags = F.embedding_bag(
+        index.to(device, non_blocking=True),
+        images.reshape(-1, width),
+        mode="sum",
+        per_sample_weights=weights.to(device, non_blocking=True),
+    )
+    return bags.view(batch, channels, -1, width)
+
+
+def _blur(views: Tensor, sigma: Tensor, largest_sigma: float) -> Tensor:
+    """Gaussian blur of views [B, C, S, S] by their own sigma [B], edges mirrored."""
+    size = views.shape[-1]
+    radius = min(math.ceil(3 * largest_sigma), size - 1)
+    offsets = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (offsets / sigma[:, None]).square())
+    weights = (weights / weights.sum(dim=1, keepdim=True))[:, None].expand(-1, size, -1)
+    positions = (torch.arange(size)[:, None] + offsets).abs()  # mirrored at the first row, and below at the last
+    positions = torch.where(positions < size, positions, 2 * (size - 1) - positions).expand(len(views), -1, -1)
+    return _filter_rows(_filter_rows(views, positions, weights).mT, positions, weights).mT
+
+
+def _jitter(views: Tensor, draws: ViewDraws) -> Tensor:
+    """Brightness, contrast, saturation and hue of views [B, C, S, S] in each view's own order; grey has the first two.
+
+    The first three move a view away from a centre, or towards it: black, its mean grey, and its own grey.
+    """
+    kinds = 2 if views.shape[1] == 1 else 4
+    for kind in draws.order[draws.order < kinds].view(-1, kinds).T:
+        factor = draws.factors.gather(1, kind[:, None])[:, 0]
+        hue_rows = (draws.jittered & (kind == 3)).nonzero()[:, 0].tolist()
+        factor = torch.where(draws.jittered & (kind != 3), factor, 1)  # 1 changes no bit
+        weights = torch.stack([factor, (kind == 1) * (1 - factor), (kind == 2) * (1 - factor)])
+        scale, to_mean, to_grey = weights.to(views.device, non_blocking=True)[..., None, None, None]
+        grey = _luminance(views)
+        centre = to_mean * grey.mean(dim=(1, 2, 3), keepdim=True)
+        views = (views * scale).add_(centre if kinds == 2 else centre + to_grey * grey).clamp_(0, 1)
+        if hue_rows:
+            shift = draws.factors[hue_rows, 3].to(views.device, non_blocking=True)[:, None, None, None]
+            views[hue_rows] = _hue(views[hue_rows], shift)
+    return views
+
+
+def _hue(views: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of RGB by `shift` of the circle, value and saturation kept (HSV)."""
+    red, green, blue = views.split(1, dim=1)
+    value, chroma = views.amax(dim=1, keepdim=True), views.amax(dim=1, keepdim=True) - views.amin(dim=1, keepdim=True)
+    safe = chroma.clamp(min=1e-8)
+    sector = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    sector = torch.where(value == red, (green - blue) / safe, sector) + 6 * shift
+    k = (torch.tensor([5.0, 3.0, 1.0], device=views.device).view(1, 3, 1, 1) + sector) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def _luminance(views: Tensor) -> Tensor:
+    """Grey [B, 1, S, S] of grey or RGB views."""
+    if views.shape[1] == 1:
+        return views
+    return (views * torch.tensor(_GREY, device=views.device).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+
+
+def _rotate(views: Tensor, angle: Tensor) -> Tensor:
+    """Views [B, C, S, S] turned about their middle; black comes in from outside, as published."""
+    size = views.shape[-1]
+    axis = (torch.arange(size, device=views.device) * 2 + 1) / size - 1  # pixel centres from -1 to 1
+    turn = torch.polar(torch.ones_like(angle), angle).to(views.device, non_blocking=True)
+    plane = torch.complex(axis.expand(size, size), axis[:, None].expand(size, size))
+    grid = torch.view_as_real(plane * turn[:, None, None])  # x + iy, turned by multiplication
+    return F.grid_sample(views, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _normalise(views: Tensor, arguments: ViewArguments, out: Tensor):
+    """Write intensities [B, C, S, S], normalised, to `out` [B, 3, S, S]."""
+    if arguments.intensity == "per_image":
+        std, mean = torch.std_mean(views, dim=(1, 2, 3), keepdim=True, correction=0)
+        scale = 1 / torch.where(std > 1e-6, std, torch.inf)
+        offset = -mean * scale
+    else:
+        mean, std = torch.tensor([arguments.image_mean, arguments.image_std]).view(2, 1, 3, 1, 1)
+        scale, offset = torch.stack([1 / std, -mean / std]).to(views.device, non_blocking=True)
+    torch.addcmul(offset, views, scale, out=out)
