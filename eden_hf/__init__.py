@@ -5,6 +5,7 @@ siblings load Eden folders.
 """
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
@@ -20,18 +21,19 @@ AutoModelForPreTraining.register(EdenConfig, EdenForPreTraining)
 AutoImageProcessor.register(EdenConfig, image_processor_classes={"pil": EdenImageProcessor})
 
 
-def _let_auto_backbone_load_folders():
+def _let_auto_backbone_load_folders() -> None:
     """Teach `AutoBackbone.from_pretrained` local folders; transformers (5.17 to 5.23) asks the Hub for any name."""
-    from_hub = AutoBackbone.from_pretrained.__func__
+    auto: Any = AutoBackbone
+    from_hub = auto.from_pretrained.__func__
 
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         if not Path(pretrained_model_name_or_path).is_dir():
             return from_hub(cls, pretrained_model_name_or_path, *args, **kwargs)
         kwargs.pop("use_timm_backbone", None)
-        return super(AutoBackbone.__base__, cls).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super(auto.__base__, cls).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     from_pretrained.__doc__ = from_hub.__doc__
-    AutoBackbone.from_pretrained = classmethod(from_pretrained)
+    auto.from_pretrained = classmethod(from_pretrained)
 
 
 _let_auto_backbone_load_folders()

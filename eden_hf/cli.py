@@ -12,7 +12,7 @@ from collections.abc import Callable
 from jsonargparse import auto_cli
 
 
-def pretrain(arguments: list[str] | None = None):
+def pretrain(arguments: list[str] | None = None) -> None:
     """Pretrain by a YAML file of settings and --dotted.key overrides."""
     from eden_hf.training.arguments import parse_arguments
     from eden_hf.training.pretraining import pretrain
@@ -21,7 +21,7 @@ def pretrain(arguments: list[str] | None = None):
     pretrain(settings, resume)
 
 
-def crops(arguments: list[str] | None = None):
+def crops(arguments: list[str] | None = None) -> None:
     """Cut the images of a source into anatomy crops, written as Parquet with a data set card."""
     from eden_hf.data.anatomy_crops import build_anatomy_crops
 
@@ -29,7 +29,7 @@ def crops(arguments: list[str] | None = None):
         print(config, ", ".join(f"{split}: {count} crops" for split, count in splits.items()))
 
 
-def gallery(arguments: list[str] | None = None):
+def gallery(arguments: list[str] | None = None) -> None:
     """Draw what a model learned: parts, t-SNE, correspondence, neighbours, loss."""
     from eden_hf.evaluation.gallery import draw_gallery
 
@@ -40,7 +40,7 @@ def gallery(arguments: list[str] | None = None):
 COMMANDS: dict[str, Callable[[list[str] | None], None]] = {"pretrain": pretrain, "crops": crops, "gallery": gallery}
 
 
-def main():
+def main() -> None:
     """Run `eden COMMAND [options]`; exits with status 2 and the list of commands if there is none of that name."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     name, *arguments = sys.argv[1:] or ["--help"]

@@ -61,7 +61,7 @@ class EdenConfig(PreTrainedConfig):
     model_type = "eden"
     sub_configs: ClassVar = {"backbone_config": AutoConfig}
 
-    backbone_config: PreTrainedConfig | dict | str | None = None
+    backbone_config: Any = None  # a PreTrainedConfig once made
     projection_dim: int = 128
     memory_bank_size: int = 65536
     memory_bank_init: Literal["random", "empty"] = "random"
@@ -69,7 +69,7 @@ class EdenConfig(PreTrainedConfig):
     teacher_momentum: float | int = 0.999
     prune_threshold: float | int | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         stages = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
         self.backbone_config = _resolve_backbone(self.backbone_config)
         super().__post_init__(**kwargs)
@@ -91,7 +91,7 @@ class EdenConfig(PreTrainedConfig):
         return self.backbone_config.out_features
 
     @out_features.setter
-    def out_features(self, value: list[str]):
+    def out_features(self, value: list[str]) -> None:
         self.backbone_config.out_features = value
 
     @property
@@ -100,23 +100,23 @@ class EdenConfig(PreTrainedConfig):
         return self.backbone_config.out_indices
 
     @out_indices.setter
-    def out_indices(self, value: list[int]):
+    def out_indices(self, value: list[int]) -> None:
         self.backbone_config.out_indices = value
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
         """Check `projection_dim` and `memory_bank_size`."""
         for name in ("projection_dim", "memory_bank_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
 
-    def validate_contrastive_temperature(self):
+    def validate_contrastive_temperature(self) -> None:
         """Check `contrastive_temperature`."""
         if not self.contrastive_temperature > 0:
             raise ValueError(
                 f"`contrastive_temperature` must be above 0 (published: 0.2), got {self.contrastive_temperature}"
             )
 
-    def validate_teacher_momentum(self):
+    def validate_teacher_momentum(self) -> None:
         """Check `teacher_momentum`."""
         if not 0 <= self.teacher_momentum <= 1:
             raise ValueError(
@@ -124,7 +124,7 @@ class EdenConfig(PreTrainedConfig):
                 f"got {self.teacher_momentum}"
             )
 
-    def validate_prune_threshold(self):
+    def validate_prune_threshold(self) -> None:
         """Check `prune_threshold`."""
         if self.prune_threshold is not None and not -1 <= self.prune_threshold <= 1:
             raise ValueError(
@@ -133,7 +133,7 @@ class EdenConfig(PreTrainedConfig):
             )
 
 
-def _resolve_backbone(backbone: PreTrainedConfig | dict | str | None) -> PreTrainedConfig:
+def _resolve_backbone(backbone: Any) -> PreTrainedConfig:
     """The trunk's configuration, given as itself, a dict with `model_type`, the name of a preset, or nothing."""
     if isinstance(backbone, PreTrainedConfig):
         return backbone
@@ -146,8 +146,8 @@ def _resolve_backbone(backbone: PreTrainedConfig | dict | str | None) -> PreTrai
                 "any other trunk give its transformers configuration or a dict with `model_type`"
             )
         backbone = BACKBONE_PRESETS[backbone]
-    model_type = backbone.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    model_type = backbone.get("model_type") if isinstance(backbone, dict) else type(backbone).__name__
+    if model_type is None or model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"`backbone_config` needs the `model_type` of a transformers vision model such as 'resnet', 'convnextv2', "
             f"'swin', 'vit' or 'dinov2', got {model_type!r}"

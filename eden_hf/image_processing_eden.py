@@ -97,7 +97,7 @@ class EdenImageProcessor(PilBackend):
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
@@ -159,7 +159,14 @@ class EdenImageProcessor(PilBackend):
             intensity *= np.float32(255 * rescale_factor)
         return np.moveaxis(np.atleast_3d(intensity * alpha), -1, 0)
 
-    def _refuse_normalising_raw(self, pixels, do_normalize=None, intensity=None, image_mean=None, **kwargs):
+    def _refuse_normalising_raw(
+        self,
+        pixels: np.ndarray,
+        do_normalize: Any = None,
+        intensity: Any = None,
+        image_mean: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """A mean for [0, 1] taken off values up to 255 and more would give numbers that mean nothing."""
         if do_normalize and intensity == "fixed" and np.max(image_mean) <= 1:
             raise ValueError(

@@ -7,8 +7,9 @@
 
 import inspect
 import math
+import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -46,12 +47,12 @@ class EdenForPreTrainingOutput(ModelOutput):
         pruned_share (`torch.FloatTensor` without dimension): Share of the bank's filled rows that was pruned.
     """
 
-    loss: Tensor | None = None
-    query_embeddings: Tensor | None = None
-    key_embeddings: Tensor | None = None
-    positive_similarity: Tensor | None = None
-    kept_negatives: Tensor | None = None
-    pruned_share: Tensor | None = None
+    loss: Tensor = None  # type: ignore[assignment]
+    query_embeddings: Tensor = None  # type: ignore[assignment]
+    key_embeddings: Tensor = None  # type: ignore[assignment]
+    positive_similarity: Tensor = None  # type: ignore[assignment]
+    kept_negatives: Tensor = None  # type: ignore[assignment]
+    pruned_share: Tensor = None  # type: ignore[assignment]
 
 
 class EdenPreTrainedModel(PreTrainedModel):
@@ -60,7 +61,7 @@ class EdenPreTrainedModel(PreTrainedModel):
     config_class = EdenConfig
     base_model_prefix = "eden"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     # Each trunk states its own ability; the flags here only let transformers ask it.
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -68,13 +69,13 @@ class EdenPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     @property
-    def supports_gradient_checkpointing(self) -> bool:
+    def supports_gradient_checkpointing(self) -> bool:  # type: ignore[override]
         """Whether the trunk can recompute its activations in the backward pass (transformers' ResNet cannot)."""
         inner = (module for module in self.modules() if isinstance(module, PreTrainedModel) and module is not self)
         return any(module.supports_gradient_checkpointing for module in inner)
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         # The trunk initialises itself: transformers calls the `_init_weights` of an inner model for its modules.
         if isinstance(module, nn.Linear):  # torch's own default, which the published recipe trains from
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
@@ -85,23 +86,23 @@ class EdenPreTrainedModel(PreTrainedModel):
             for teacher, student in zip(*module.teacher_and_student_tensors(buffers=True), strict=True):
                 init.copy_(teacher, student)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save weights, configuration and the code that loads them without this package.
 
         The same as in `PreTrainedModel`; the `auto_map` written names every Eden class, so that a pretraining folder
         loads by `AutoModel` and `AutoBackbone` too.
         """
         self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def _build_trunk(config: EdenConfig) -> PreTrainedModel:
     """The transformers backbone of `config.backbone_config`, or the plain encoder where the type has no backbone."""
-    backbone_config = config.backbone_config
+    backbone_config: Any = config.backbone_config
     if backbone_config.model_type in MODEL_FOR_BACKBONE_MAPPING_NAMES:
         return AutoBackbone.from_config(backbone_config)
-    encoder_class = AutoModel._model_mapping[type(backbone_config)]
-    takes = inspect.signature(encoder_class.__init__).parameters
+    encoder_class: Any = AutoModel._model_mapping[type(backbone_config)]
+    takes = inspect.signature(encoder_class).parameters
     # A pooling head would be trained by nothing and found unused by DDP.
     return AutoModel.from_config(
         backbone_config, **({"add_pooling_layer": False} if "add_pooling_layer" in takes else {})
@@ -130,7 +131,7 @@ class EdenModel(EdenPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [r"^teacher\.", r"^projector\.", r"^memory_bank$", r"^bank_ptr$"]  # noqa: RUF012
 
-    def __init__(self, config: EdenConfig):
+    def __init__(self, config: EdenConfig) -> None:
         super().__init__(config)
         self.backbone = _build_trunk(config)
         if isinstance(self.backbone, BackboneMixin):
@@ -149,7 +150,7 @@ class EdenModel(EdenPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         r"""Features of images.
 
         Args:
@@ -200,7 +201,7 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = EdenModel._keys_to_ignore_on_load_unexpected
 
-    def __init__(self, config: EdenConfig):
+    def __init__(self, config: EdenConfig) -> None:
         model_type = config.backbone_config.model_type
         if model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
             raise ValueError(
@@ -208,33 +209,33 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
                 "EdenModel, or a trunk such as 'resnet', 'convnextv2', 'swin' or 'dinov2'"
             )
         super().__init__(config)
-        self.backbone = _build_trunk(config)
-        self.num_features = self.backbone.num_features
-        self.has_attentions = self.backbone.has_attentions
+        self.backbone: Any = _build_trunk(config)
+        self.num_features: Any = self.backbone.num_features
+        self.has_attentions: Any = self.backbone.has_attentions
         self.post_init()
 
-    def post_init(self):
+    def post_init(self) -> None:
         """Initialise the weights."""
         # Not BackboneMixin's: it would record the trunk's layers a second time, beside the trunk itself.
         EdenPreTrainedModel.post_init(self)
 
-    def _init_transformers_backbone(self):
+    def _init_transformers_backbone(self) -> None:
         # Stages live in one place, the trunk's own configuration, which checks them.
         self.stage_names = self.config.stage_names
         self.num_features = None
 
-    @property
+    @property  # type: ignore[misc]
     def out_features(self) -> list[str]:
         """Names of the stages returned."""
         return self.config.out_features
 
-    @property
+    @property  # type: ignore[misc]
     def out_indices(self) -> list[int]:
         """Indices of the stages returned."""
         return self.config.out_indices
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, **kwargs) -> BackboneOutput:
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:
         r"""Feature maps of images.
 
         Args:
@@ -252,7 +253,7 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
 class EdenProjector(nn.Module):
     """Projection head: Linear(C, C) - ReLU - Linear(C, D), then unit length (section 3 of the paper; MoCo v2)."""
 
-    def __init__(self, num_features: int, projection_dim: int):
+    def __init__(self, num_features: int, projection_dim: int) -> None:
         super().__init__()
         self.dense = nn.Linear(num_features, num_features)
         self.out_proj = nn.Linear(num_features, projection_dim)
@@ -265,7 +266,7 @@ class EdenProjector(nn.Module):
 class EdenTeacher(nn.Module):
     """The momentum encoder: the student's trunk and projector once more, moved by averaging, never by gradients."""
 
-    def __init__(self, config: EdenConfig):
+    def __init__(self, config: EdenConfig) -> None:
         super().__init__()
         self.eden = EdenModel(config)
         self.projector = EdenProjector(self.eden.num_features, config.projection_dim)
@@ -354,8 +355,10 @@ class EdenForPreTraining(EdenPreTrainedModel):
     """
 
     main_input_name = "query_pixel_values"
+    memory_bank: Tensor
+    bank_ptr: Tensor
 
-    def __init__(self, config: EdenConfig):
+    def __init__(self, config: EdenConfig) -> None:
         super().__init__(config)
         self.eden = EdenModel(config)
         self.projector = EdenProjector(self.eden.num_features, config.projection_dim)
@@ -365,14 +368,14 @@ class EdenForPreTraining(EdenPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load as `PreTrainedModel.from_pretrained` does; the teacher takes no gradients, as when newly made."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with output_loading_info=True
         model.teacher.requires_grad_(False)  # loading makes every tensor trainable
         return loaded
 
-    def reset_memory_bank(self):
+    def reset_memory_bank(self) -> None:
         """Fill the bank as `config.memory_bank_init` says, unless a checkpoint has just filled it."""
         rows = torch.zeros_like(self.memory_bank)
         if self.config.memory_bank_init == "random":
@@ -383,20 +386,20 @@ class EdenForPreTraining(EdenPreTrainedModel):
     def teacher_and_student_tensors(self, buffers: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """The teacher's parameters (and buffers, if asked) and the student's that they follow, pair by pair."""
         follows = [self.teacher.eden, self.teacher.projector], [self.eden, self.projector]
-        teacher, student = ([t for module in side for t in module.parameters()] for side in follows)
-        if buffers:
-            teacher += [t for module in follows[0] for t in module.buffers()]
-            student += [t for module in follows[1] for t in module.buffers()]
+        teacher, student = (
+            [t for module in side for t in (*module.parameters(), *(module.buffers() if buffers else ()))]
+            for side in follows
+        )
         return teacher, student
 
     @torch.no_grad()
-    def update_teacher(self):
+    def update_teacher(self) -> None:
         """Move the teacher's parameters: t <- m t + (1 - m) s. Its BatchNorm statistics are its own."""
         teacher, student = self.teacher_and_student_tensors()
         get_ema_multi_avg_fn(self.config.teacher_momentum)(teacher, student, None)
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor):
+    def enqueue(self, keys: Tensor) -> None:
         """Store unit keys (N, D), oldest rows first; the bank is a ring, so any N fits (of N > K the last K stay)."""
         size = len(self.memory_bank)
         newest = keys[-size:]
@@ -456,10 +459,10 @@ class EdenForPreTraining(EdenPreTrainedModel):
         queries = self.projector(self.eden(query_pixel_values, return_dict=True).pooler_output)
         if self.training and update_teacher:
             self.update_teacher()
-        # Evaluation talks to no other process: their numbers of batches may differ.
-        keys, all_keys = (
-            self._encode_keys(key_pixel_values) if self.training else (self.teacher(key_pixel_values), None)
-        )
+        if self.training:
+            keys, all_keys = self._encode_keys(key_pixel_values)
+        else:  # evaluation talks to no other process: their numbers of batches may differ
+            keys = self.teacher(key_pixel_values)
         # The loss sees the bank as it was; a copy, because the ring is written in place before the backward pass.
         output = pruned_info_nce(queries, keys, self.memory_bank.clone(), self.config.contrastive_temperature, gamma)
         if self.training:

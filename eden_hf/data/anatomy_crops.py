@@ -64,7 +64,7 @@ class AnatomyCropsConfig(datasets.BuilderConfig):
     max_level: int = 4
     max_skipped_share: float = 0.01
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.source is None or self.data_dir or self.data_files:
             raise SourceError("AnatomyCrops takes its images from source=...: a folder, Parquet, a Hub id, a Dataset")

@@ -36,7 +36,7 @@ class PreparedImages(Dataset):
     images that could not be read; `skipped_file` lists them).
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         about = json.loads((folder / "images.json").read_text())
         self.ids: list[str] = about["ids"]
@@ -99,9 +99,9 @@ def prepare_images(
         SourceError: the source is absent, empty or not of the shape asked for.
         TooManyUnreadable: more images than `max_skipped_share` cannot be read; nothing is kept.
     """
-    where = {"image_column": image_column, "id_column": id_column}
+    where: dict[str, Any] = {"image_column": image_column, "id_column": id_column}
     found = find_source(source, list_file=list_file)
-    settings = {"side": side, "channels": channels, "aspect_ratio": aspect_ratio}
+    settings: dict[str, Any] = {"side": side, "channels": channels, "aspect_ratio": aspect_ratio}
     key = Hasher.hash([found.fingerprint, split, where, settings, max_skipped_share])
     folder = Path(cache_dir or CACHE_DIR) / key
     if not folder.exists():
@@ -124,7 +124,7 @@ def prepare_images(
 class _Decoder:
     """Turns rows of a source into (name, pixels [C, side, side] uint8, or the reason why there are none)."""
 
-    def __init__(self, side: int, channels: int, aspect_ratio: str):
+    def __init__(self, side: int, channels: int, aspect_ratio: str) -> None:
         self.size, self.mode = (side, side), "L" if channels == 1 else "RGB"
         self.fit = ImageOps.pad if aspect_ratio == "pad" else Image.Image.resize
 
@@ -157,7 +157,9 @@ def _length(data: Any) -> int | None:
     return len(data) if isinstance(data, datasets.Dataset) else None  # nobody knows the length of a stream
 
 
-def _write(decoded: Iterator, folder: Path, settings: dict[str, Any], total: int | None, max_skipped_share: float):
+def _write(
+    decoded: Iterator, folder: Path, settings: dict[str, Any], total: int | None, max_skipped_share: float
+) -> None:
     """Write `pixels.bin`, `images.json` and, if anything was left out, `skipped.jsonl`."""
     skips = SkipLog(folder / SKIPPED_FILE, max_skipped_share)
     ids = []

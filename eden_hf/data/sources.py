@@ -75,7 +75,7 @@ class SkipLog:
         max_share: share of all images, in [0, 1], up to which a run goes on.
     """
 
-    def __init__(self, path: str | Path | None, max_share: float = 0.01):
+    def __init__(self, path: str | Path | None, max_share: float = 0.01) -> None:
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_share is a share of the images in [0, 1], got {max_share}")
         self.path = None if path is None else Path(path)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from eden_hf.anatomy import part_boxes
 
@@ -38,7 +37,7 @@ class ViewArguments:
         jitter_probability: Share of views whose colours are jittered.
         blur_sigma: Standard deviation of the Gaussian blur in pixels of the view, from and to.
         blur_probability: Share of views that are blurred.
-        image_mean: Mean of each channel that `fixed` intensities are normalised by.
+        image_mean: Mean of each channel that `fixed` intensities are normalised by (ImageNet's).
         image_std: Standard deviation of the same.
         intensity: `fixed` normalises by `image_mean` and `image_std` (published); `per_image` standardises each view
             by its own mean and standard deviation, as the image processor then does with each image.
@@ -55,11 +54,11 @@ class ViewArguments:
     jitter_probability: float = 0.8
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     blur_probability: float = 0.5
-    image_mean: tuple[float, float, float] = tuple(IMAGENET_DEFAULT_MEAN)
-    image_std: tuple[float, float, float] = tuple(IMAGENET_DEFAULT_STD)
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     intensity: Literal["fixed", "per_image"] = "fixed"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -93,7 +92,7 @@ class ViewDraws(NamedTuple):
 class TwoViews:
     """Draws and makes query and key views of batches of images."""
 
-    def __init__(self, arguments: ViewArguments):
+    def __init__(self, arguments: ViewArguments) -> None:
         self.arguments = arguments
 
     def __call__(self, images: Tensor, indices: Tensor, *, level: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
@@ -228,7 +227,7 @@ def make_views(images: Tensor, draws: Sequence[ViewDraws], arguments: ViewArgume
     return views
 
 
-def _make_view(images: Tensor, draws: ViewDraws, arguments: ViewArguments, out: Tensor):
+def _make_view(images: Tensor, draws: ViewDraws, arguments: ViewArguments, out: Tensor) -> None:
     """Write one view each of intensities [B, C, H, W] in [0, 1] to `out` [B, 3, S, S]."""
     views = _jitter(_crop_and_resize(images, draws.boxes, arguments.size), draws)
     if rows := draws.blurred.nonzero()[:, 0].tolist():
@@ -338,12 +337,12 @@ def _rotate(views: Tensor, angle: Tensor) -> Tensor:
     return F.grid_sample(views, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _normalise(views: Tensor, arguments: ViewArguments, out: Tensor):
+def _normalise(views: Tensor, arguments: ViewArguments, out: Tensor) -> None:
     """Write intensities [B, C, S, S], normalised, to `out` [B, 3, S, S]."""
     if arguments.intensity == "per_image":
         std, mean = torch.std_mean(views, dim=(1, 2, 3), keepdim=True, correction=0)
         scale = 1 / torch.where(std > 1e-6, std, torch.inf)
-        offset = -mean * scale
+        offset = (-mean * scale).expand(-1, 3, -1, -1)
     else:
         mean, std = torch.tensor([arguments.image_mean, arguments.image_std]).view(2, 1, 3, 1, 1)
         scale, offset = torch.stack([1 / std, -mean / std]).to(views.device, non_blocking=True)

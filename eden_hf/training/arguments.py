@@ -74,7 +74,7 @@ class DataArguments:
     max_skipped_share: float = 0.01
     cache_dir: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(self.side >= 1, "data.side", self.side, "at least 1 pixel")
         _require(0 <= self.holdout_share < 1, "data.holdout_share", self.holdout_share, "in [0, 1)")
         _require(0 <= self.max_skipped_share <= 1, "data.max_skipped_share", self.max_skipped_share, "in [0, 1]")
@@ -100,7 +100,7 @@ class Stage:
     momentum: float = 0.9
     weight_decay: float = 1e-4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(self.level >= 0, "stages.level", self.level, "an integer >= 0 (0 is the whole image)")
         _require(self.epochs >= 1, "stages.epochs", self.epochs, "at least 1")
         _require(self.learning_rate > 0, "stages.learning_rate", self.learning_rate, "above 0")
@@ -141,7 +141,7 @@ class TrainingArguments:
     sync_batchnorm: bool = False
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
         steps = self.gradient_accumulation_steps
         _require(steps >= 1, "training.gradient_accumulation_steps", steps, "at least 1")
@@ -169,7 +169,7 @@ class RunArguments:
     num_workers: int = 2
     trackers: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
             _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
 
@@ -185,7 +185,7 @@ class PretrainArguments:
     training: TrainingArguments = field(default_factory=TrainingArguments)
     run: RunArguments = field(default_factory=RunArguments)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _require(len(self.stages) >= 1, "stages", self.stages, "a list of at least one stage")
         finest = finest_level(self.data.side, self.data.side)
         for stage in self.stages:
@@ -203,7 +203,7 @@ class PretrainArguments:
         return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
 
 
-def parse_arguments(arguments: list[str] | None = None, **parser_options) -> tuple[PretrainArguments, bool]:
+def parse_arguments(arguments: list[str] | None = None, **parser_options: Any) -> tuple[PretrainArguments, bool]:
     """Settings of a run from `--config FILE` and `--dotted.key VALUE` options, and whether to `--resume` it.
 
     Args:
@@ -213,7 +213,7 @@ def parse_arguments(arguments: list[str] | None = None, **parser_options) -> tup
     Raises:
         SystemExit: a setting is unknown or has a wrong value; the message names it and the mend, or the nearest.
     """
-    parser = _SuggestingParser(description=PretrainArguments.__doc__, **parser_options)
+    parser = _SuggestingParser(description=PretrainArguments.__doc__, **parser_options: Any)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; later options override it")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in run.output_dir")
     parser.add_class_arguments(PretrainArguments, None)
@@ -245,7 +245,7 @@ class _SuggestingParser(ArgumentParser):
         super().error(f"{message}\nDid you mean '{names[nearest[0]]}'?" if nearest else message, ex)
 
 
-def _require(condition: bool, name: str, value: Any, mend: str):
+def _require(condition: bool, name: str, value: Any, mend: str) -> None:
     if not condition or (isinstance(value, float) and math.isnan(value)):
         raise ValueError(f"`{name}` must be {mend}, got {value!r}")
 

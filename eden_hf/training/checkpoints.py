@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 PROGRESS_FILE = "progress.json"
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]):
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Make `folder` by `write(temporary)`; an interruption leaves the old folder, or the new one, never a part."""
     temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (temporary, old):
@@ -33,7 +33,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int):
+def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int) -> None:
     """Write `folder/step-<step>` and remove all but the newest `keep`. Every process must call it."""
     target = folder / f"step-{progress.step:08d}"
     temporary = folder / f".{target.name}.new"

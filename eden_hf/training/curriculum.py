@@ -60,7 +60,7 @@ class StageBatches(Sampler[list[int]]):
     def __init__(
         self, indices: Tensor, batch_size: int, *, epochs: int, seed: int, first_epoch: int,
         start: tuple[int, int] = (0, 0), pieces: int = 1, rank: int = 0, world_size: int = 1,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         if batch_size % (pieces * world_size):
             raise ValueError(
                 f"training.batch_size {batch_size} does not split into {pieces} accumulated batches on each of "

@@ -37,16 +37,16 @@ def health(output: EdenForPreTrainingOutput) -> dict[str, Tensor]:
 class LossGuard:
     """Stops the run at a non-finite loss, one batch late so that an accelerator is never waited for."""
 
-    def __init__(self, folder: Path, rank: int):
+    def __init__(self, folder: Path, rank: int) -> None:
         self.file = folder / (f"nonfinite-rank{rank}.json" if rank else "nonfinite.json")
         self._pending: tuple[Tensor, list[str], dict] | None = None
 
-    def watch(self, loss: Tensor, ids: list[str], where: dict[str, Any]):
+    def watch(self, loss: Tensor, ids: list[str], where: dict[str, Any]) -> None:
         """Check the loss given last, then keep this one (a scalar on any device) for the next call."""
         self.check()
         self._pending = (loss.detach(), ids, where)
 
-    def check(self):
+    def check(self) -> None:
         """Check the loss given last.
 
         Raises:
@@ -72,7 +72,7 @@ class Monitor:
     `validation_loss`.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, total_steps: int, progress: Progress):
+    def __init__(self, accelerator: Accelerator, folder: Path, total_steps: int, progress: Progress) -> None:
         self.accelerator = accelerator
         self.file = folder / "metrics.jsonl"
         self.bar = tqdm(
@@ -83,25 +83,25 @@ class Monitor:
             self._forget_after(progress.step)
         self._start_interval()
 
-    def _forget_after(self, step: int):
+    def _forget_after(self, step: int) -> None:
         """Drop lines of steps that a resumed run takes again."""
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= step]
         self.file.write_text("".join(line + "\n" for line in kept))
 
-    def _start_interval(self):
+    def _start_interval(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.batches = self.images = 0
         self.since = time.perf_counter()
 
-    def add(self, scalars: dict[str, Tensor], images: int):
+    def add(self, scalars: dict[str, Tensor], images: int) -> None:
         """Take in a batch of this process: its scalars, and how many images it had over all processes."""
         for name, value in scalars.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         self.batches += 1
         self.images += images
 
-    def log(self, where: dict[str, Any], learning_rate: float):
+    def log(self, where: dict[str, Any], learning_rate: float) -> None:
         """Write the means since the last call. Every process must call it."""
         means = self.accelerator.reduce({name: total / self.batches for name, total in self.sums.items()}, "mean")
         line = {name: value.item() for name, value in means.items()}
@@ -114,13 +114,13 @@ class Monitor:
         self.write(where, line)
         self._start_interval()
 
-    def write(self, where: dict[str, Any], values: dict[str, float]):
+    def write(self, where: dict[str, Any], values: dict[str, float]) -> None:
         """Write one line of values."""
         self.accelerator.log(values, step=where["step"])
         if self.accelerator.is_main_process:
             with self.file.open("a") as file:
                 file.write(json.dumps({**where, **values}) + "\n")
 
-    def pause_clock(self, seconds: float):
+    def pause_clock(self, seconds: float) -> None:
         """Leave out seconds that were spent on something else than training."""
         self.since += seconds

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
 from importlib.metadata import version
@@ -66,7 +67,7 @@ def pretrain(arguments: PretrainArguments, resume: bool = False) -> Path:
 class Pretraining:
     """One run: what it is made of, and its loop."""
 
-    def __init__(self, arguments: PretrainArguments, resume: bool = False):
+    def __init__(self, arguments: PretrainArguments, resume: bool = False) -> None:
         self.arguments = arguments
         self.folder = Path(arguments.run.output_dir)
         _check_folder(self.folder, arguments, resume)
@@ -84,7 +85,7 @@ class Pretraining:
         self.views = TwoViews(arguments.views)
         self.device = self.accelerator.device
         self.memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
-        model = _fit_to_hardware(model, arguments, self.accelerator).to(memory_format=self.memory_format)
+        model = _fit_to_hardware(model, arguments, self.accelerator).to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, training.optimizer))
         self.student = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.eden: EdenForPreTraining = self.accelerator.unwrap_model(self.model)
@@ -167,7 +168,7 @@ class Pretraining:
         progress = self.progress
         return {"step": progress.step, "stage": progress.stage, "epoch": progress.seen_epochs, "level": stage.level}
 
-    def _optimizer_step(self, pieces, stage: Stage, rate: float):
+    def _optimizer_step(self, pieces: Iterator[tuple[Tensor, Tensor]], stage: Stage, rate: float) -> None:
         """One step of the student on the next batch, in as many pieces as accumulation says."""
         training = self.arguments.training
         for group in self.optimizer.param_groups:
@@ -195,7 +196,7 @@ class Pretraining:
         query, key = self.views(images, indices, level=level, seed=seed, epoch=epoch)
         return query.contiguous(memory_format=self.memory_format), key.contiguous(memory_format=self.memory_format)
 
-    def _end_epoch(self, stage: Stage):
+    def _end_epoch(self, stage: Stage) -> None:
         """Validate, keep the model folders, and move the position to the next epoch."""
         since = time.perf_counter()
         self.guard.check()
@@ -229,19 +230,19 @@ class Pretraining:
         summed, count = self.accelerator.reduce(total).tolist()
         return summed / count
 
-    def _checkpoint(self):
+    def _checkpoint(self) -> None:
         since = time.perf_counter()
         self.guard.check()
         folder, keep = self.folder / "checkpoints", self.arguments.run.keep_checkpoints
         save_checkpoint(self.accelerator, folder, self.progress, keep)
         self.monitor.pause_clock(time.perf_counter() - since)
 
-    def _save_model(self, name: str):
+    def _save_model(self, name: str) -> None:
         """Write the folder that `from_pretrained` reads: weights, configuration, processor and their code."""
         if self.accelerator.is_main_process:
             processor = _processor(self.arguments)
 
-            def write(folder: Path):
+            def write(folder: Path) -> None:
                 self.eden.save_pretrained(folder)
                 processor.save_pretrained(folder)
 
@@ -259,12 +260,12 @@ class Pretraining:
 class StopRequest:
     """SIGTERM or SIGINT as a request, answered after the optimiser step; a second one ends the process at once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
 
-    def _ask(self, number: int, frame: FrameType | None):
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         signal.signal(number, signal.SIG_DFL)
 
@@ -281,7 +282,7 @@ def _loader(images: PreparedImages, batches: StageBatches, workers: int, device:
     )
 
 
-def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_fetched(batch: Any) -> Any:
     return batch
 
 
@@ -300,7 +301,7 @@ def _accelerator(arguments: PretrainArguments) -> Accelerator:
     )
 
 
-def _freeze_unreached(model: EdenForPreTraining, size: int):
+def _freeze_unreached(model: EdenForPreTraining, size: int) -> None:
     """Take out parameters that the embedding does not depend on (Swin's last norm, DINOv2's mask token).
 
     They would get no gradient, for which processes that share gradients would wait.
@@ -349,7 +350,7 @@ def _processor(arguments: PretrainArguments) -> EdenImageProcessor:
     )
 
 
-def _check_folder(folder: Path, arguments: PretrainArguments, resume: bool):
+def _check_folder(folder: Path, arguments: PretrainArguments, resume: bool) -> None:
     """Refuse to write over a run, and to go on with other settings than it had."""
     saved = folder / "config.yaml"
     if not resume:
@@ -365,7 +366,7 @@ def _check_folder(folder: Path, arguments: PretrainArguments, resume: bool):
         )
 
 
-def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImages, accelerator: Accelerator):
+def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImages, accelerator: Accelerator) -> None:
     """Write what runs: settings, versions, revision, device and the hash of the image list."""
     folder.mkdir(parents=True, exist_ok=True)
     revision = subprocess.run(
