@@ -16,8 +16,8 @@ from eden_hf.training.arguments import read_arguments
 from eden_hf.training.pretraining import pretrain
 
 REPOSITORY = Path(__file__).parents[1]
-#: Images of one stage, over its epochs: 16 epochs of the 512 phantoms, fewer of a larger set.
-IMAGES_PER_STAGE = 16 * 512
+#: Images of one stage, over its epochs: 24 epochs of the 512 phantoms, fewer of a larger set.
+IMAGES_PER_STAGE = 24 * 512
 
 
 def demo(data: str = "phantoms", output: str = "outputs/demo"):

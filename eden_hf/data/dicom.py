@@ -120,7 +120,7 @@ def _refuse_undecodable(dataset: "FileDataset") -> None:
         raise DecodeError(f"the transfer syntax {syntax.name} is not supported; convert the file") from error
     if not decoder.is_available:
         missing = ", or ".join(decoder.missing_dependencies)
-        raise DecodeError(f"no decoder for {syntax.name} is installed ({missing}): pip install eden_hf[dicom]")
+        raise DecodeError(f"no decoder for {syntax.name} is installed ({missing}): pip install eden_hf[dicom-jpeg]")
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and dataset.Rows * dataset.Columns > 2 * limit:
         raise DecodeError(

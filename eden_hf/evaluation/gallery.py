@@ -34,6 +34,7 @@ def draw_gallery(
     source: str = "phantoms:64",
     output: str = "outputs/gallery",
     split: str = "train",
+    id_column: str | None = None,
     images: int = 64,
     side: int = 256,
     level: int = 4,
@@ -45,6 +46,7 @@ def draw_gallery(
         source: Images to look at: whatever `eden_hf.data.sources.load_source` takes.
         output: Folder for the pictures.
         split: Split of the source.
+        id_column: Column whose values name the images in the pictures.
         images: How many of its first images are used.
         side: Pixels a side that the images are brought to, so that parts and windows match between them.
         level: Level whose parts are embedded.
@@ -55,7 +57,7 @@ def draw_gallery(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     encoder, processor = AutoModel.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
-    rows = load_source(source, split=split).select(range(images))
+    rows = load_source(source, split=split, id_column=id_column).select(range(images))
     pictures = [
         read_cell(row["image"], row["source_id"]).convert("L").resize((side, side), Image.Resampling.BOX)
         for row in rows

@@ -213,7 +213,7 @@ def parse_arguments(arguments: list[str] | None = None, **parser_options: Any) -
     Raises:
         SystemExit: a setting is unknown or has a wrong value; the message names it and the mend, or the nearest.
     """
-    parser = _SuggestingParser(description=PretrainArguments.__doc__, **parser_options: Any)
+    parser = _SuggestingParser(description=PretrainArguments.__doc__, **parser_options)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; later options override it")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in run.output_dir")
     parser.add_class_arguments(PretrainArguments, None)

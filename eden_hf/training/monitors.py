@@ -1,6 +1,7 @@
 """What a run says of itself: metric lines, progress bar, trackers, and the alarm for a loss that is not finite."""
 
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from tqdm.auto import tqdm
 
 from eden_hf.modeling_eden import EdenForPreTrainingOutput
 from eden_hf.training.curriculum import Progress
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -81,6 +84,7 @@ class Monitor:
         )  # fmt: skip
         if accelerator.is_main_process:
             self._forget_after(progress.step)
+        self.warned = False
         self._start_interval()
 
     def _forget_after(self, step: int) -> None:
@@ -112,7 +116,19 @@ class Monitor:
             std=f"{line['embedding_std']:.2f}", img_s=f"{line['images_per_second']:.0f}", refresh=False,
         )  # fmt: skip
         self.write(where, line)
+        self._warn_if_nothing_is_learned(line)
         self._start_interval()
+
+    def _warn_if_nothing_is_learned(self, line: dict[str, float]) -> None:
+        """Without a negative left the loss is 0: a run in which all embeddings are alike never recovers from it."""
+        if line["pruned_share"] > 0.99 and not self.warned and self.accelerator.is_main_process:
+            self.warned = True
+            logger.warning(
+                "the pruner dropped every negative, so nothing is learned: the embeddings are all alike "
+                "(embedding_std %.3f). Train the stage before longer or with a lower learning_rate, or set "
+                "model.memory_bank_init to empty",
+                line["embedding_std"],
+            )
 
     def write(self, where: dict[str, Any], values: dict[str, float]) -> None:
         """Write one line of values."""

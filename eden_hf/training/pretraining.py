@@ -96,7 +96,6 @@ class Pretraining:
         elif self.accelerator.is_main_process:
             _record_run(self.folder, arguments, self.images, self.accelerator)
         self.accelerator.wait_for_everyone()
-        self.stop = StopRequest()
 
     def train(self) -> Path:
         """Run the stages that are left; returns the run's folder."""
@@ -106,7 +105,8 @@ class Pretraining:
         total = sum(batches.epochs * batches.batches_per_epoch for batches in stages)
         self.monitor = Monitor(self.accelerator, self.folder, total, self.progress)
         self.guard = LossGuard(self.folder, self.accelerator.process_index)
-        finished = all(self._run_stage(index) for index in range(self.progress.stage, len(stages)))
+        with StopRequest() as self.stop:
+            finished = all(self._run_stage(index) for index in range(self.progress.stage, len(stages)))
         self.monitor.bar.close()
         self.model = self.accelerator.free_memory(self.model)[0]  # DDP must go before its process group does
         self.accelerator.end_training()
@@ -260,10 +260,14 @@ class Pretraining:
 class StopRequest:
     """SIGTERM or SIGINT as a request, answered after the optimiser step; a second one ends the process at once."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> "StopRequest":
         self.requested = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -442,14 +442,16 @@ def test_transfer_syntaxes_without_decoder(monkeypatch):
     decoder = get_decoder(JPEG2000Lossless)
     monkeypatch.setattr(decoder, "_available", {})
     monkeypatch.setattr(decoder, "_unavailable", {"pylibjpeg": ("pylibjpeg>=2.0", "pylibjpeg-openjpeg>=2.0")})
-    with pytest.raises(ImageReadError, match=r"JPEG 2000 .*pylibjpeg-openjpeg>=2.0.*: pip install eden_hf\[dicom\]"):
+    with pytest.raises(
+        ImageReadError, match=r"JPEG 2000 .*pylibjpeg-openjpeg>=2.0.*: pip install eden_hf\[dicom(-jpeg)?\]"
+    ):
         shown(dataset)
 
 
 def test_without_pydicom(monkeypatch):
     data = saved(dicom(RAMP))
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(ImageReadError, match=r"^name: DICOM needs pydicom: pip install eden_hf\[dicom\]"):
+    with pytest.raises(ImageReadError, match=r"^name: DICOM needs pydicom: pip install eden_hf\[dicom(-jpeg)?\]"):
         decode_image(data, "name")
 
 

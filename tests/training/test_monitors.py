@@ -45,3 +45,12 @@ def test_lines_hold_means_and_a_resumed_run_rewrites_its_own(tmp_path):
     assert all(line["images_per_second"] > 0 and line["learning_rate"] == 0.1 for line in lines)
     Monitor(accelerator, tmp_path, 10, Progress(step=2))
     assert [json.loads(line)["step"] for line in monitor.file.read_text().splitlines()] == [1, 2]
+
+
+def test_a_run_that_prunes_everything_is_warned_about_once(tmp_path, caplog):
+    monitor = Monitor(Accelerator(cpu=True), tmp_path, 10, Progress())
+    names = ("loss", "positive_similarity", "pruned_share", "embedding_std")
+    for step in (1, 2):
+        monitor.add(dict.fromkeys(names, torch.tensor(1.0)), images=8)
+        monitor.log({"step": step, "stage": 0, "epoch": 0, "level": 0}, learning_rate=0.1)
+    assert caplog.text.count("nothing is learned") == 1
