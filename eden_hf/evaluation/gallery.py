@@ -53,11 +53,15 @@ def draw_gallery(
 
     Returns:
         The files written, PNG.
+
+    Raises:
+        ValueError: `images` is below 2 or more than there are.
     """
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     encoder, processor = AutoModel.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
-    rows = load_source(source, split=split, id_column=id_column).select(range(images))
+    rows = load_source(source, split=split, id_column=id_column)
+    if not 2 <= images <= len(rows):
+        raise ValueError(f"{source} has {len(rows)} images and at least 2 are compared, got images={images}")
+    rows = rows.select(range(images))
     pictures = [
         read_cell(row["image"], row["source_id"]).convert("L").resize((side, side), Image.Resampling.BOX)
         for row in rows
@@ -72,6 +76,8 @@ def draw_gallery(
     metrics = Path(model).parent / "metrics.jsonl"
     if metrics.exists():
         figures["history"] = plot_history([json.loads(line) for line in metrics.read_text().splitlines()])
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.png" for name in figures]
     for file, figure in zip(files, figures.values(), strict=True):
         figure.savefig(file, dpi=120)

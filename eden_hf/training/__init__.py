@@ -1,0 +1,1 @@
+"""Pretraining: settings, curriculum, checkpoints, monitors and the loop under accelerate."""

@@ -98,7 +98,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
     }  # fmt: skip
     assert read_arguments(uninterrupted / "config.yaml").stages[1].level == 2
     environment = json.loads((uninterrupted / "environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(environment["packages"]["torch"])
     assert environment["images"] == 20
     checkpoints = sorted(path.name for path in (uninterrupted / "checkpoints").iterdir())
     assert checkpoints == ["step-00000015", "step-00000016"]
