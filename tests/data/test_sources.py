@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
-from eden_hf.data.reading import ImageReadError
 
+from eden_hf.data.reading import ImageReadError
 from eden_hf.data.sources import (
     SkipLog,
     SourceError,
