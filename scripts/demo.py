@@ -38,7 +38,8 @@ def demo(data: str = "phantoms", output: str = "outputs/demo"):
     shutil.rmtree(arguments.run.output_dir, ignore_errors=True)  # the demo's own earlier run
     model = pretrain(arguments) / "last"
     command = [sys.executable, str(REPOSITORY / "scripts" / "gallery.py"), "--model", str(model), "--output", output]
-    subprocess.run([*command, "--source", arguments.data.source, "--images", str(min(64, count))], check=True)
+    shown = "phantoms:64" if data == "phantoms" else data
+    subprocess.run([*command, "--source", shown, "--images", str(min(64, count))], check=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ The sheet in the documentation:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
@@ -317,6 +318,7 @@ def draw_phantom(seed: int | Sequence[int], size: int = 256) -> Phantom:
     return Phantom(image, masks, landmarks)
 
 
+@cache  # 60 a second are drawn, and a program asks for the same ones again
 def phantom_dataset(n: int, *, seed: int = 0, size: int = 256) -> Dataset:
     """`n` phantoms, held in memory (about 60 kB each at 256 pixels), with columns named as in SCR.
 
