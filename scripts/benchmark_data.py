@@ -7,6 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.data.prepared import prepare_images
-from eden_hf.data.views import TwoViews, ViewArguments
+from eden_hf.data.views import ViewArguments, draw_views, make_views
 
 
 def benchmark(
@@ -38,14 +39,20 @@ def benchmark(
         start = time.process_time()
         images = prepare_images(phantoms, side=side, cache_dir=cache, num_proc=0)
         print(f"prepare once    {batch / (time.process_time() - start):8.0f} images/s from {source_side}-pixel PNG")
-        views, indices = TwoViews(ViewArguments(size=size)), torch.arange(batch)
-        read = best_rate(lambda: images.get(indices), batch)
-        made = best_rate(lambda: views(images.get(indices), indices, level=level, seed=0, epoch=0), batch)
+        arguments, indices = ViewArguments(size=size), torch.arange(batch)
+
+        def draw():
+            return draw_views(indices, arguments, level=level, seed=0, epoch=0, height=side, width=side)
+
+        pixels, draws = images.get(indices), draw()
+        print(f"read a batch    {best_rate(lambda: images.get(indices), batch):8.0f} samples/s")
+        print(f"draw            {best_rate(draw, batch):8.0f} samples/s")
+        print(f"make views      {best_rate(lambda: make_views(pixels, draws, arguments), batch):8.0f} samples/s")
+        whole = best_rate(lambda: make_views(images.get(indices), draw(), arguments), batch)
         plain = best_rate(lambda: [plain_sample(file, size) for file in files[:8]], 8)
-    print(f"read a batch    {read:8.0f} samples/s")
-    print(f"read and view   {made:8.0f} samples/s, views of {size} from prepared {side}")
+    print(f"all three       {whole:8.0f} samples/s, views of {size} from prepared {side}")
     print(f"plain PIL       {plain:8.0f} samples/s, decoding {source_side}-pixel PNG")
-    print(f"ratio           {made / plain:8.1f}")
+    print(f"ratio           {whole / plain:8.1f}")
 
 
 def best_rate(call: Callable[[], object], samples: int, repeats: int = 7) -> float:
@@ -60,8 +67,6 @@ def best_rate(call: Callable[[], object], samples: int, repeats: int = 7) -> flo
 
 def plain_sample(file: bytes, size: int) -> list[torch.Tensor]:
     """Two views of one image, the usual way: decode, crop, jitter, blur, rotate, normalise, one image at a time."""
-    from io import BytesIO
-
     image = Image.open(BytesIO(file)).convert("RGB")
     return [plain_view(image, size) for _ in range(2)]
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from eden_hf.data.reading import ImageReadError
-from eden_hf.data.sources import SkipLog, find_source, read_cell
+from eden_hf.data.sources import Data, SkipLog, SourceError, find_source, read_cell
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,10 @@ class PreparedImages(Dataset):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        """One image with its index: pixels [C, side, side] uint8."""
+        return index, self.get([index])[0]
+
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """A batch as a loader fetches it: indices [B] int64 and pixels [B, C, side, side] uint8."""
         return torch.tensor(indices), self.get(indices)
@@ -96,29 +101,44 @@ def prepare_images(
         num_proc: Processes that decode; all processors by default, 0 for this process alone.
 
     Raises:
+        ValueError: `side`, `channels` or `aspect_ratio` is none of the values above.
         SourceError: the source is absent, empty or not of the shape asked for.
         TooManyUnreadable: more images than `max_skipped_share` cannot be read; nothing is kept.
     """
+    if side < 1 or channels not in (1, 3) or aspect_ratio not in ("resize", "pad"):
+        raise ValueError(
+            "side must be at least 1, channels 1 or 3, aspect_ratio 'resize' or 'pad', "
+            f"got side={side!r}, channels={channels!r}, aspect_ratio={aspect_ratio!r}"
+        )
     where: dict[str, Any] = {"image_column": image_column, "id_column": id_column}
     found = find_source(source, list_file=list_file)
+    split = found.splits[0] if isinstance(source, Data) else split
     settings: dict[str, Any] = {"side": side, "channels": channels, "aspect_ratio": aspect_ratio}
     key = Hasher.hash([found.fingerprint, split, where, settings, max_skipped_share])
     folder = Path(cache_dir or CACHE_DIR) / key
     if not folder.exists():
         data = found.load(split, **where).select_columns(["image", "source_id"])
-        scratch = folder.with_name(f".{key}-{os.getpid()}")
+        scratch = folder.with_name(f".{key}-{uuid.uuid4().hex}")  # process ids repeat between machines and containers
         scratch.mkdir(parents=True)
         try:
             decoded = _decode_all(data, _Decoder(**settings), num_proc)
             _write(decoded, scratch, settings, total=_length(data), max_skipped_share=max_skipped_share)
-            if not folder.exists():  # else another process was faster
-                scratch.rename(folder)
+            _move(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     images = PreparedImages(folder)
     if images.skipped:
         logger.warning("%d images left out as unreadable, see %s", images.skipped, images.skipped_file)
     return images
+
+
+def _move(scratch: Path, folder: Path) -> None:
+    """Give what is complete its name, unless another process was faster."""
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
 
 
 class _Decoder:
@@ -143,7 +163,7 @@ class _Decoder:
 def _decode_all(data: Any, decoder: _Decoder, num_proc: int | None) -> Iterator[tuple[str, np.ndarray | str]]:
     """Every row decoded, in order."""
     total = _length(data)
-    workers = (os.cpu_count() or 1) if num_proc is None else num_proc
+    workers = _processors() if num_proc is None else num_proc
     if total is None or total < 64:  # a stream is read in order; a few images are faster than starting processes
         workers = 0
     loader = DataLoader(data, batch_size=16, num_workers=workers, collate_fn=decoder)
@@ -151,6 +171,11 @@ def _decode_all(data: Any, decoder: _Decoder, num_proc: int | None) -> Iterator[
         for batch in loader:
             bar.update(len(batch))
             yield from batch
+
+
+def _processors() -> int:
+    """Processors that this process may use (fewer than the machine has, in a container or batch job)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _length(data: Any) -> int | None:
@@ -173,6 +198,8 @@ def _write(
                 ids.append(name)
                 file.write(np.ascontiguousarray(pixels).data)
     skips.check(len(ids) + skips.count)
+    if not ids:
+        raise SourceError("the source has no images")
     list_hash = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     about = {**settings, "skipped": skips.count, "list_hash": list_hash, "ids": ids}
     (folder / "images.json").write_text(json.dumps(about))

@@ -75,6 +75,32 @@ def test_another_setting_or_content_is_prepared_anew(change, folder, tmp_path):
     assert second.folder != first.folder
 
 
+def test_whoever_is_slower_takes_what_is_there(folder, tmp_path, monkeypatch):
+    """Two processes that prepare the same at once: the second to end finds the place taken."""
+    write = prepared._write
+
+    def overtaken(*args, **settings):
+        monkeypatch.setattr(prepared, "_write", write)
+        prepare(folder, tmp_path)
+        write(*args, **settings)
+
+    monkeypatch.setattr(prepared, "_write", overtaken)
+    assert len(prepare(folder, tmp_path)) == 5
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_what_cannot_be_moved_into_place_is_an_error(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared.Path, "rename", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
+    with pytest.raises(PermissionError, match="read-only"):
+        prepare(folder, tmp_path)
+
+
+def test_a_data_set_in_memory_is_taken_as_it_is_whatever_its_split(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    data = datasets.Dataset.from_dict({"image": [picture(0)]}, features, split="test")
+    assert len(prepare(data, tmp_path)) == 1
+
+
 def test_processes_keep_the_order(tmp_path):
     images = [picture(seed) for seed in range(70)]
     data = datasets.Dataset.from_dict({"image": images}, datasets.Features({"image": datasets.Image()}))
@@ -121,6 +147,26 @@ def test_clear_errors(tmp_path):
         prepare(tmp_path / "empty", tmp_path)
     with pytest.raises(SourceError, match="picture"):
         prepare(datasets.Dataset.from_dict({"picture": [1]}), tmp_path)
+    stream = datasets.IterableDataset.from_generator(
+        lambda: iter(()), features=datasets.Features({"image": datasets.Image()})
+    )
+    with pytest.raises(SourceError, match="no images"):
+        prepare(stream, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("side", 0), ("channels", 2), ("aspect_ratio", "crop")])
+def test_settings_that_do_not_exist_are_refused(name, value, folder, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        prepare(folder, tmp_path, **{name: value})
+
+
+def test_one_image_comes_with_its_index(folder, tmp_path):
+    images = prepare(folder, tmp_path)
+    index, pixels = images[3]
+    assert index == 3
+    assert torch.equal(pixels, images.get([3])[0])
+    with pytest.raises(IndexError):
+        images[5]
 
 
 def test_batches_reach_loaders_with_their_indices(folder, tmp_path):

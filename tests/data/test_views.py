@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from eden_hf.anatomy import part_boxes
 from eden_hf.data.views import TwoViews, ViewArguments, draw_views, make_views
@@ -111,6 +113,15 @@ def test_draws_are_independent_of_one_another():
     assert correlation.abs().max() < 0.035
     along = torch.stack([query.angle[:-1], query.angle[1:]])  # neighbours in the data set
     assert torch.corrcoef(along)[0, 1].abs() < 0.035
+
+
+def test_a_part_says_nothing_of_its_views():
+    views_of_halves = draw(level=1)
+    right = (views_of_halves[0].boxes[:, 0] >= 128).float()
+    for drawn in views_of_halves:
+        x0, y0, x1, y1 = drawn.boxes.T
+        numbers = torch.stack([right, (x1 - x0) * (y1 - y0), (x1 - x0) / (y1 - y0), x0 % 128, y0, drawn.angle])
+        assert torch.corrcoef(numbers)[0, 1:].abs().max() < 0.035
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3, 4])
@@ -305,6 +316,29 @@ def test_a_landmark_stays_visible_in_its_part():
     assert bright == pytest.approx(0.25, abs=0.07)
 
 
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the CPU wait: blocking copies, and indices of the CPU that are copied on the quiet."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        assert len(devices) <= 1, f"{func} on {devices}"
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device", args[0].device) != args[0].device:
+            assert kwargs["non_blocking"], f"{kwargs['device']} is waited for"
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("intensity", ["fixed", "per_image"])
+def test_nothing_waits_for_an_accelerator_or_mixes_devices(channels, intensity):
+    """On `meta`, which has no values to look at, and where tensors of the CPU are strangers as on any accelerator."""
+    arguments = ViewArguments(size=32, intensity=intensity, blur_probability=1.0, jitter_probability=1.0)
+    drawn = draw_views(torch.arange(8), arguments, level=2, seed=0, epoch=0, height=64, width=64)
+    with NoWaiting():
+        made = make_views(noise(8, channels).to("meta", non_blocking=True), drawn, arguments)
+    assert [(view.device.type, tuple(view.shape)) for view in made] == [("meta", (8, 3, 32, 32))] * 2
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -315,6 +349,9 @@ def test_a_landmark_stays_visible_in_its_part():
         ({"jitter_probability": 1.5}, r"views.jitter_probability.*1.5"),
         ({"hue": 0.7}, r"views.hue.*0.5.*0.7"),
         ({"image_std": (1.0, 0.0, 1.0)}, "views.image_std"),
+        ({"image_mean": (0.5,)}, r"views.image_mean.*three values.*0.5"),
+        ({"crop_ratio": (0.5,)}, r"views.crop_ratio.*0.5"),
+        ({"intensity": "none"}, r"views.intensity.*'fixed' or 'per_image'.*'none'"),
     ],
 )
 def test_nonsense_is_refused_by_name(settings, words):
