@@ -17,6 +17,7 @@ from torch import Tensor
 from eden_hf.anatomy import part_boxes
 
 CROP_TRIES = 10
+_NUMBERS_PER_VIEW = 66  # the crop takes the first 22, the rest the last 16; those between are spare
 _CACHED_PIXELS = 2**19  # view pixels that a CPU works on at a time, so that they stay in its cache
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL
 
@@ -136,16 +137,15 @@ def draw_views(
         width: Pixels of the images.
     """
     parts = np.array(part_boxes(width, height, level))
-    per_view = 5 * CROP_TRIES + 16
-    uniform = _uniforms(indices.numpy(), seed, epoch, 1 + 2 * per_view)
+    uniform = _uniforms(indices.numpy(), seed, epoch, 1 + 2 * _NUMBERS_PER_VIEW)
     part = parts[(uniform[:, 0] * len(parts)).astype(int)]
-    query, key = (_draw_view(part, uniform[:, first : first + per_view], arguments) for first in (1, 1 + per_view))
-    return query, key
+    query, key = np.split(uniform[:, 1:], 2, axis=1)
+    return _draw_view(part, query, arguments), _draw_view(part, key, arguments)
 
 
 def _draw_view(part: np.ndarray, uniform: np.ndarray, arguments: ViewArguments) -> ViewDraws:
-    """One view's draws from uniform numbers [B, 5 * CROP_TRIES + 16]."""
-    crops, rest = uniform[:, : 2 * CROP_TRIES + 2], uniform[:, 5 * CROP_TRIES :]
+    """One view's draws from uniform numbers [B, _NUMBERS_PER_VIEW]."""
+    crops, rest = uniform[:, : 2 * CROP_TRIES + 2], uniform[:, -16:]
     spread = np.array([arguments.brightness, arguments.contrast, arguments.saturation])
     low = np.maximum(0, 1 - spread)
     factors = low + rest[:, :3] * (1 + spread - low)
