@@ -8,6 +8,9 @@ from .distributed_program import BATCH, CASES, batches, make_model
 from .launching import torchrun
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two processes wrote, by case."""

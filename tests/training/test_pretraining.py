@@ -141,6 +141,7 @@ def metrics_lines(run: Path) -> list[str]:
     return (run / "metrics.jsonl").read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(number, uninterrupted, tmp_path):
     file = settings_file(tmp_path)
@@ -165,6 +166,7 @@ def test_a_finished_run_resumes_to_itself(uninterrupted, capsys):
     assert "finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):
     """A LayerNorm trunk, launched by torchrun, with and without accumulation."""
     common = {"model": {"backbone": BACKBONES["vit"]}, "training": {"batch_size": 8}}
