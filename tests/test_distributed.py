@@ -7,7 +7,6 @@ from safetensors.torch import load_file
 from .distributed_program import BATCH, CASES, batches, make_model
 from .launching import torchrun
 
-
 pytestmark = pytest.mark.slow
 
 
