@@ -11,7 +11,7 @@ REAL_DATA := ../shared/data
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## Pretrain a small Adam and draw four pictures (DATA=folder-or-parquet for your own images)
+demo: $(VENV)/.demo ## Pretrain a small Adam and draw what it learned (DATA=folder-or-parquet for your own images)
 	$(BIN)/python scripts/demo.py --data "$(DATA)"
 
 test: $(VENV)/.dev ## Run the tests that need no data

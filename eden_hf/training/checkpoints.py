@@ -21,7 +21,10 @@ PROGRESS_FILE = "progress.json"
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make `folder` by `write(temporary)`; an interruption leaves the old folder, or the new one, never a part."""
+    """Make `folder` by `write(temporary)`; never a part of one stands under its name.
+
+    An interruption leaves the old folder or the new one; between the two renames, the old one as `.<name>.old`.
+    """
     temporary, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -38,7 +41,8 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     target = folder / f"step-{progress.step:08d}"
     temporary = folder / f".{target.name}.new"
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in folder.glob(".step-*.new"):  # of a run killed while it wrote
+            shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()

@@ -168,7 +168,7 @@ def test_a_finished_run_resumes_to_itself(uninterrupted, capsys):
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    """A LayerNorm trunk, launched by torchrun, with and without accumulation."""
+    """A LayerNorm trunk, launched by torchrun."""
     common = {"model": {"backbone": BACKBONES["vit"]}, "training": {"batch_size": 8}}
     stages = [{"level": 0, "epochs": 1, "learning_rate": 0.05}, {"level": 2, "epochs": 1, "prune_threshold": 0.8}]
     run_pretraining(tmp_path, "one", **common, stages=stages)
@@ -189,13 +189,15 @@ def test_accumulated_batches_make_one_step(tmp_path):
     """Without negatives that change between the pieces, two pieces give the gradient of the whole batch."""
     sections = {
         "model": {"backbone": BACKBONES["vit"], "memory_bank_size": 4000},
-        "stages": [{"level": 0, "epochs": 2, "learning_rate": 0.05}],
+        "stages": [{"level": 0, "epochs": 1, "learning_rate": 0.05}],
     }
-    run_pretraining(tmp_path, "whole", **sections)
-    run_pretraining(tmp_path, "pieces", **sections, training={"gradient_accumulation_steps": 2})
+    run_pretraining(tmp_path, "whole", **sections, training={"batch_size": 16})
+    run_pretraining(tmp_path, "pieces", **sections, training={"batch_size": 16, "gradient_accumulation_steps": 2})
     whole, pieces = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "pieces"))
-    assert_close(pieces["memory_bank"], whole["memory_bank"], rtol=1e-2, atol=1e-2)
-    assert metrics(tmp_path / "whole")[-1]["step"] == metrics(tmp_path / "pieces")[-1]["step"] == 8
+    name = "eden.backbone.embeddings.patch_embeddings.projection.bias"  # starts at 0, so it is the step itself
+    assert whole[name].norm() > 0.01
+    assert (pieces[name] - whole[name]).norm() < 0.1 * whole[name].norm()
+    assert metrics(tmp_path / "whole")[-1]["step"] == metrics(tmp_path / "pieces")[-1]["step"] == 1
 
 
 @pytest.mark.parametrize(
