@@ -7,15 +7,15 @@ Points are `(x, y)` pixel indices, float: (0, 0) is the centre of the top left p
 they are `x * width - 0.5`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from eden_hf.evaluation.embeddings import embed, nearest_neighbours
+from eden_hf.evaluation.encoders import Encoder
 
 
 class DenseEmbeddings(NamedTuple):
@@ -31,8 +31,7 @@ class DenseEmbeddings(NamedTuple):
 
 
 def point_embeddings(
-    model: PreTrainedModel,
-    processor: Any,
+    encoder: Encoder,
     image: Image.Image,
     points: Tensor,
     *,
@@ -42,8 +41,7 @@ def point_embeddings(
     """Unit vectors of the windows around points of an image.
 
     Args:
-        model: As in `embed`.
-        processor: As in `embed`.
+        encoder: As in `embed`.
         image: Mode L or RGB. Where a window reaches over the edge, the edge's pixels go on.
         points: `[P, 2]` pixel indices x, y; a window's place is rounded to whole pixels.
         window: Side of the windows in pixels of the image.
@@ -66,12 +64,11 @@ def point_embeddings(
     padded = np.pad(pixels, margin, mode="edge")
     corners = torch.floor(points + 0.5 - window / 2 + 0.5).long() + window
     windows = (Image.fromarray(padded[y : y + window, x : x + window]) for x, y in corners.tolist())
-    return embed(model, processor, windows, batch_size)
+    return embed(encoder, windows, batch_size)
 
 
 def dense_embeddings(
-    model: PreTrainedModel,
-    processor: Any,
+    encoder: Encoder,
     image: Image.Image,
     *,
     window: int,
@@ -90,7 +87,7 @@ def dense_embeddings(
         raise ValueError(f"stride must be between 1 and {min(image.size)}, the image's smaller side, got {stride}")
     xs, ys = (_centres(side, stride) for side in image.size)
     points = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1)  # [h, w, 2]
-    vectors = point_embeddings(model, processor, image, points.flatten(0, 1), window=window, batch_size=batch_size)
+    vectors = point_embeddings(encoder, image, points.flatten(0, 1), window=window, batch_size=batch_size)
     return DenseEmbeddings(vectors.unflatten(0, points.shape[:2]), points)
 
 
@@ -101,8 +98,7 @@ def _centres(side: int, stride: int) -> Tensor:
 
 
 def correspond(
-    model: PreTrainedModel,
-    processor: Any,
+    encoder: Encoder,
     image: Image.Image,
     points: Tensor,
     target: Image.Image,
@@ -116,8 +112,7 @@ def correspond(
     To match one target with many images, keep its `dense_embeddings` and call `find` with their `point_embeddings`.
 
     Args:
-        model: As in `embed`.
-        processor: As in `embed`.
+        encoder: As in `embed`.
         image: The image that the points are in.
         points: `[P, 2]` pixel indices x, y in `image`.
         target: The image to search.
@@ -128,6 +123,6 @@ def correspond(
     Returns:
         Points `[P, 2]` in `target` and cosine similarities `[P]`.
     """
-    queries = point_embeddings(model, processor, image, points, window=window, batch_size=batch_size)
-    dense = dense_embeddings(model, processor, target, window=window, stride=stride, batch_size=batch_size)
+    queries = point_embeddings(encoder, image, points, window=window, batch_size=batch_size)
+    dense = dense_embeddings(encoder, target, window=window, stride=stride, batch_size=batch_size)
     return dense.find(queries)

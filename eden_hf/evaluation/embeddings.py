@@ -12,22 +12,19 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from eden_hf.anatomy import part_boxes
+from eden_hf.evaluation.encoders import Encoder
 
 
-def embed(
-    model: PreTrainedModel, processor: Any, images: Iterable[Image | np.ndarray], batch_size: int = 64
-) -> Tensor:
+def embed(encoder: Encoder, images: Iterable[Image | np.ndarray], batch_size: int = 64) -> Tensor:
     """One unit vector for each image.
 
     An embedding is the encoder's `pooler_output`, or where it has none the mean of `last_hidden_state`, scaled to
-    length 1. The model is put into evaluation mode and stays there.
+    length 1.
 
     Args:
-        model: An image encoder, for one `EdenModel` or any `AutoModel`.
-        processor: Its image processor: `processor(images=[...], return_tensors="pt")["pixel_values"]`.
+        encoder: From `load_encoder`, or `Encoder(model, processor)`.
         images: What the processor takes; read `batch_size` at a time, so a generator may be longer than memory.
         batch_size: Images in one forward pass.
 
@@ -37,12 +34,11 @@ def embed(
     Raises:
         ValueError: there are no images, or the model's output has neither field.
     """
-    model.eval()
+    encoder.model.eval()  # it may have gone back to training since
     waiting, embedded = iter(images), []
     while batch := list(islice(waiting, batch_size)):
-        pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            outputs = model(pixel_values=pixel_values.to(model.device, model.dtype))
+            outputs = encoder.model(pixel_values=encoder.pixel_values(batch))
             embedded.append(F.normalize(pooled(outputs).float(), dim=1).cpu())
     if not embedded:
         raise ValueError("there are no images to embed: the sequence given is empty")
@@ -65,16 +61,13 @@ def pooled(outputs: Any) -> Tensor:
     )
 
 
-def part_embeddings(
-    model: PreTrainedModel, processor: Any, images: Iterable[Image], level: int, batch_size: int = 64
-) -> Tensor:
+def part_embeddings(encoder: Encoder, images: Iterable[Image], level: int, batch_size: int = 64) -> Tensor:
     """Unit vectors of the parts of images at `level` of the Anatomy Decomposer.
 
     Each part is cut out and goes through the processor as an image of its own. Level 0 is the whole image.
 
     Args:
-        model: As in `embed`.
-        processor: As in `embed`.
+        encoder: As in `embed`.
         images: PIL images, of any sizes.
         level: Granularity, >= 0.
         batch_size: Parts in one forward pass.
@@ -86,7 +79,7 @@ def part_embeddings(
         ValueError: there are no images, or `level` is finer than the pixels of one.
     """
     parts = (image.crop(box) for image in images for box in part_boxes(*image.size, level))
-    return embed(model, processor, parts, batch_size).unflatten(0, (-1, 2**level))
+    return embed(encoder, parts, batch_size).unflatten(0, (-1, 2**level))
 
 
 def nearest_neighbours(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -6,19 +6,17 @@ python scripts/gallery.py --model outputs/demo/run/last --source phantoms:64 --o
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from transformers import AutoModel, PreTrainedModel
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
 from eden_hf.anatomy import grid_shape, part_boxes
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.evaluation.correspondence import correspond
 from eden_hf.evaluation.embeddings import nearest_neighbours, part_embeddings, tsne
+from eden_hf.evaluation.encoders import Encoder, load_encoder
 from eden_hf.evaluation.plots import (
     Part,
     plot_correspondence,
@@ -42,7 +40,7 @@ def draw_gallery(
     """Draw decomposer levels, t-SNE of parts, correspondence, neighbours and, for a run's model, its loss curves.
 
     Args:
-        model: Folder or Hub id for `AutoModel` and `AutoImageProcessor`.
+        model: Any image encoder, as for `eden_hf.evaluation.encoders.load_encoder`.
         source: Images to look at: whatever `eden_hf.data.sources.load_source` takes.
         output: Folder for the pictures.
         split: Split of the source.
@@ -57,7 +55,7 @@ def draw_gallery(
     Raises:
         ValueError: `images` is below 2 or more than there are.
     """
-    encoder, processor = AutoModel.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
+    encoder = load_encoder(model)
     rows = load_source(source, split=split, id_column=id_column)
     if not 2 <= images <= len(rows):
         raise ValueError(f"{source} has {len(rows)} images and at least 2 are compared, got images={images}")
@@ -66,11 +64,11 @@ def draw_gallery(
         read_cell(row["image"], row["source_id"]).convert("L").resize((side, side), Image.Resampling.BOX)
         for row in rows
     ]
-    embeddings = part_embeddings(encoder, processor, pictures, level)
+    embeddings = part_embeddings(encoder, pictures, level)
     figures = {
         "levels": plot_levels(pictures[0], [0, 1, 2, 3, 4]),
         "tsne": _tsne_figure(embeddings, level),
-        "correspondence": _correspondence_figure(encoder, processor, pictures),
+        "correspondence": _correspondence_figure(encoder, pictures),
         "neighbours": _neighbours_figure(embeddings, pictures, rows["source_id"], level),
     }
     metrics = Path(model).parent / "metrics.jsonl"
@@ -92,11 +90,11 @@ def _tsne_figure(embeddings: torch.Tensor, level: int) -> Figure:
     return plot_tsne(tsne(embeddings.flatten(0, 1)), labels, names)
 
 
-def _correspondence_figure(encoder: PreTrainedModel, processor: Any, pictures: list[Image.Image]) -> Figure:
+def _correspondence_figure(encoder: Encoder, pictures: list[Image.Image]) -> Figure:
     """Nine points of the first image, found in the second."""
     side = pictures[0].width
     grid = torch.tensor([[x, y] for y in (0.25, 0.5, 0.75) for x in (0.25, 0.5, 0.75)]) * side
-    found, _ = correspond(encoder, processor, pictures[0], grid, pictures[1], window=side // 4, stride=side // 32)
+    found, _ = correspond(encoder, pictures[0], grid, pictures[1], window=side // 4, stride=side // 32)
     return plot_correspondence(pictures[0], pictures[1], grid, found)
 
 

@@ -3,6 +3,8 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetModel
 
+from eden_hf.evaluation.encoders import Encoder
+
 
 @pytest.fixture(scope="session")
 def model():
@@ -21,3 +23,8 @@ def processor():
         return {"pixel_values": torch.tensor(np.stack(small))[:, None].expand(-1, 3, -1, -1)}
 
     return process
+
+
+@pytest.fixture(scope="session")
+def encoder(model, processor):
+    return Encoder(model, processor, "tiny")

@@ -13,17 +13,17 @@ def phantom():
     return Image.fromarray(draw_phantom(4, 128).image)
 
 
-def test_a_shifted_copy_gives_shifted_points(model, processor, phantom):
+def test_a_shifted_copy_gives_shifted_points(encoder, phantom):
     here, shifted = phantom.crop((16, 16, 112, 96)), phantom.crop((24, 12, 120, 92))
-    dense = dense_embeddings(model, processor, here, window=24, stride=4)
+    dense = dense_embeddings(encoder, here, window=24, stride=4)
     points = dense.points[4:-4, 5:-5:3].flatten(0, 1)  # their windows lie inside both pictures
-    matches, similarities = correspond(model, processor, here, points, shifted, window=24, stride=4)
+    matches, similarities = correspond(encoder, here, points, shifted, window=24, stride=4)
     assert torch.equal(matches, points - torch.tensor([8.0, -4.0]))
     assert torch.allclose(similarities, torch.ones(len(points)), atol=1e-5)
 
 
-def test_the_grid_stands_in_the_middle_of_the_image(model, processor, phantom):
-    dense = dense_embeddings(model, processor, phantom.crop((0, 0, 39, 20)), window=16, stride=9)
+def test_the_grid_stands_in_the_middle_of_the_image(encoder, phantom):
+    dense = dense_embeddings(encoder, phantom.crop((0, 0, 39, 20)), window=16, stride=9)
     assert dense.vectors.shape == (2, 4, 20)
     assert torch.allclose(dense.vectors.norm(dim=2), torch.ones(2, 4))
     assert dense.points[0, :, 0].tolist() == [5.5, 14.5, 23.5, 32.5]  # the same from both ends of 0 .. 38
@@ -31,36 +31,36 @@ def test_the_grid_stands_in_the_middle_of_the_image(model, processor, phantom):
 
 
 @pytest.mark.parametrize(("window", "box"), [(15, (33, 43, 48, 58)), (16, (32, 42, 48, 58))])
-def test_a_window_is_centred_on_its_point(model, processor, phantom, window, box):
+def test_a_window_is_centred_on_its_point(encoder, phantom, window, box):
     point = torch.tensor([[40.0, 50.0]]) if window % 2 else torch.tensor([[39.5, 49.5]])
-    around = point_embeddings(model, processor, phantom, point, window=window)
-    assert torch.allclose(around, embed(model, processor, [phantom.crop(box)]), atol=1e-6)
+    around = point_embeddings(encoder, phantom, point, window=window)
+    assert torch.allclose(around, embed(encoder, [phantom.crop(box)]), atol=1e-6)
 
 
-def test_windows_reach_over_the_edge_with_the_pixels_of_the_edge(model, processor):
+def test_windows_reach_over_the_edge_with_the_pixels_of_the_edge(encoder):
     pixels = np.zeros((20, 20), dtype=np.uint8)
     pixels[:, 0] = 200  # all that a window left of the image can see
-    corner = point_embeddings(model, processor, Image.fromarray(pixels), torch.tensor([[-0.5, 0.0]]), window=8)
+    corner = point_embeddings(encoder, Image.fromarray(pixels), torch.tensor([[-0.5, 0.0]]), window=8)
     expected = np.zeros((8, 8), dtype=np.uint8)
     expected[:, :5] = 200
-    assert torch.allclose(corner, embed(model, processor, [Image.fromarray(expected)]), atol=1e-6)
+    assert torch.allclose(corner, embed(encoder, [Image.fromarray(expected)]), atol=1e-6)
 
 
-def test_colour_images_and_windows_larger_than_the_image_work(model, processor, phantom):
+def test_colour_images_and_windows_larger_than_the_image_work(encoder, phantom):
     colour = phantom.crop((0, 0, 30, 20)).convert("RGB")
-    assert point_embeddings(model, processor, colour, torch.tensor([[29.0, 19.0]]), window=50).shape == (1, 20)
+    assert point_embeddings(encoder, colour, torch.tensor([[29.0, 19.0]]), window=50).shape == (1, 20)
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [({"window": 0, "stride": 4}, "window must be .* got 0"), ({"window": 8, "stride": 31}, "1 and 30, .* got 31")],
 )
-def test_impossible_windows_and_strides_are_refused(model, processor, phantom, settings, named):
+def test_impossible_windows_and_strides_are_refused(encoder, phantom, settings, named):
     with pytest.raises(ValueError, match=named):
-        dense_embeddings(model, processor, phantom.crop((0, 0, 30, 40)), **settings)
+        dense_embeddings(encoder, phantom.crop((0, 0, 30, 40)), **settings)
 
 
-def test_points_outside_the_image_are_refused(model, processor, phantom):
+def test_points_outside_the_image_are_refused(encoder, phantom):
     points = torch.tensor([[5.0, 5.0], [128.0, 3.0]])
     with pytest.raises(ValueError, match=r"point \[128.0, 3.0\] lies outside the image of size \(128, 128\)"):
-        point_embeddings(model, processor, phantom, points, window=8)
+        point_embeddings(encoder, phantom, points, window=8)

@@ -9,6 +9,7 @@ from transformers import ViTConfig, ViTModel
 
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.evaluation.embeddings import embed, nearest_neighbours, part_embeddings, pooled, tsne
+from eden_hf.evaluation.encoders import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -16,19 +17,19 @@ def images():
     return phantom_dataset(5, size=64)["image"][:]
 
 
-def test_embeddings_are_unit_rows_whatever_the_batch_size(model, processor, images):
-    model.train()  # as in the middle of training: BatchNorm must not mix the images of a batch
-    together = embed(model, processor, images, batch_size=5)
-    apart = embed(model, processor, iter(images), batch_size=2)
+def test_embeddings_are_unit_rows_whatever_the_batch_size(encoder, images):
+    encoder.model.train()  # as in the middle of training: BatchNorm must not mix the images of a batch
+    together = embed(encoder, images, batch_size=5)
+    apart = embed(encoder, iter(images), batch_size=2)
     assert together.shape == (5, 20)
     assert torch.allclose(together.norm(dim=1), torch.ones(5))
     assert torch.allclose(together, apart, atol=1e-5)
-    assert not model.training
+    assert not encoder.model.training
 
 
-def test_a_probe_can_be_trained_on_embeddings(model, processor, images):
+def test_a_probe_can_be_trained_on_embeddings(encoder, images):
     probe = torch.nn.Linear(20, 2)
-    probe(embed(model, processor, images)).sum().backward()
+    probe(embed(encoder, images)).sum().backward()
     assert probe.weight.grad.abs().sum() > 0
 
 
@@ -38,7 +39,7 @@ def test_half_precision_models_get_and_give_what_they_should(processor, images):
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=32, patch_size=8
     )
     vit = ViTModel(config, add_pooling_layer=False).bfloat16()
-    embeddings = embed(vit, processor, images)
+    embeddings = embed(Encoder(vit, processor), images)
     assert embeddings.dtype == torch.float32
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(5))
     # without a pooler the tokens are averaged
@@ -61,24 +62,22 @@ def test_pooled_falls_back_to_feature_maps_and_refuses_other_outputs():
         pooled(SimpleNamespace(logits=features))
 
 
-def test_parts_are_embedded_row_by_row(model, processor, images):
-    parts = part_embeddings(model, processor, images, level=3, batch_size=7)
+def test_parts_are_embedded_row_by_row(encoder, images):
+    parts = part_embeddings(encoder, images, level=3, batch_size=7)
     assert parts.shape == (5, 8, 20)
     # level 3 of 64 x 64 is 2 rows of 4: part 6 starts at x = 32, y = 32
-    corner = embed(model, processor, [images[2].crop((32, 32, 48, 64))])
+    corner = embed(encoder, [images[2].crop((32, 32, 48, 64))])
     assert torch.allclose(parts[2, 6], corner[0], atol=1e-5)
-    assert torch.allclose(
-        part_embeddings(model, processor, images, level=0)[:, 0], embed(model, processor, images), atol=1e-5
-    )
+    assert torch.allclose(part_embeddings(encoder, images, level=0)[:, 0], embed(encoder, images), atol=1e-5)
 
 
-def test_no_images_is_an_error(model, processor):
+def test_no_images_is_an_error(encoder):
     with pytest.raises(ValueError, match="no images"):
-        part_embeddings(model, processor, [], level=2)
+        part_embeddings(encoder, [], level=2)
 
 
-def test_an_identical_crop_is_its_own_first_neighbour(model, processor, images):
-    parts = part_embeddings(model, processor, images, level=4).flatten(0, 1)
+def test_an_identical_crop_is_its_own_first_neighbour(encoder, images):
+    parts = part_embeddings(encoder, images, level=4).flatten(0, 1)
     similarities, indices = nearest_neighbours(parts[[3, 40]], parts, k=4)
     assert indices[:, 0].tolist() == [3, 40]
     assert torch.allclose(similarities[:, 0], torch.ones(2), atol=1e-5)

@@ -1,0 +1,159 @@
+"""Image encoders of any kind behind one shape: an Eden folder, any transformers vision model, fresh weights."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
+
+from eden_hf.configuration_eden import BACKBONE_PRESETS, EdenConfig
+from eden_hf.image_processing_eden import EdenImageProcessor
+
+FRESH = "random:"
+#: A token trunk has a state for each of many layers: this many, evenly spaced, are its "stages".
+TOKEN_STAGES = 4
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An image encoder and the processor that feeds it.
+
+    Attributes:
+        model: Any transformers vision model without a head, in evaluation mode on its device.
+        processor: Its image processor: `processor(images=[...], return_tensors="pt")["pixel_values"]`.
+        name: What results call it.
+        revision: What tells its weights from others': a commit of the Hub, the start of the weights' sha256, or a
+            seed.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    name: str = ""
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+
+    def pixel_values(self, images: Sequence[Image.Image | np.ndarray]) -> Tensor:
+        """`[B, 3, H, W]` of images, on the model's device in its dtype."""
+        if not isinstance(self.processor, EdenImageProcessor):  # stock processors take grey images amiss
+            images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
+        pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        return pixel_values.to(self.model.device, self.model.dtype)
+
+    def feature_maps(self, pixel_values: Tensor) -> list[Tensor]:
+        """The trunk's feature maps from its earliest stage to its last, `[B, C_stage, h_stage, w_stage]` each.
+
+        Of a token trunk (ViT, DINOv2) they are the patch tokens after a quarter, half, three quarters and all of its
+        layers. Run it under `torch.inference_mode()` unless gradients are wanted.
+
+        Args:
+            pixel_values: `[B, 3, H, W]`, from `pixel_values` or of any other size that the trunk takes.
+
+        Raises:
+            ValueError: the model gives no hidden states that are maps or rows of patch tokens.
+        """
+        outputs = self.model(pixel_values=pixel_values, output_hidden_states=True)
+        states = getattr(outputs, "reshaped_hidden_states", None) or outputs.hidden_states
+        if not states:
+            raise ValueError(f"{type(self.model).__name__} gives no hidden states to make feature maps of")
+        if states[0].ndim == 4:
+            return [state for state, after in pairwise([*states, None]) if after is None or _coarser(after, state)]
+        chosen = np.linspace(0, len(states) - 1, TOKEN_STAGES + 1).round().astype(int)[1:]
+        return [_as_map(states[index], pixel_values, self.model.config) for index in chosen]
+
+
+def _coarser(after: Tensor, state: Tensor) -> bool:
+    """Whether a stage ends at `state`: what follows is smaller or wider (stems repeat the first stage's size)."""
+    return after.shape[1:] != state.shape[1:]
+
+
+def _as_map(tokens: Tensor, pixel_values: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Patch tokens `[B, prefix + h * w, C]` as `[B, C, h, w]`."""
+    config = getattr(config, "backbone_config", config)
+    patch = getattr(config, "patch_size", None)
+    if tokens.ndim != 3 or patch is None:
+        raise ValueError(f"hidden states of {config.model_type!r} are neither maps nor rows of patch tokens")
+    height, width = (np.array(pixel_values.shape[-2:]) // patch).tolist()
+    return tokens[:, tokens.shape[1] - height * width :].mT.unflatten(2, (height, width))
+
+
+def load_encoder(
+    name: str,
+    *,
+    size: int | None = None,
+    intensity: Literal["fixed", "per_image"] | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> Encoder:
+    """Load an image encoder by its name.
+
+    Args:
+        name: An Eden folder, a folder or Hub id of any transformers vision model, or `random:` and such a name or a
+            preset (`random:resnet18-half`): the same architecture and processor with fresh weights.
+        size: Pixels a side that images are brought to, instead of the processor's own.
+        intensity: How intensities are normalised, instead of the processor's own way (see `EdenImageProcessor`,
+            which then takes the place of another model's processor, with that one's mean and standard deviation).
+        seed: Of fresh weights.
+        trust_remote_code: Whether code that comes with a Hub model may run.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it has no image processor, or is none of the kinds above.
+    """
+    origin = name.removeprefix(FRESH)
+    if origin in BACKBONE_PRESETS and not Path(origin).exists():
+        if not name.startswith(FRESH):
+            raise ValueError(f"{name} is an architecture, not a model; {FRESH}{name} gives it fresh weights")
+        config: PreTrainedConfig = EdenConfig(backbone_config=origin)
+        processor: Any = EdenImageProcessor()
+    else:
+        config = AutoConfig.from_pretrained(origin, trust_remote_code=trust_remote_code)
+        processor = AutoImageProcessor.from_pretrained(origin, trust_remote_code=trust_remote_code)
+    if name.startswith(FRESH):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+        revision: str | None = f"seed {seed}"
+    else:
+        model = AutoModel.from_pretrained(origin, trust_remote_code=trust_remote_code)
+        revision = _revision(origin, model)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return Encoder(model.to(device or "cpu"), _adapted(processor, size, intensity), name, revision)
+
+
+def _revision(origin: str, model: PreTrainedModel) -> str | None:
+    """The Hub's commit of a model, or the first 12 digits of its weights' sha256."""
+    files = sorted(Path(origin).glob("*.safetensors"))
+    if not files:
+        return getattr(model.config, "_commit_hash", None)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return f"sha256 {digest.hexdigest()[:12]}"
+
+
+def _adapted(processor: Any, size: int | None, intensity: str | None) -> Any:
+    """The processor with another size or way of intensities, where asked."""
+    own = processor.size
+    if intensity is not None and not isinstance(processor, EdenImageProcessor):
+        side = own.get("height") or own.get("shortest_edge") or 224
+        processor = EdenImageProcessor(
+            size={"height": side, "width": side}, image_mean=processor.image_mean, image_std=processor.image_std
+        )
+    if intensity is not None:
+        processor.intensity = intensity
+    if size is not None:
+        processor.size = type(processor.size)(height=size, width=size)
+        for crop in ("crop_size", "pad_size"):  # stock processors resize first and then cut to another size
+            if getattr(processor, crop, None) is not None:
+                setattr(processor, crop, type(processor.size)(height=size, width=size))
+    return processor

@@ -1,0 +1,111 @@
+"""What every evaluation writes: values with intervals as JSON, and the same as a Markdown table."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+RESAMPLES = 1000
+
+
+class Estimate(NamedTuple):
+    """A mean over patients: `value`, its bootstrap 95 % interval from `low` to `high`, and `n` patients."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        """Such as `0.812 (0.790, 0.833)`."""
+        digits = 3 if abs(self.value) < 10 else 1
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f}, {self.high:.{digits}f})"
+
+
+def estimate(per_patient: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
+    """The mean of one value a patient, with its percentile bootstrap 95 % interval.
+
+    Patients are drawn, not points or pairs: those of one patient depend on one another.
+
+    Args:
+        per_patient: `[N]`; NaN where a patient has no value (not counted).
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: no patient has a value.
+    """
+    values = np.asarray(per_patient, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        raise ValueError("no patient has a value to average")
+    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
+
+
+@dataclass
+class Results:
+    """The numbers of one evaluation of one encoder.
+
+    Attributes:
+        evaluation: Such as `locality`.
+        encoder: The encoder's name.
+        revision: The encoder's revision (see `Encoder`).
+        source: What the images were read from.
+        data_hash: Of the ids and pixels of the images used (see `data_hash`).
+        seed: Of all that was drawn.
+        values: The estimates by name.
+        settings: What else the numbers depend on (window, stride ...).
+    """
+
+    evaluation: str
+    encoder: str
+    revision: str | None
+    source: str
+    data_hash: str
+    seed: int
+    values: dict[str, Estimate]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `results.json` and `results.md` to `folder`, made if needed; returns the JSON's path."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = dataclasses.asdict(self) | {"values": {name: e._asdict() for name, e in self.values.items()}}
+        file = folder / "results.json"
+        file.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        (folder / "results.md").write_text(table([self]), encoding="utf-8")
+        return file
+
+    @classmethod
+    def load(cls, file: str | Path) -> "Results":
+        """Read a `results.json`."""
+        plain = json.loads(Path(file).read_text(encoding="utf-8"))
+        return cls(**plain | {"values": {name: Estimate(**e) for name, e in plain["values"].items()}})
+
+
+def table(results: Sequence[Results]) -> str:
+    """Markdown: a row for each evaluation's value, a column for each encoder; a dash where there is no value."""
+    encoders = list(dict.fromkeys(result.encoder for result in results))
+    cells = {(r.evaluation, name, r.encoder): str(value) for r in results for name, value in r.values.items()}
+    rows = dict.fromkeys((evaluation, name) for evaluation, name, _ in cells)
+    lines = [["", "", *encoders], ["---"] * (2 + len(encoders))]
+    for evaluation, name in rows:
+        values = [cells.get((evaluation, name, encoder), "-") for encoder in encoders]
+        lines.append([evaluation, name.replace("_", " "), *values])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def data_hash(ids: Iterable[str], images: Iterable[Any]) -> str:
+    """The first 12 digits of the sha256 over ids and pixels, in order: what tells one set of images from another."""
+    digest = hashlib.sha256()
+    for name, image in zip(ids, images, strict=True):
+        pixels = np.asarray(image)
+        digest.update(f"{name} {pixels.shape} {pixels.dtype}\n".encode())
+        digest.update(pixels.tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from eden_hf.evaluation.results import Estimate, Results, data_hash, estimate, table
+
+
+def results(encoder="a", **values):
+    return Results("locality", encoder, "sha256 0", "phantoms:8", "abc", 0, values, {"window": 32})
+
+
+def test_the_interval_is_the_bootstraps():
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    found = estimate(values)
+    assert found.value == pytest.approx(values.mean())
+    assert found.n == 400
+    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert found == estimate(values)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=20), st.integers(0, 3))
+def test_patients_without_a_value_do_not_count(values, missing):
+    assert estimate([*values, *[float("nan")] * missing]) == estimate(values)
+
+
+def test_no_patient_with_a_value_is_an_error():
+    with pytest.raises(ValueError, match="no patient"):
+        estimate([float("nan")])
+
+
+def test_results_come_back_from_their_file(tmp_path):
+    saved = results(retrieval=Estimate(0.5, 0.4, 0.6, 12))
+    assert Results.load(saved.save(tmp_path / "new")) == saved
+    assert "0.500 (0.400, 0.600)" in (tmp_path / "new" / "results.md").read_text()
+
+
+def test_a_table_sets_encoders_side_by_side():
+    one, two = results("a", knn=Estimate(0.5, 0.4, 0.6, 12)), results("b", margin=Estimate(12.25, 11, 13, 12))
+    lines = table([one, two]).splitlines()
+    assert lines[0] == "|  |  | a | b |"
+    assert lines[2] == "| locality | knn | 0.500 (0.400, 0.600) | - |"
+    assert lines[3] == "| locality | margin | - | 12.2 (11.0, 13.0) |"
+
+
+def test_the_hash_tells_ids_pixels_and_order():
+    images = [Image.new("L", (2, 2), value) for value in (0, 1)]
+    hashes = {
+        data_hash(ids, pixels)
+        for ids, pixels in [(["a", "b"], images), (["a", "c"], images), (["a", "b"], images[::-1])]
+    }
+    assert len(hashes) == 3
