@@ -240,7 +240,7 @@ class Pretraining:
     def _save_model(self, name: str) -> None:
         """Write the folder that `from_pretrained` reads: weights, configuration, processor and their code."""
         if self.accelerator.is_main_process:
-            processor = _processor(self.arguments)
+            processor = image_processor(self.arguments)
 
             def write(folder: Path) -> None:
                 self.eden.save_pretrained(folder)
@@ -342,8 +342,8 @@ def _optimizer(model: EdenForPreTraining, name: str) -> torch.optim.Optimizer:
     return torch.optim.SGD(student, momentum=0.9) if name == "sgd" else torch.optim.AdamW(student)
 
 
-def _processor(arguments: PretrainArguments) -> EdenImageProcessor:
-    """The image processor that gives a trained model the input it knows."""
+def image_processor(arguments: PretrainArguments) -> EdenImageProcessor:
+    """The image processor that gives a model pretrained by `arguments` the input it knows."""
     views = arguments.views
     return EdenImageProcessor(
         size={"height": views.size, "width": views.size},

@@ -1,0 +1,163 @@
+"""Named anatomical landmarks of chest radiographs: SCR's, taken from its outlines, and the phantoms' own.
+
+Left and right are the patient's: `left_*` lies on the right-hand side of the picture.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from eden_hf.data.phantoms import SIDES
+from eden_hf.data.sources import load_source, read_cell
+
+logger = logging.getLogger(__name__)
+
+Outline = np.ndarray  # [n, 2] float: x, y in [0, 1], in order round the structure
+
+
+class LandmarkedImage(NamedTuple):
+    """A radiograph, mode L, and its `landmarks`: `(x, y)` in [0, 1] of width and height by name.
+
+    The pixel index in an image of side S is `x * S - 0.5`.
+    """
+
+    image: Image.Image
+    source_id: str
+    landmarks: dict[str, tuple[float, float]]
+
+
+def _furthest(outline: Outline, x: float, y: float) -> Outline:
+    """The point of an outline that lies furthest in the direction (x, y)."""
+    return outline[np.argmax(outline @ (x, y))]
+
+
+def _dome_top(lung: Outline, sign: int) -> Outline:
+    """The top of the diaphragm: highest point of the lung's base, a quarter of its width away from both corners."""
+    outer, inner = (int(np.argmax(lung @ direction)) for direction in ((sign * 0.5, 1), (-sign, 1)))
+    base = _shorter_way(lung, outer, inner)
+    low, high = sorted((lung[outer, 0], lung[inner, 0]))
+    x = np.linspace(low + (high - low) / 4, high - (high - low) / 4, 9)
+    order = np.argsort(base[:, 0])
+    y = np.interp(x, base[order, 0], base[order, 1])
+    return np.array([x[y.argmin()], y.min()])
+
+
+def _shorter_way(outline: Outline, start: int, stop: int) -> Outline:
+    """The points from one index to another, whichever way round has fewer."""
+    forth = np.take(outline, range(start, start + (stop - start) % len(outline) + 1), axis=0, mode="wrap")
+    back = np.take(outline, range(stop, stop + (start - stop) % len(outline) + 1), axis=0, mode="wrap")
+    return min(forth, back, key=len)
+
+
+def _hilum(lung: Outline, sign: int) -> Outline:
+    """The lung's inner border at the height of its root, two fifths of the way from apex to base."""
+    top, bottom = lung[:, 1].min(), lung[:, 1].max()
+    closed = np.concatenate([lung, lung[:1]])
+    height = top + 0.4 * (bottom - top)
+    before, after = closed[:-1], closed[1:]
+    crosses = (before[:, 1] - height) * (after[:, 1] - height) <= 0
+    before, after = before[crosses], after[crosses]
+    step = np.where(after[:, 1] == before[:, 1], 1, after[:, 1] - before[:, 1])
+    x = before[:, 0] + (height - before[:, 1]) / step * (after[:, 0] - before[:, 0])
+    return np.array([x[np.argmin(sign * x)], height])
+
+
+#: Landmarks of SCR: the outline each is taken from (on both sides, or in the middle), and how.
+_OF_A_SIDE: dict[str, tuple[str, Callable[[Outline, int], Outline]]] = {
+    "lung_apex": ("lung", lambda lung, sign: _furthest(lung, 0, -1)),
+    "costophrenic_angle": ("lung", lambda lung, sign: _furthest(lung, sign * 0.5, 1)),
+    "dome_top": ("lung", _dome_top),
+    "hilum": ("lung", _hilum),
+    "clavicle_medial_end": ("clavicle", lambda clavicle, sign: _furthest(clavicle, -sign, 0)),
+    "clavicle_middle": ("clavicle", lambda clavicle, sign: clavicle.mean(axis=0)),
+    "clavicle_lateral_end": ("clavicle", lambda clavicle, sign: _furthest(clavicle, sign, 0)),
+}
+_OF_THE_HEART: dict[str, Callable[[Outline], Outline]] = {
+    "heart_apex": lambda heart: _furthest(heart, 1, 0.7),
+    "heart_base": lambda heart: _furthest(heart, 0, -1),
+    "heart_right_border": lambda heart: _furthest(heart, -1, 0),
+}
+SCR_LANDMARKS = (*(f"{side}_{name}" for side in SIDES for name in _OF_A_SIDE), *_OF_THE_HEART)
+
+
+def mirror_of(name: str) -> str | None:
+    """The landmark on the patient's other side, or `None` for one in the middle."""
+    for side, other in (("left_", "right_"), ("right_", "left_")):
+        if name.startswith(side):
+            return other + name.removeprefix(side)
+    return None
+
+
+def scr_landmarks(outlines: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The landmarks `SCR_LANDMARKS` of one radiograph.
+
+    Args:
+        outlines: `landmarks_heart`, `landmarks_left_lung`, ... as in the columns of SCR: `[n, 2]` in [0, 1].
+
+    Returns:
+        `(x, y)` in [0, 1] by name.
+    """
+    points = {}
+    for side, sign in SIDES.items():
+        for name, (structure, find) in _OF_A_SIDE.items():
+            points[f"{side}_{name}"] = find(np.asarray(outlines[f"landmarks_{side}_{structure}"], float), sign)
+    heart = np.asarray(outlines["landmarks_heart"], float)
+    points |= {name: find(heart) for name, find in _OF_THE_HEART.items()}
+    return {name: (float(x), float(y)) for name, (x, y) in points.items()}
+
+
+def load_landmarked(
+    source: Any, split: str = "train", *, id_column: str | None = None, images: int | None = None
+) -> list[LandmarkedImage]:
+    """Radiographs with their landmarks: SCR's Parquet, phantoms, or any source with a `landmarks` column.
+
+    Args:
+        source: As for `load_source`, with the columns `landmarks_heart`, `landmarks_left_lung`, ... of SCR, or one
+            column `landmarks` with `(x, y)` in [0, 1] for each name.
+        split: Split of the source.
+        id_column: Column whose values name the images.
+        images: How many of the first images with landmarks; all of them by default.
+
+    Returns:
+        Images of mode L with their landmarks. Rows without any are counted in a warning that names them.
+
+    Raises:
+        ValueError: the source has no such columns, or fewer images with landmarks.
+    """
+    data = load_source(source, split=split, id_column=id_column)
+    columns = set(data.column_names)
+    needed = {"landmarks_heart", *(f"landmarks_{side}_{s}" for side in SIDES for s in ("lung", "clavicle"))}
+    if "landmarks" not in columns and not needed <= columns:
+        raise ValueError(
+            f"{source} has no landmarks: a column 'landmarks' or the columns {', '.join(sorted(needed))} are needed, "
+            f"it has {', '.join(sorted(columns))}"
+        )
+    missing: list[str] = []
+    loaded = list(_landmarked(data, needed, images, missing))
+    if missing:
+        logger.warning("%s: %d images have no landmarks and are left out: %s", source, len(missing), missing[:5])
+    if not loaded or (images is not None and len(loaded) < images):
+        raise ValueError(f"{source} has {len(loaded)} images with landmarks in split {split!r}, {images} were asked")
+    return loaded
+
+
+def _landmarked(
+    data: Iterable[Mapping[str, Any]], needed: set[str], images: int | None, missing: list[str]
+) -> Iterable[LandmarkedImage]:
+    """The first `images` rows that have landmarks; the ids of those passed over go to `missing`."""
+    count = 0
+    for row in data:
+        if count == images:
+            return
+        if row.get("landmarks"):
+            landmarks = {name: (float(x), float(y)) for name, (x, y) in row["landmarks"].items()}
+        elif all(row.get(column) for column in needed):
+            landmarks = scr_landmarks(row)
+        else:
+            missing.append(row["source_id"])
+            continue
+        count += 1
+        yield LandmarkedImage(read_cell(row["image"], row["source_id"]).convert("L"), row["source_id"], landmarks)

@@ -1,0 +1,257 @@
+"""Few-shot segmentation (arXiv 2309.15358, section 4): k labelled images, several draws of them, the whole test split.
+
+Two ways of scoring an encoder share the draws. *Frozen*: a ridge classifier on each pixel's features from all stages
+of the trunk, seconds an encoder, so that it can steer choices. *Fine-tuned*: the whole segmentation model, minutes
+each. Whatever is chosen (the recipe) is one for all encoders, and comes from the training split only.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.stats import ttest_rel
+from sklearn.linear_model import Ridge
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from eden_hf.data.sources import read_cell
+from eden_hf.data.tasks import Task
+from eden_hf.evaluation.encoders import Encoder
+
+SHOTS = (3, 6, 12, 24)
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """Images and the masks of their structures, which may overlap.
+
+    Attributes:
+        images: N images of any size.
+        masks: For each image bool `[labels, H, W]`, of its size.
+        labels: Names of the structures.
+    """
+
+    images: Sequence[Image.Image]
+    masks: Sequence[np.ndarray]
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def from_task(cls, task: Task, split: str) -> "Segmented":
+        """The images and masks of one split of a segmentation task, decoded.
+
+        Raises:
+            ValueError: the task is no segmentation, or has no such split.
+        """
+        if task.kind != "segmentation":
+            raise ValueError(f"few-shot segmentation needs a segmentation task, {task.name} is {task.kind}")
+        if split not in task.splits:
+            raise ValueError(f"{task.name} has no split {split!r}; it has {', '.join(task.splits)}")
+        images, masks = [], []
+        for row in task.splits[split]:
+            images.append(read_cell(row["image"], row["source_id"]))
+            masks.append(np.stack([np.asarray(read_cell(m, row["source_id"])) > 0 for m in row["masks"]]))
+        return cls(images, masks, task.labels)
+
+
+#: Scores of one draw: from indices of training images, and the draw's number, to Dice `[test images, labels]`.
+Scorer: TypeAlias = Callable[[np.ndarray, int], np.ndarray]
+
+
+class Score(NamedTuple):
+    """One draw of one encoder: `dice` is a mean over test images for each of `labels`."""
+
+    encoder: str
+    revision: str | None
+    shots: int
+    draw: int
+    dice: dict[str, float]
+
+
+def few_shot(
+    encoder: Encoder,
+    scorer: Scorer,
+    train_count: int,
+    labels: Sequence[str],
+    file: Path,
+    *,
+    shots: Iterable[int] = SHOTS,
+    draws: int = 3,
+    seed: int = 0,
+) -> list[Score]:
+    """Score one encoder at every number of shots and every draw; what `file` already holds is not done again.
+
+    Args:
+        encoder: Whose scores these are.
+        scorer: `FrozenSegmentation` or `FineTunedSegmentation`, for this encoder.
+        train_count: Number of training images to draw from.
+        labels: Names of the structures scored.
+        file: JSON lines, one a score, added to as scores come, so that an interrupted table goes on.
+        shots: Numbers of training images.
+        draws: Draws of each.
+        seed: Of the draws.
+    """
+    known = {(s.encoder, s.revision, s.shots, s.draw): s for s in read_scores(file)}
+    wanted = [(k, draw) for k in shots for draw in range(draws)]
+    scores = []
+    for k, draw in tqdm(wanted, desc=encoder.name, unit="draw"):
+        key = (encoder.name, encoder.revision, k, draw)
+        if key not in known:
+            dices = scorer(draw_shots(train_count, k, draw, seed), draw).mean(axis=0)
+            known[key] = Score(*key, {label: float(value) for label, value in zip(labels, dices, strict=True)})
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(known[key]._asdict()) + "\n")
+        scores.append(known[key])
+    return scores
+
+
+def read_scores(file: Path) -> list[Score]:
+    """The scores of a file of `few_shot`, none where there is no such file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [Score(**json.loads(line)) for line in lines]
+
+
+def few_shot_table(scores: Sequence[Score]) -> str:
+    """Markdown: Dice in percent, mean and standard deviation over draws, for every encoder and number of shots.
+
+    The encoder named first is the one that others are compared with: `p` is of a paired t-test over the draws, which
+    are the same for all (two-sided, not corrected for the number of comparisons).
+    """
+    encoders = list(dict.fromkeys(score.encoder for score in scores))
+    shots = list(dict.fromkeys(score.shots for score in scores))
+    lines = [["structure", "encoder", *(f"k = {k}" for k in shots)], ["---"] * (2 + len(shots))]
+    for label in scores[0].dice:
+        for encoder in encoders:
+            cells = [_cell(*(_draws(scores, name, k, label) for name in (encoder, encoders[0]))) for k in shots]
+            lines.append([label, encoder, *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _draws(scores: Sequence[Score], encoder: str, shots: int, label: str) -> np.ndarray:
+    """Percent Dice of an encoder's draws, in order."""
+    own = sorted((s for s in scores if (s.encoder, s.shots) == (encoder, shots)), key=lambda s: s.draw)
+    return np.array([100 * s.dice[label] for s in own])
+
+
+def _cell(own: np.ndarray, reference: np.ndarray) -> str:
+    """Such as `84.4 ± 1.2 (p 0.03)`."""
+    if not len(own):
+        return "-"
+    spread = f" ± {own.std(ddof=1):.1f}" if len(own) > 1 else ""
+    comparable = len(own) > 1 and len(own) == len(reference) and not np.array_equal(own, reference)
+    p = f" (p {ttest_rel(own, reference).pvalue:.2g})" if comparable else ""
+    return f"{own.mean():.1f}{spread}{p}"
+
+
+def draw_shots(count: int, shots: int, draw: int, seed: int = 0) -> np.ndarray:
+    """Indices `[shots]` of the training images of one draw, the same for every encoder; smaller draws are in larger.
+
+    Raises:
+        ValueError: there are fewer training images.
+    """
+    if not 1 <= shots <= count:
+        raise ValueError(f"shots must be between 1 and the {count} training images, got {shots}")
+    return np.random.default_rng([seed, draw]).permutation(count)[:shots]
+
+
+def dice(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Dice of masks over the last two axes, `2 |A and B| / (|A| + |B|)`; 1 where both are empty."""
+    overlap = (predicted & true).sum(axis=(-2, -1))
+    total = predicted.sum(axis=(-2, -1)) + true.sum(axis=(-2, -1))
+    return np.where(total == 0, 1.0, 2 * overlap / np.maximum(total, 1))
+
+
+class FrozenSegmentation:
+    """A ridge classifier on the pixels' features from every stage of a frozen trunk.
+
+    The maps of all stages are brought to `grid` x `grid`, put together and standardised over the training pixels.
+    Ridge regression then tells 1 inside a structure from 0 outside; the threshold is the one of best Dice on the
+    training images. A linear map commutes with bilinear resizing, so test images are never held at full depth.
+
+    Args:
+        encoder: As in `embed`.
+        train: Images to draw from.
+        test: Images to score, at their own resolution.
+        grid: Side of the map on which the classifier is trained.
+        alpha: Ridge penalty for each training pixel, so that it does not depend on their number.
+    """
+
+    def __init__(
+        self, encoder: Encoder, train: Segmented, test: Segmented, *, grid: int = 64, alpha: float = 1e-3
+    ) -> None:
+        self.train, self.test, self.grid, self.alpha = train, test, grid, alpha
+        self.train_maps = _stage_maps(encoder, train.images)
+        self.test_maps = _stage_maps(encoder, test.images)
+
+    def __call__(self, shots: np.ndarray, seed: int = 0) -> np.ndarray:
+        """Dice `[test images, labels]` of a classifier trained on the training images at `shots`."""
+        features = torch.cat([_resized_pixels(self.train_maps[index], self.grid) for index in shots])
+        targets = torch.cat([_mask_pixels(self.train.masks[index], self.grid) for index in shots])
+        mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
+        ridge = Ridge(alpha=self.alpha * len(features), solver="cholesky").fit((features - mean) / std, targets)
+        weights = torch.from_numpy(np.atleast_2d(ridge.coef_)).float() / std
+        bias = torch.from_numpy(np.atleast_1d(ridge.intercept_)).float() - weights @ mean
+        scores = [self._predict(self.train_maps[index], weights, bias) for index in shots]
+        thresholds = _best_thresholds(scores, targets.unflatten(0, (-1, self.grid**2)))
+        tested = zip(self.test_maps, self.test.masks, strict=True)
+        return np.stack([dice(self._predict_mask(m, weights, bias, thresholds, t.shape[1:]), t) for m, t in tested])
+
+    def _predict(self, maps: list[Tensor], weights: Tensor, bias: Tensor) -> Tensor:
+        """Scores `[labels, grid, grid]`."""
+        parts = weights.split([len(stage) for stage in maps], dim=1)
+        resized = [
+            _resized(torch.einsum("lc,chw->lhw", w, m.float()), self.grid) for w, m in zip(parts, maps, strict=True)
+        ]
+        return torch.stack(resized).sum(dim=0) + bias[:, None, None]
+
+    def _predict_mask(
+        self, maps: list[Tensor], weights: Tensor, bias: Tensor, thresholds: Tensor, size: tuple[int, ...]
+    ) -> np.ndarray:
+        """Masks `[labels, H, W]` at the image's own size."""
+        scores = F.interpolate(self._predict(maps, weights, bias)[None], size=size, mode="bilinear")[0]
+        return (scores > thresholds[:, None, None]).numpy()
+
+
+def _stage_maps(encoder: Encoder, images: Sequence[Image.Image], batch_size: int = 16) -> list[list[Tensor]]:
+    """For each image the maps of its stages, `[C_stage, h_stage, w_stage]` in half precision."""
+    maps = []
+    for start in range(0, len(images), batch_size):
+        with torch.inference_mode():
+            stages = encoder.feature_maps(encoder.pixel_values(images[start : start + batch_size]))
+        maps += [list(stage) for stage in zip(*(stage.half().cpu() for stage in stages), strict=True)]
+    return maps
+
+
+def _resized(values: Tensor, side: int) -> Tensor:
+    """`[C, side, side]` of `[C, h, w]`."""
+    return F.interpolate(values[None].float(), size=(side, side), mode="bilinear")[0]
+
+
+def _resized_pixels(maps: list[Tensor], side: int) -> Tensor:
+    """Features of the pixels `[side * side, C]`, all stages' side by side."""
+    return torch.cat([_resized(stage, side) for stage in maps]).flatten(1).T
+
+
+def _mask_pixels(masks: np.ndarray, side: int) -> Tensor:
+    """Share of each pixel that is inside, `[side * side, labels]`."""
+    return F.adaptive_avg_pool2d(torch.from_numpy(masks).float(), side).flatten(1).T
+
+
+def _best_thresholds(scores: list[Tensor], targets: Tensor) -> Tensor:
+    """For each label the threshold of the highest mean Dice over `scores` `[labels, grid, grid]` of each image."""
+    predicted = torch.stack([score.flatten(1) for score in scores])  # [k, labels, pixels]
+    inside = targets.mT > 0.5
+    candidates = torch.linspace(0.1, 0.9, 33)
+    found = [
+        dice((predicted > c).numpy()[..., None], inside.numpy()[..., None]).mean(axis=0) for c in candidates.tolist()
+    ]
+    return candidates[torch.from_numpy(np.stack(found)).argmax(dim=0)]

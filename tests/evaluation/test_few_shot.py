@@ -1,0 +1,135 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import ttest_rel
+from torch import nn
+
+from eden_hf.data.phantoms import draw_phantom
+from eden_hf.evaluation.encoders import Encoder
+from eden_hf.evaluation.few_shot import (
+    FrozenSegmentation,
+    Score,
+    Segmented,
+    _resized_pixels,
+    dice,
+    draw_shots,
+    few_shot,
+    few_shot_table,
+    read_scores,
+)
+
+LABELS = ("heart", "left_lung")
+
+
+def segmented(seeds):
+    phantoms = [draw_phantom(seed, 64) for seed in seeds]
+    masks = [np.stack([phantom.masks[name] for name in LABELS]) for phantom in phantoms]
+    return Segmented([_image(phantom.image) for phantom in phantoms], masks, LABELS)
+
+
+def _image(pixels):
+    from PIL import Image
+
+    return Image.fromarray(pixels)
+
+
+def test_frozen_segmentation_learns_from_few_phantoms(encoder):
+    score = FrozenSegmentation(encoder, segmented(range(8)), segmented(range(100, 106)), grid=32)
+    few, many = score(draw_shots(8, 2, 0)), score(draw_shots(8, 8, 0))
+    assert few.shape == many.shape == (6, 2)
+    assert many.mean() > max(0.6, few.mean() - 0.05)
+
+
+def test_frozen_segmentation_of_features_that_hold_the_answer_is_perfect():
+    """An encoder whose first stage is the mask itself (painted into the image)."""
+
+    class Painted(nn.Module):
+        def forward(self, pixel_values, output_hidden_states):
+            return SimpleNamespace(hidden_states=(pixel_values, pixel_values[:, :1, ::2, ::2]))
+
+        device, dtype = torch.device("cpu"), torch.float32
+
+    def process(images, return_tensors):
+        return {"pixel_values": torch.stack([torch.from_numpy(np.array(i)).moveaxis(-1, 0).float() for i in images])}
+
+    data = segmented(range(6))
+    painted = [_image((np.moveaxis(np.concatenate([m, m[:1]]), 0, -1) * 255).astype(np.uint8)) for m in data.masks]
+    known = Segmented(painted, data.masks, LABELS)
+    score = FrozenSegmentation(Encoder(Painted(), process), known, known, grid=64)
+    assert score(np.arange(3)).min() > 0.99
+
+
+def test_a_projected_map_equals_the_projection_of_resized_features(encoder):
+    data = segmented(range(2))
+    score = FrozenSegmentation(encoder, data, data, grid=16)
+    channels = sum(len(stage) for stage in score.test_maps[0])
+    weights, bias = torch.randn(3, channels), torch.randn(3)
+    plain = _resized_pixels(score.test_maps[0], 16) @ weights.T + bias
+    predicted = score._predict(score.test_maps[0], weights, bias)
+    assert torch.allclose(predicted.flatten(1).T, plain, atol=1e-3)
+
+
+@given(arrays(bool, (2, 5, 4)), arrays(bool, (2, 5, 4)))
+def test_dice_is_symmetric_and_one_for_equal_masks(a, b):
+    assert np.array_equal(dice(a, b), dice(b, a))
+    assert (dice(a, a) == 1).all()
+
+
+def test_dice_of_a_half_overlap():
+    a, b = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    a[:, :2], b[:, 1:3] = True, True
+    assert dice(a, b) == 0.5
+
+
+@given(st.integers(1, 30), st.integers(0, 5), st.integers(0, 5))
+def test_smaller_draws_are_in_larger_ones(shots, draw, seed):
+    large = draw_shots(30, 30, draw, seed)
+    assert sorted(large) == list(range(30))
+    assert list(draw_shots(30, shots, draw, seed)) == list(large[:shots])
+
+
+@pytest.mark.parametrize("shots", [0, 31])
+def test_impossible_shots_are_refused(shots):
+    with pytest.raises(ValueError, match="between 1 and the 30"):
+        draw_shots(30, shots, 0)
+
+
+def test_an_interrupted_table_goes_on(encoder, tmp_path):
+    calls = []
+
+    def scorer(indices, draw):
+        calls.append((len(indices), draw))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return np.full((5, 2), 0.01 * len(indices) + draw)
+
+    file, arguments = tmp_path / "new" / "scores.jsonl", {"shots": (3, 6), "draws": 2}
+    with pytest.raises(KeyboardInterrupt):
+        few_shot(encoder, scorer, 10, LABELS, file, **arguments)
+    scores = few_shot(encoder, scorer, 10, LABELS, file, **arguments)
+    assert calls == [(3, 0), (3, 1), (6, 0), (6, 0), (6, 1)]
+    assert scores == read_scores(file)
+    assert [score.dice["heart"] for score in scores] == pytest.approx([0.03, 1.03, 0.06, 1.06])
+    assert few_shot(encoder, None, 10, LABELS, file, **arguments) == scores
+
+
+def test_the_table_gives_mean_spread_and_a_paired_test():
+    ours, theirs = [0.80, 0.83, 0.85], [0.70, 0.76, 0.74]
+    scores = [Score("ours", None, 3, draw, {"heart": value}) for draw, value in enumerate(ours)]
+    scores += [Score("theirs", None, 3, draw, {"heart": value}) for draw, value in reversed(list(enumerate(theirs)))]
+    lines = few_shot_table(scores).splitlines()
+    assert lines[0] == "| structure | encoder | k = 3 |"
+    assert lines[2] == "| heart | ours | 82.7 ± 2.5 |"
+    assert lines[3] == f"| heart | theirs | 73.3 ± 3.1 (p {ttest_rel(theirs, ours).pvalue:.2g}) |"
+
+
+def test_a_score_is_one_line_of_json(tmp_path):
+    file = tmp_path / "scores.jsonl"
+    file.write_text(json.dumps(Score("a", "b", 3, 0, {"heart": 0.5})._asdict()) + "\n")
+    assert read_scores(file) == [Score("a", "b", 3, 0, {"heart": 0.5})]
