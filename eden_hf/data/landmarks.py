@@ -4,11 +4,13 @@ Left and right are the patient's: `left_*` lies on the right-hand side of the pi
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from eden_hf.data.phantoms import SIDES
 from eden_hf.data.sources import load_source, read_cell
@@ -107,6 +109,26 @@ def scr_landmarks(outlines: Mapping[str, Any]) -> dict[str, tuple[float, float]]
     heart = np.asarray(outlines["landmarks_heart"], float)
     points |= {name: find(heart) for name, find in _OF_THE_HEART.items()}
     return {name: (float(x), float(y)) for name, (x, y) in points.items()}
+
+
+def shared_landmarks(images: Sequence[LandmarkedImage]) -> list[str]:
+    """Names of the landmarks that all images have, in the order of the first.
+
+    Raises:
+        ValueError: there are fewer than two images, or two such landmarks.
+    """
+    if len(images) < 2:
+        raise ValueError(f"patients are compared: at least 2 images are needed, got {len(images)}")
+    names = [name for name in images[0].landmarks if all(name in item.landmarks for item in images)]
+    if len(names) < 2:
+        raise ValueError(f"at least 2 landmarks that all images have are needed, got {names}")
+    return names
+
+
+def landmark_pixels(item: LandmarkedImage, names: Sequence[str]) -> Tensor:
+    """Pixel indices `[L, 2]` of an image's landmarks, float32."""
+    shares = torch.tensor([item.landmarks[name] for name in names])
+    return shares * torch.tensor(item.image.size) - 0.5
 
 
 def load_landmarked(

@@ -4,7 +4,7 @@ Every function returns a matplotlib `Figure`; `figure.savefig(path)` writes it. 
 display is needed and none is kept open. Colours are those of Okabe and Ito, told apart by the colour-blind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,7 +134,9 @@ def plot_tsne(points: np.ndarray, labels: Sequence[int] | np.ndarray | Tensor, n
     return figure
 
 
-def plot_correspondence(image_a: Image.Image, image_b: Image.Image, points_a: Tensor, points_b: Tensor) -> Figure:
+def plot_correspondence(
+    image_a: Image.Image, image_b: Image.Image, points_a: Tensor, points_b: Tensor, true_b: Tensor | None = None
+) -> Figure:
     """Points of one image and the points found for them in another, numbered and joined by lines.
 
     Args:
@@ -142,6 +144,7 @@ def plot_correspondence(image_a: Image.Image, image_b: Image.Image, points_a: Te
         image_b: The image they were looked for in.
         points_a: `[P, 2]` pixel indices x, y.
         points_b: `[P, 2]` pixel indices x, y, row by row the matches of `points_a`.
+        true_b: `[P, 2]`, where the matches should be: drawn as crosses, with a thin line from what was found.
 
     Raises:
         ValueError: the numbers of points differ.
@@ -162,6 +165,10 @@ def plot_correspondence(image_a: Image.Image, image_b: Image.Image, points_a: Te
                 str(number + 1), point, xytext=(5, 5), textcoords="offset points",
                 color="black", path_effects=OUTLINE, fontsize=9, weight="bold",
             )  # fmt: skip
+        if true_b is not None:
+            x, y = true_b[number].tolist()
+            right.plot([end[0], x], [end[1], y], ":", color=colour, linewidth=1.5)
+            right.plot(x, y, "X", color=colour, markeredgecolor="white", markersize=8)
     return figure
 
 
@@ -219,3 +226,34 @@ def outline(axes: Axes, box: Box, colour: str) -> None:
     """The frame of a part: along the outer edges of its pixels."""
     corner = (box.x0 - 0.5, box.y0 - 0.5)
     axes.add_patch(Rectangle(corner, box.width, box.height, fill=False, edgecolor=colour, linewidth=2, clip_on=False))
+
+
+def plot_densities(samples: Mapping[str, np.ndarray], xlabel: str) -> Figure:
+    """One violin a sample, with its mean: where its values lie.
+
+    Args:
+        samples: Values `[n]` by name, n >= 2.
+        xlabel: What the values are.
+
+    Raises:
+        ValueError: a sample has fewer than two values.
+    """
+    if short := [name for name, values in samples.items() if len(values) < 2]:
+        raise ValueError(f"a density needs at least two values; too few in {', '.join(short)}")
+    figure = Figure(figsize=(7.5, 1 + 0.55 * len(samples)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(samples), 0, -1)
+    drawn: Any = axes.violinplot(
+        list(samples.values()), places, orientation="horizontal", widths=0.8, showextrema=False
+    )
+    for index, body in enumerate(drawn["bodies"]):
+        body.set(facecolor=COLOURS[index % 7], alpha=0.65)
+    means = [float(np.mean(values)) for values in samples.values()]
+    axes.plot(means, places, "|", color="black", markersize=16)
+    for mean, place in zip(means, places, strict=True):
+        axes.annotate(f"{mean:.2f}", (mean, place), xytext=(4, 8), textcoords="offset points", fontsize=8)
+    axes.set_yticks(places, list(samples))
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

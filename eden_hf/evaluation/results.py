@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
 
 RESAMPLES = 1000
 
@@ -27,25 +29,53 @@ class Estimate(NamedTuple):
         return f"{self.value:.{digits}f} ({self.low:.{digits}f}, {self.high:.{digits}f})"
 
 
-def estimate(per_patient: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
-    """The mean of one value a patient, with its percentile bootstrap 95 % interval.
+def estimate(
+    per_patient: Sequence[float] | np.ndarray, seed: int = 0, statistic: Callable[..., Any] = np.mean
+) -> Estimate:
+    """The mean, or another statistic, of values of each patient, with its percentile bootstrap 95 % interval.
 
     Patients are drawn, not points or pairs: those of one patient depend on one another.
 
     Args:
-        per_patient: `[N]`; NaN where a patient has no value (not counted).
+        per_patient: `[N]`, or `[N, m]` for m values a patient; a patient with a NaN has no value and does not count.
         seed: Of the bootstrap.
+        statistic: Of numpy's kind, such as `np.mean` or `np.std`.
 
     Raises:
         ValueError: no patient has a value.
     """
     values = np.asarray(per_patient, dtype=float)
-    values = values[~np.isnan(values)]
+    values = values.reshape(len(values), -1)
+    values = values[~np.isnan(values).any(axis=1)]
     if not len(values):
         raise ValueError("no patient has a value to average")
     draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return Estimate(float(values.mean()), float(low), float(high), len(values))
+    low, high = np.percentile([statistic(values[draw]) for draw in draws], [2.5, 97.5])
+    return Estimate(float(statistic(values)), float(low), float(high), len(values))
+
+
+def other_patients(count: int, rng: np.random.Generator) -> np.ndarray:
+    """For each of `count` patients another one: a random cycle through all."""
+    order = rng.permutation(count)
+    other = np.empty(count, int)
+    other[order] = np.roll(order, 1)
+    return other
+
+
+def own_against_other(own: np.ndarray, other: np.ndarray) -> float:
+    """AUROC of scores for telling a patient's own from another's; 0.5 where both are the same."""
+    truth = np.r_[np.ones(own.size), np.zeros(other.size)]
+    return float(roc_auc_score(truth, np.r_[own.ravel(), other.ravel()]))
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation of one encoder found: estimates by name, what they depend on, and a figure."""
+
+    name: str
+    values: dict[str, Estimate]
+    settings: dict[str, Any]
+    figure: Figure
 
 
 @dataclass

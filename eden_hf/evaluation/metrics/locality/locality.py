@@ -1,0 +1,49 @@
+"""Locality as a metric of `evaluate`: `evaluate.load("eden_hf/evaluation/metrics/locality")`, offline too."""
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+from eden_hf.evaluation.locality import locality_scores
+
+_DESCRIPTION = """
+Whether embeddings of patches tell anatomical landmarks apart across patients (arXiv 2309.15358): retrieval@1, k-NN,
+prototype and left-right accuracy, same-versus-other AUROC, silhouette. Near 1 is good; formulas and chance levels are
+those of `eden_hf.evaluation.locality.locality_scores`, which computes them.
+"""
+_INPUTS = """
+Args:
+    predictions: embeddings, one list of floats a patch (of any length; scaled to unit length here).
+    references: dicts with the patch's `patient` (string) and `landmark` (string). Every patient needs every landmark.
+Returns:
+    dict of means over patients.
+"""
+
+
+class Locality(evaluate.Metric):
+    """See the module."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        reference = {"patient": datasets.Value("string"), "landmark": datasets.Value("string")}
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Sequence(datasets.Value("float32")), "references": reference}
+            ),
+        )
+
+    def _compute(self, predictions: list[list[float]], references: list[dict[str, str]]) -> dict[str, float]:
+        patients = list(dict.fromkeys(row["patient"] for row in references))
+        landmarks = list(dict.fromkeys(row["landmark"] for row in references))
+        vectors = {(row["patient"], row["landmark"]): v for row, v in zip(references, predictions, strict=True)}
+        wanted = [(patient, landmark) for patient in patients for landmark in landmarks]
+        if missing := [pair for pair in wanted if pair not in vectors]:
+            raise ValueError(
+                f"every patient needs every landmark once; missing {missing[0]} and {len(missing) - 1} more"
+            )
+        rows = torch.tensor(np.array([vectors[pair] for pair in wanted])).unflatten(0, (len(patients), -1))
+        rows = torch.nn.functional.normalize(rows, dim=2)
+        return {name: float(np.mean(scores)) for name, scores in locality_scores(rows, landmarks).items()}

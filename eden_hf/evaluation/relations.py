@@ -1,0 +1,137 @@
+"""How embeddings follow the relations of anatomy: parts taken away, places between and beyond, sides and scales.
+
+Five properties that the paper (arXiv 2309.15358) shows as pictures, here as numbers. Each compares a prediction made
+by plain arithmetic on embeddings with the embedding it should hit (`own`), and with the same embedding of another
+patient or another structure (`others`). The `margin`, own - others, is near 0 for a collapsed encoder, and
+the `auroc` of telling own from others is then 0.5.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from eden_hf.data.landmarks import LandmarkedImage, mirror_of
+from eden_hf.evaluation.compositionality import random_window
+from eden_hf.evaluation.embeddings import embed
+from eden_hf.evaluation.encoders import Encoder
+from eden_hf.evaluation.locality import landmark_embeddings
+from eden_hf.evaluation.plots import plot_densities
+from eden_hf.evaluation.results import Evaluation, estimate, other_patients, own_against_other
+
+#: How much larger the second window of a landmark is, for consistency over scales.
+ZOOM = 1.5
+
+
+def relations(
+    encoder: Encoder,
+    images: Sequence[LandmarkedImage],
+    *,
+    window: float = 0.25,
+    wholes: int = 4,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Evaluation:
+    """Decomposability, interpolation, extrapolation, symmetry and scale consistency of an encoder.
+
+    With E a unit embedding and cosines throughout:
+
+    - *decomposability*: 2 E(whole) - E(one half) against E(other half).
+    - *interpolation*: E(left) + E(right) of two neighbouring windows against E(the window half way between).
+    - *extrapolation*: 2 E(middle) - E(left) against E(right), three windows half a window apart.
+    - *symmetry*: E(mirrored patch of a left landmark) against E(patch of its right mirror landmark); others are the
+      patches of the same patient's other right landmarks.
+    - *scale*: E(patch of a landmark) against E(patch 1.5 times as large, of the same landmark in another patient);
+      others are that patient's other landmarks.
+
+    The first three are compared with the same windows' targets of another patient at another place. Each gives
+    `own`, `margin` and `auroc`; good are a high `own` and a high `margin` together.
+
+    Args:
+        encoder: As in `embed`.
+        images: At least two patients, with left and right landmarks for symmetry (left out where there are none).
+        window: Side of the patches, as a share of the image's smaller side.
+        wholes: Random places of each image.
+        seed: Of the places, of which patients are compared, and of the bootstrap.
+        batch_size: Patches in one forward pass.
+    """
+    rng = np.random.default_rng(seed)
+    found = _of_neighbouring_windows(encoder, images, window, wholes, rng, batch_size)
+    patches, names = landmark_embeddings(encoder, images, window=window, batch_size=batch_size)
+    sides = [(name, mirror) for name in names if (mirror := mirror_of(name)) in names and name < mirror]
+    if len(sides) > 1:
+        flipped = [_mirrored(item) for item in images]
+        left, right = ([names.index(pair[side]) for pair in sides] for side in (0, 1))
+        mirrored_patches, _ = landmark_embeddings(encoder, flipped, window=window, batch_size=batch_size)
+        found["symmetry"] = _matched(mirrored_patches[:, left], patches[:, right])
+    larger, _ = landmark_embeddings(encoder, images, window=ZOOM * window, batch_size=batch_size)
+    found["scale"] = _matched(patches, larger[other_patients(len(images), rng)])
+    values = {}
+    for name, (own, others) in found.items():
+        values[name] = estimate(own, seed)
+        values[f"{name} margin"] = estimate(own.mean(axis=1) - others.mean(axis=1), seed)
+        values[f"{name} auroc"] = estimate([own_against_other(a, b) for a, b in zip(own, others, strict=True)], seed)
+    densities = {
+        f"{name}, {which}": pair[i].ravel()
+        for name, pair in found.items()
+        for i, which in enumerate(("own", "others"))
+    }
+    figure = plot_densities(densities, "cosine of prediction and embedding")
+    return Evaluation(
+        "relations", values, {"window": window, "wholes": wholes, "zoom": ZOOM, "landmarks": names}, figure
+    )
+
+
+def _of_neighbouring_windows(
+    encoder: Encoder,
+    images: Sequence[LandmarkedImage],
+    window: float,
+    wholes: int,
+    rng: np.random.Generator,
+    batch_size: int,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Own and others' cosines `[N, wholes]` of decomposability, interpolation and extrapolation.
+
+    A whole is two windows wide: its left half, its middle and its right half are windows half a window apart.
+    """
+
+    def windows() -> Iterator[Image.Image]:
+        for item in images:
+            for _ in range(wholes):
+                x, y, x1, y1 = random_window(item.image.size, (2 * window, 2 * window), rng)
+                quarter, bottom = (x1 - x) // 4, y + (y1 - y) // 2
+                yield item.image.crop((x, y, x + 4 * quarter, bottom))
+                for start in (x, x + quarter, x + 2 * quarter):
+                    yield item.image.crop((start, y, start + 2 * quarter, bottom))
+
+    vectors = embed(encoder, windows(), batch_size).unflatten(0, (len(images), wholes, 4))
+    whole, left, middle, right = vectors.unbind(dim=2)  # [N, wholes, C] each
+    other = other_patients(len(images), rng)
+    predicted = {
+        "decomposability": (2 * whole - left, right),
+        "interpolation": (left + right, middle),
+        "extrapolation": (2 * middle - left, right),
+    }
+    return {
+        name: (_cosine(guess, target), _cosine(guess, target[other])) for name, (guess, target) in predicted.items()
+    }
+
+
+def _cosine(a: Tensor, b: Tensor) -> np.ndarray:
+    return F.cosine_similarity(a, b, dim=-1).numpy()
+
+
+def _mirrored(item: LandmarkedImage) -> LandmarkedImage:
+    """The image flipped; its landmarks keep their names and move with the picture."""
+    landmarks = {name: (1 - x, y) for name, (x, y) in item.landmarks.items()}
+    return LandmarkedImage(ImageOps.mirror(item.image), item.source_id, landmarks)
+
+
+def _matched(queries: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of `[N, L, C]` with their own landmark's target `[N, L]`, and with the others' `[N, L * (L - 1)]`."""
+    similarity = torch.einsum("nlc,nkc->nlk", queries, targets)
+    own = torch.eye(queries.shape[1], dtype=torch.bool).expand_as(similarity)
+    return similarity[own].view(len(queries), -1).numpy(), similarity[~own].view(len(queries), -1).numpy()
