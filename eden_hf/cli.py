@@ -3,13 +3,17 @@
 eden pretrain --config configs/adam_resnet18_small.yaml                     scripts/pretrain.py
 eden crops --source images/ --output crops/                                 scripts/build_anatomy_crops.py
 eden gallery --model outputs/run/last --source images/                      scripts/gallery.py
+eden evaluate --model outputs/run/last random:outputs/run/last --source scr  scripts/evaluate.py
+eden audit --run outputs/run --source scr --split test                      scripts/audit_pruner.py
 """
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 
 
 def pretrain(arguments: list[str] | None = None) -> None:
@@ -37,7 +41,41 @@ def gallery(arguments: list[str] | None = None) -> None:
         print(file)
 
 
-COMMANDS: dict[str, Callable[[list[str] | None], None]] = {"pretrain": pretrain, "crops": crops, "gallery": gallery}
+def evaluate(arguments: list[str] | None = None) -> None:
+    """Measure what encoders know of anatomy: report cards, side by side."""
+    from eden_hf.evaluation.report_card import evaluate
+
+    for file in _call(evaluate, arguments, prog="eden evaluate", several=("model", "evaluations")):
+        print(file)
+
+
+def audit(arguments: list[str] | None = None) -> None:
+    """Audit the pruner of a run: is what it drops the same anatomy?"""
+    from eden_hf.evaluation.pruner_audit import audit_pruner
+
+    print(_call(audit_pruner, arguments, prog="eden audit", several=("gammas",)))
+
+
+def _call(function: Callable, arguments: list[str] | None, prog: str, several: Sequence[str] = ()) -> Any:
+    """Call `function` by a command line; the options of `several` take values one after the other: `--model a b`."""
+    parser = ArgumentParser(prog=prog, description=(function.__doc__ or "").partition("\n")[0])
+    parameters = signature(function).parameters
+    for name in several:
+        required = parameters[name].default is Parameter.empty
+        kind = float if name == "gammas" else str
+        parser.add_argument(f"--{name}", nargs="+", type=kind, required=required, help="one or more values")
+    parser.add_function_arguments(function, skip=set(several), as_group=False)
+    chosen = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    return function(**{name: value for name, value in chosen.items() if value is not None or name not in several})
+
+
+COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
+    "pretrain": pretrain,
+    "crops": crops,
+    "gallery": gallery,
+    "evaluate": evaluate,
+    "audit": audit,
+}
 
 
 def main() -> None:

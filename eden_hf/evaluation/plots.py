@@ -126,8 +126,9 @@ def plot_tsne(points: np.ndarray, labels: Sequence[int] | np.ndarray | Tensor, n
             own[:, 0], own[:, 1], s=28, c=colour, marker=marker, linewidths=0.3, edgecolors="white", label=names[label]
         )
         axes.annotate(
-            names[label], np.median(own, axis=0), path_effects=OUTLINE, ha="center", va="center", weight="bold"
-        )
+            names[label], np.median(own, axis=0), path_effects=OUTLINE, ha="center", va="center", weight="bold",
+            fontsize=10 if len(names) <= 16 and max(map(len, names)) <= 8 else 6.5,
+        )  # fmt: skip
     axes.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, ncols=1 + len(names) // 24)
@@ -154,7 +155,7 @@ def plot_correspondence(
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     show(left, image_a).set_title("points")
-    show(right, image_b).set_title("nearest dense embeddings")
+    show(right, image_b).set_title("nearest dense embeddings" + ("" if true_b is None else " (x: where they belong)"))
     for number, (start, end) in enumerate(zip(points_a.tolist(), points_b.tolist(), strict=True)):
         colour = COLOURS[number % 7]  # black would not show on a radiograph
         line = ConnectionPatch(start, end, "data", "data", axesA=left, axesB=right, color=colour, alpha=0.55)
@@ -256,4 +257,28 @@ def plot_densities(samples: Mapping[str, np.ndarray], xlabel: str) -> Figure:
     axes.set_xlabel(xlabel)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def plot_pruner_audit(
+    scores: Mapping[str, Mapping[str, np.ndarray]], gammas: Sequence[float], base_rate: float
+) -> Figure:
+    """Precision and recall of pruned negatives against gamma, one line a training step.
+
+    Args:
+        scores: For each step what `eden_hf.evaluation.pruner_audit.pruner_scores` gives.
+        gammas: The thresholds.
+        base_rate: Precision of pruning at random.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2, sharex=True), ("precision", "recall"), strict=True):
+        for index, (step, of_step) in enumerate(scores.items()):
+            seen = ~np.isnan(of_step[name]).all(axis=0)
+            means = np.nanmean(of_step[name][:, seen], axis=0)
+            axes.plot(np.array(gammas)[seen], means, "o-", color=COLOURS[index % len(COLOURS)], label=step)
+        axes.set(xlabel="gamma", ylabel=f"{name} of pruned negatives", ylim=(0, 1.02))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].axhline(base_rate, color="black", linestyle=":", label="at random")
+    figure.axes[0].legend(frameon=False)
     return figure

@@ -1,0 +1,177 @@
+"""Does the Purposive Pruner drop the right negatives? (arXiv 2309.15358, section 3.2)
+
+The pruner drops negatives that look like the anchor, hoping that they are the same anatomy. On aligned radiographs
+the part's place in the image says whether they are: a negative is *the same* where it is the same part of another
+patient. So what the pruner drops has a precision and a recall, for every gamma and every saved step of a run.
+
+eden audit --run outputs/run --source scr --split test --output outputs/audit
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_model
+from torch import Tensor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
+
+from eden_hf.anatomy import part_boxes
+from eden_hf.data.sources import load_source, read_cell
+from eden_hf.evaluation.encoders import Encoder
+from eden_hf.evaluation.plots import plot_pruner_audit
+from eden_hf.evaluation.results import Results, data_hash, estimate, table
+from eden_hf.modeling_eden import EdenForPreTraining
+
+GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def audit_pruner(
+    run: str,
+    source: str = "phantoms:32",
+    output: str = "outputs/audit",
+    split: str = "train",
+    id_column: str | None = None,
+    images: int = 32,
+    level: int = 4,
+    gammas: list[float] = list(GAMMAS),  # noqa: B006 (jsonargparse shows it)
+    seed: int = 0,
+) -> Path:
+    """Audit the pruner at every step of a run that was saved (`run.keep_checkpoints` tells how many are).
+
+    Args:
+        run: Folder of a pretraining run, or one model folder.
+        source: Aligned images: the same part of two images must be the same anatomy.
+        output: Folder for `audit.md`, a figure and one folder with `results.json` a step.
+        split: Split of the source.
+        id_column: Column whose values name the images.
+        images: How many of the first images.
+        level: Granularity; an image has 2^level parts.
+        gammas: Thresholds to try.
+        seed: Of the bootstrap.
+
+    Returns:
+        The page written.
+
+    Raises:
+        FileNotFoundError: there is no pretraining model in `run`.
+        ValueError: the source has fewer images, or the model is no `EdenForPreTraining`.
+    """
+    rows = load_source(source, split=split, id_column=id_column)
+    if not 2 <= images <= len(rows):
+        raise ValueError(f"{source} has {len(rows)} images and at least 2 are compared, got images={images}")
+    rows = rows.select(range(images))
+    pictures = [read_cell(row["image"], row["source_id"]) for row in rows]
+    digest = data_hash(rows["source_id"], pictures)
+    results, scores = [], {}
+    for step, model in _saved_models(Path(run)):
+        encoder = Encoder(model, AutoImageProcessor.from_pretrained(_model_folder(Path(run))), step)
+        scores[step] = pruner_scores(*queries_and_keys(encoder, pictures, level), gammas)
+        values = {
+            f"{name}, gamma {gamma:g}": estimate(per_patient[:, index], seed)
+            for name, per_patient in scores[step].items()
+            for index, gamma in enumerate(gammas)
+            if not np.isnan(per_patient[:, index]).all()  # nothing pruned has no precision
+        }
+        settings = {"level": level, "gammas": list(gammas), "same": 1 / 2**level}
+        where = f"{source} ({split}, {images} images)"
+        results.append(Results("pruner audit", step, None, where, digest, seed, values, settings))
+        results[-1].save(Path(output) / step)
+    figure = plot_pruner_audit(scores, gammas, base_rate=1 / 2**level)
+    figure.savefig(Path(output) / "figure.png", dpi=110)
+    page = Path(output) / "audit.md"
+    page.write_text(_page(run, results, level), encoding="utf-8")
+    return page
+
+
+@torch.inference_mode()
+def queries_and_keys(
+    encoder: Encoder, pictures: Sequence[Image.Image], level: int, batch_size: int = 64
+) -> tuple[Tensor, Tensor]:
+    """The student's queries and the teacher's keys of all parts at `level`, unit rows `[N, parts, D]` each.
+
+    Args:
+        encoder: Its model is an `EdenForPreTraining`.
+        pictures: N images.
+        level: Granularity.
+        batch_size: Parts in one forward pass.
+    """
+    model: EdenForPreTraining = encoder.model
+    parts = [picture.crop(box) for picture in pictures for box in part_boxes(*picture.size, level)]
+    queries, keys = [], []
+    for start in range(0, len(parts), batch_size):
+        pixel_values = encoder.pixel_values(parts[start : start + batch_size])
+        queries.append(model.projector(model.eden(pixel_values).pooler_output).float().cpu())
+        keys.append(model.teacher(pixel_values).float().cpu())
+    return tuple(torch.cat(rows).unflatten(0, (len(pictures), -1)) for rows in (queries, keys))  # type: ignore[return-value]
+
+
+def pruner_scores(queries: Tensor, keys: Tensor, gammas: Sequence[float]) -> dict[str, np.ndarray]:
+    """Precision, recall and share of what the pruner drops, for each patient's anchors.
+
+    A negative of an anchor is any part of any *other* patient; it is pruned where its cosine is at or above gamma,
+    and it is the same anatomy where it is the same part. Precision = same and pruned / pruned (1 / parts by chance;
+    near 1 is good), recall = same and pruned / same, share = pruned / all.
+
+    Args:
+        queries: `[N, parts, D]`, unit rows.
+        keys: The same shape.
+        gammas: Thresholds.
+
+    Returns:
+        `precision`, `recall` and `pruned share`, `[N, len(gammas)]` each; precision is NaN where nothing is pruned.
+    """
+    patients, parts = queries.shape[:2]
+    part = torch.arange(parts).repeat(patients)
+    patient = torch.arange(patients).repeat_interleave(parts)
+    similarity = queries.flatten(0, 1) @ keys.flatten(0, 1).T
+    negative = patient[:, None] != patient
+    same = (part[:, None] == part) & negative
+    counts: dict[str, list[Tensor]] = {"pruned": [], "hit": []}
+    for gamma in gammas:
+        pruned = (similarity >= gamma) & negative
+        for name, chosen in (("pruned", pruned), ("hit", pruned & same)):
+            counts[name].append(chosen.sum(dim=1).view(patients, parts).sum(dim=1))
+    pruned, hit = (torch.stack(counts[name], dim=1).double().numpy() for name in ("pruned", "hit"))
+    of_patient = parts * (patients - 1)  # same-part negatives of all its anchors; times parts: all negatives
+    with np.errstate(invalid="ignore"):
+        return {"precision": hit / pruned, "recall": hit / of_patient, "pruned share": pruned / (of_patient * parts)}
+
+
+def _model_folder(run: Path) -> Path:
+    """The model folder of a run, or the folder itself."""
+    return run / "last" if (run / "last" / "config.json").exists() else run
+
+
+def _saved_models(run: Path) -> Iterator[tuple[str, EdenForPreTraining]]:
+    """The models of a run that were saved, named by their step; without checkpoints, its model folder alone."""
+    folder = _model_folder(run)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"no model in {run}: give the folder of a pretraining run, or of a model it saved")
+    model = EdenForPreTraining.from_pretrained(folder)
+    checkpoints = sorted(run.glob("checkpoints/step-*/model.safetensors"))
+    if not checkpoints:
+        yield folder.name, model.eval()
+    for weights in checkpoints:
+        load_model(model, weights)
+        yield re.sub("-0*", " ", weights.parent.name), model.eval()
+
+
+def _page(run: str, results: Sequence[Results], level: int) -> str:
+    first = results[0]
+    return "\n".join(
+        [
+            f"# Pruner audit of `{run}`",
+            "",
+            f"Level {level}: {2**level} parts an image, so a negative is the same anatomy with a chance of "
+            f"{1 / 2**level:.1%}. Data: {first.source}, hash `{first.data_hash}`. Means over patients with bootstrap "
+            "95 % intervals.",
+            "",
+            table(results),
+            "",
+            "![precision and recall against gamma](figure.png)",
+            "",
+        ]
+    )

@@ -1,0 +1,156 @@
+"""The anatomy report card: every anatomy evaluation of one or several encoders, on a page each and side by side.
+
+eden evaluate --model outputs/run/last random:outputs/run/last --source scr --split test --output outputs/report
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm.auto import tqdm
+
+from eden_hf.data.landmarks import LandmarkedImage, load_landmarked
+from eden_hf.evaluation.compositionality import compositionality
+from eden_hf.evaluation.correspondence import correspondence
+from eden_hf.evaluation.encoders import FRESH, Encoder, load_encoder
+from eden_hf.evaluation.locality import locality
+from eden_hf.evaluation.relations import relations
+from eden_hf.evaluation.results import Evaluation, Results, data_hash, table
+
+EVALUATIONS: dict[str, Callable[..., Evaluation]] = {
+    "locality": locality,
+    "compositionality": compositionality,
+    "relations": relations,
+    "correspondence": correspondence,
+}
+
+
+def evaluate(
+    model: list[str],
+    source: str = "phantoms:32",
+    output: str = "outputs/report",
+    split: str = "train",
+    id_column: str | None = None,
+    images: int | None = None,
+    evaluations: Sequence[str] = tuple(EVALUATIONS),
+    size: int | None = None,
+    intensity: Literal["fixed", "per_image"] | None = None,
+    window: float = 0.25,
+    seed: int = 0,
+) -> list[Path]:
+    """Measure what encoders know of anatomy, on radiographs with landmarks.
+
+    Args:
+        model: Encoders, as for `load_encoder`: Eden folders, any transformers vision model, `random:` and either.
+        source: Radiographs with landmarks: SCR's Parquet, phantoms, or any with a `landmarks` column.
+        output: Folder for the reports, one folder an encoder, and `comparison.md` of several.
+        split: Split of the source.
+        id_column: Column whose values name the images.
+        images: How many of the first images with landmarks; all by default.
+        evaluations: Which of `locality`, `compositionality`, `relations` and `correspondence`.
+        size: Pixels a side that patches are brought to, instead of each processor's own.
+        intensity: How intensities are normalised, instead of each processor's own way.
+        window: Side of patches, as a share of the image's smaller side.
+        seed: Of all that is drawn.
+
+    Returns:
+        The pages written, Markdown.
+
+    Raises:
+        ValueError: the source has no landmarks or too few images, or two encoders would share a folder.
+    """
+    if unknown := set(evaluations).difference(EVALUATIONS):
+        raise ValueError(f"unknown evaluations {sorted(unknown)}; there are {', '.join(EVALUATIONS)}")
+    folders = _folders(model)
+    data = load_landmarked(source, split, id_column=id_column, images=images)
+    digest = data_hash([item.source_id for item in data], [item.image for item in data])
+    written, everything = [], []
+    for name, folder in folders.items():
+        encoder = load_encoder(name, size=size, intensity=intensity, seed=seed)
+        results = []
+        for chosen in tqdm(evaluations, desc=name):
+            evaluation = _run(chosen, encoder, data, window, seed)
+            settings = evaluation.settings | {"size": size, "intensity": intensity}
+            where = f"{source} ({split}, {len(data)} images)"
+            result = Results(chosen, name, encoder.revision, where, digest, seed, evaluation.values, settings)
+            result.save(Path(output) / folder / chosen)
+            evaluation.figure.savefig(Path(output) / folder / chosen / "figure.png", dpi=110)
+            results.append(result)
+        everything += results
+        page = Path(output) / folder / "report.md"
+        page.write_text(_page(name, results), encoding="utf-8")
+        written.append(page)
+    if len(folders) > 1:
+        page = Path(output) / "comparison.md"
+        page.write_text(_comparison(everything, folders), encoding="utf-8")
+        written.append(page)
+    return written
+
+
+def _run(name: str, encoder: Encoder, data: Sequence[LandmarkedImage], window: float, seed: int) -> Evaluation:
+    """One evaluation; wholes of compositionality have sizes of their own."""
+    settings: dict[str, Any] = {} if name == "compositionality" else {"window": window}
+    return EVALUATIONS[name](encoder, data, seed=seed, **settings)
+
+
+def _folders(names: Sequence[str]) -> dict[str, str]:
+    """A folder name for each encoder: the end of its own name that tells it from the others."""
+    for parts in (1, 2, 3, 4):
+        folders = {name: re.sub(r"[^\w.-]+", "-", "-".join(re.split(r"[/\\]", name)[-parts:])) for name in names}
+        folders = {
+            n: f"random-{f.removeprefix('random-')}" if n.startswith("random:") else f for n, f in folders.items()
+        }
+        if len(set(folders.values())) == len(names):
+            return folders
+    raise ValueError(f"encoders must differ, got {', '.join(names)}")
+
+
+def _short(name: str, parts: int) -> str:
+    """The last `parts` folders of a name, as one folder's name."""
+    origin = name.removeprefix(FRESH)
+    ending = "-".join([part for part in re.split(r"[/\\]", origin) if part][-parts:])
+    return ("random-" if origin != name else "") + re.sub(r"[^\w.-]+", "-", ending)
+
+
+def _page(name: str, results: Sequence[Results]) -> str:
+    """The report card of one encoder."""
+    first = results[0]
+    lines = [
+        f"# Anatomy report card: `{name}`",
+        "",
+        f"Weights: {first.revision}. Data: {first.source}, hash `{first.data_hash}`. Seed {first.seed}.",
+        "Means over patients with bootstrap 95 % intervals; the folders beside this page hold them as `results.json`.",
+        "",
+        table(results),
+    ]
+    for result in results:
+        lines += [
+            f"## {result.evaluation.capitalize()}",
+            "",
+            _meaning(result.evaluation),
+            "",
+            f"![{result.evaluation}]({result.evaluation}/figure.png)",
+            "",
+            f"Settings: `{json.dumps(result.settings)}`",
+            "",
+        ]
+    lines += ["Nothing here supports a clinical conclusion.", ""]
+    return "\n".join(lines)
+
+
+def _comparison(results: Sequence[Results], folders: dict[str, str]) -> str:
+    """All encoders side by side, with links to their pages."""
+    named = [Results(**vars(result) | {"encoder": folders[result.encoder]}) for result in results]
+    first = results[0]
+    links = [f"- [{folder}]({folder}/report.md): `{name}`" for name, folder in folders.items()]
+    intro = f"Data: {first.source}, hash `{first.data_hash}`. Means over patients with bootstrap 95 % intervals."
+    return "\n".join(["# Anatomy report cards side by side", "", *links, "", intro, "", table(named)])
+
+
+def _meaning(name: str) -> str:
+    """What an evaluation's numbers are: the body of its docstring, without arguments."""
+    text = (EVALUATIONS[name].__doc__ or "").partition("\n    Args:")[0]
+    paragraphs = [line.removeprefix("    ") for line in text.strip().splitlines()]
+    return "\n".join(paragraphs).strip()
