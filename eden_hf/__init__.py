@@ -7,17 +7,32 @@ siblings load Eden folders.
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
 from .configuration_eden import EdenConfig
 from .image_processing_eden import EdenImageProcessor
-from .modeling_eden import EdenBackbone, EdenForPreTraining, EdenModel
+from .modeling_eden import (
+    EdenBackbone,
+    EdenForImageClassification,
+    EdenForPreTraining,
+    EdenForSemanticSegmentation,
+    EdenModel,
+)
 
 AutoConfig.register("eden", EdenConfig)
 AutoModel.register(EdenConfig, EdenModel)
 AutoBackbone.register(EdenConfig, EdenBackbone)
 AutoModelForPreTraining.register(EdenConfig, EdenForPreTraining)
+AutoModelForImageClassification.register(EdenConfig, EdenForImageClassification)
+AutoModelForSemanticSegmentation.register(EdenConfig, EdenForSemanticSegmentation)
 AutoImageProcessor.register(EdenConfig, image_processor_classes={"pil": EdenImageProcessor})
 
 
@@ -39,4 +54,12 @@ def _let_auto_backbone_load_folders() -> None:
 _let_auto_backbone_load_folders()
 
 __version__ = "0.1.0"
-__all__ = ["EdenBackbone", "EdenConfig", "EdenForPreTraining", "EdenImageProcessor", "EdenModel"]
+__all__ = [
+    "EdenBackbone",
+    "EdenConfig",
+    "EdenForImageClassification",
+    "EdenForPreTraining",
+    "EdenForSemanticSegmentation",
+    "EdenImageProcessor",
+    "EdenModel",
+]

@@ -26,7 +26,7 @@ BACKBONE_PRESETS: dict[str, dict[str, Any]] = {
 
 @strict
 class EdenConfig(PreTrainedConfig):
-    r"""Configuration of an Eden model: a trunk, and what self-supervised pretraining puts round it.
+    r"""Configuration of an Eden model: a trunk, what self-supervised pretraining puts round it, and its heads.
 
     Args:
         backbone_config (`PreTrainedConfig`, `dict` or `str`, *optional*, defaults to `"resnet50"`):
@@ -46,6 +46,12 @@ class EdenConfig(PreTrainedConfig):
         prune_threshold (`float`, *optional*):
             Gamma of the Purposive Pruner: negatives whose cosine similarity to the anchor is at or above it are
             dropped. `None` prunes nothing.
+        decoder_hidden_size (`int`, *optional*, defaults to 64):
+            Channels of the segmentation decoder at the trunk's finest map.
+        segmentation_type (`str`, *optional*, defaults to `"overlapping"`):
+            `"overlapping"`: each label is a mask of its own. `"exclusive"`: each pixel has one label.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Label of pixels that exclusive segmentation leaves out of the loss.
 
     Raises:
         ValueError: a value is out of its range, or the trunk is unknown (`StrictDataclass...Error` of huggingface_hub,
@@ -68,6 +74,9 @@ class EdenConfig(PreTrainedConfig):
     contrastive_temperature: float | int = 0.2
     teacher_momentum: float | int = 0.999
     prune_threshold: float | int | None = None
+    decoder_hidden_size: int = 64
+    segmentation_type: Literal["overlapping", "exclusive"] = "overlapping"
+    semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs: Any) -> None:
         stages = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
@@ -104,7 +113,9 @@ class EdenConfig(PreTrainedConfig):
         self.backbone_config.out_indices = value
 
     def validate_sizes(self) -> None:
-        """Check `projection_dim` and `memory_bank_size`."""
+        """Check `projection_dim`, `memory_bank_size` and `decoder_hidden_size`."""
+        if self.decoder_hidden_size < 2:
+            raise ValueError(f"`decoder_hidden_size` must be at least 2, got {self.decoder_hidden_size}")
         for name in ("projection_dim", "memory_bank_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")

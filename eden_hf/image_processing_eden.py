@@ -5,21 +5,27 @@ One rule turns stored values into intensities between black 0 and white 1 (`unit
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+import torch.nn.functional as F
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-_CHOICES = {"aspect_ratio": ("resize", "pad"), "intensity": ("fixed", "per_image")}
+_CHOICES = {
+    "aspect_ratio": ("resize", "pad"),
+    "intensity": ("fixed", "per_image"),
+    "segmentation_type": ("overlapping", "exclusive"),
+}
 _SWITCHES = ("do_resize", "do_rescale", "do_normalize")
 _NOT_STEPS = ("do_center_crop", "crop_size", "do_pad", "pad_size")
 _CHANNELS = (1, 3, 4)
+_IGNORED_LABEL = 255  # of pixels that exclusive segmentation leaves out
 _ROUNDING = 1e-6  # by how much arithmetic in float32 may leave [0, 1]
 
 
@@ -28,6 +34,22 @@ class EdenImageProcessorKwargs(ImagesKwargs, total=False):
 
     aspect_ratio: str | None
     intensity: str | None
+    segmentation_type: str | None
+
+
+class LabelMasks:
+    """Masks `[labels, H, W]` that may overlap, for transformers' segmentation pipeline: `masks == i` is the i-th.
+
+    The pipeline expects a map of ids, in which a pixel can have one id only, and asks for nothing but that comparison.
+    """
+
+    def __init__(self, masks: torch.Tensor) -> None:
+        self.masks = masks
+
+    def __eq__(self, label_id: object) -> torch.Tensor:  # type: ignore[override]
+        return self.masks[label_id]  # type: ignore[index]
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class EdenImageProcessor(PilBackend):
@@ -67,6 +89,9 @@ class EdenImageProcessor(PilBackend):
             becomes 0. Use what the model was pretrained with.
         image_mean, image_std (`float` or `list`, *optional*, default to ImageNet's):
             One number or one a channel, for intensities in [0, 1].
+        segmentation_type (`str`, *optional*, defaults to `"overlapping"`):
+            How post-processing reads a segmentation model's logits: as `"overlapping"` masks (sigmoid) or as
+            `"exclusive"` classes (softmax); the same as in the model's configuration.
 
     Raises:
         ValueError: a setting is unknown or out of its range, or (at a call) an image is not as described; the message
@@ -96,6 +121,7 @@ class EdenImageProcessor(PilBackend):
     intensity = "fixed"
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
+    segmentation_type = "overlapping"
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -123,6 +149,104 @@ class EdenImageProcessor(PilBackend):
         _check_size(kwargs["size"])
         _check_resample(kwargs["resample"])
         _check_numbers(kwargs["rescale_factor"], kwargs["image_mean"], kwargs["image_std"])
+
+    def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        """Make `pixel_values`, and `labels` where there are segmentation maps.
+
+        Args:
+            images: As described for the class.
+            segmentation_maps: For each image its labels, of the image's own size: overlapping masks `[labels, H, W]`
+                (0 or 1), or exclusive classes `[H, W]` (integers). They follow the image's resizing and padding;
+                beyond the image masks are 0 and classes 255, to be ignored.
+            kwargs: Settings to override.
+
+        Returns:
+            `pixel_values` [B, 3, H, W] float32; `labels` [B, labels, H, W] float32 or [B, H, W] int64.
+
+        Raises:
+            ValueError: an image, a map or a setting is not as described.
+        """
+        encoded = super().preprocess(images, **kwargs)
+        if segmentation_maps is None:
+            return encoded
+        sizes = [_height_and_width(image, kwargs.get("input_data_format")) for image in _flat(images)]
+        maps = [
+            _as_numpy(np.asarray(item) if isinstance(item, PIL.Image.Image) else item) for item in segmentation_maps
+        ]
+        if len(maps) != len(sizes):
+            raise ValueError(f"each image needs its segmentation map: got {len(sizes)} images and {len(maps)} maps")
+        padded = (kwargs.get("aspect_ratio") or self.aspect_ratio) == "pad"
+        labels = []
+        for index, (pixels, size) in enumerate(zip(maps, sizes, strict=True)):
+            if pixels.ndim not in (2, 3) or pixels.shape[-2:] != size:
+                raise ValueError(
+                    f"segmentation map {index} must be [labels, H, W] or [H, W] with the image's H, W = {size}, "
+                    f"got {list(pixels.shape)}"
+                )
+            height, width = encoded["pixel_values"][index].shape[-2:]
+            labels.append(_resized_labels(pixels, SizeDict(height=height, width=width), padded))
+        tensors = kwargs.get("return_tensors")
+        return BatchFeature({**encoded, "labels": labels}, tensor_type=tensors)
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """The label of the highest score at each pixel.
+
+        Args:
+            outputs: Of a segmentation model, with `logits` [B, labels, h, w].
+            target_sizes: Height and width of each original image, which the result gets (padding is taken off).
+
+        Returns:
+            For each image `[H, W]` int64.
+        """
+        return [scores.argmax(dim=0) for scores in self._probabilities(outputs, target_sizes)]
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.0,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.0,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """A mask for every label, overlapping ones too; this is what `pipeline("image-segmentation")` calls.
+
+        Args:
+            outputs: Of a segmentation model, with `logits` [B, labels, h, w].
+            threshold: Not used: structures are named, few and all wanted. A mask without a pixel has the score 0.
+            mask_threshold: Probability from which a pixel is inside an overlapping mask.
+            overlap_mask_area_threshold: Not used: no mask gives way to another.
+            target_sizes: Height and width of each original image, which the masks get (padding is taken off).
+
+        Returns:
+            For each image `segmentation` (`LabelMasks`; its `masks` is bool `[labels, H, W]`), and `segments_info`,
+            for each label `id`, `label_id` and `score`, the mean probability inside the mask.
+        """
+        results = []
+        for scores in self._probabilities(outputs, target_sizes):
+            masks = scores >= mask_threshold
+            if self.segmentation_type == "exclusive":
+                masks = scores.argmax(dim=0) == torch.arange(len(scores), device=scores.device)[:, None, None]
+            inside = (scores * masks).sum(dim=(1, 2)) / masks.sum(dim=(1, 2)).clamp(min=1)
+            info = [{"id": i, "label_id": i, "score": round(score, 6)} for i, score in enumerate(inside.tolist())]
+            results.append({"segmentation": LabelMasks(masks), "segments_info": info})
+        return results
+
+    def _probabilities(self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None) -> list[torch.Tensor]:
+        """Probabilities `[labels, H, W]` of each image at its target size."""
+        logits = outputs.logits.float()
+        if target_sizes is not None and len(target_sizes) != len(logits):
+            raise ValueError(f"each of {len(logits)} images needs its target size, got {len(target_sizes)}")
+        found = []
+        for index, scores in enumerate(logits):
+            if target_sizes is not None:
+                height, width = (int(side) for side in target_sizes[index])
+                if self.aspect_ratio == "pad":
+                    scores = _without_padding(scores, height, width)
+                scores = F.interpolate(scores[None], size=(height, width), mode="bilinear")[0]
+            found.append(scores.softmax(dim=0) if self.segmentation_type == "exclusive" else scores.sigmoid())
+        return found
 
     def _prepare_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> list[np.ndarray]:
         """Every image of any nesting as [C, H, W]; an error tells which image."""
@@ -196,7 +320,7 @@ class EdenImageProcessor(PilBackend):
             if intensity == "per_image":
                 image_mean, image_std = _own_mean_and_std(image)  # before padding, which does not count
             if do_resize:
-                image = _centred_on_black(image, size)
+                image = _centred(image, size)
             if do_normalize:
                 image = (image - np.reshape(image_mean, (-1, 1, 1))) / np.reshape(image_std, (-1, 1, 1))
             pixel_values.append(np.broadcast_to(image, (3, *image.shape[1:])).astype(np.float32))
@@ -323,8 +447,12 @@ def _channels_last(pixels: np.ndarray, input_data_format: str | None) -> np.ndar
 
 
 def _fitted(image: np.ndarray, size: SizeDict) -> SizeDict:
-    """The largest size of `image` [C, H, W] within `size` that keeps its proportions, at least one pixel a side."""
-    height, width = image.shape[1:]
+    """The size of `image` [C, H, W] fitted into `size`."""
+    return _fitted_size(image.shape[1], image.shape[2], size)
+
+
+def _fitted_size(height: int, width: int, size: SizeDict) -> SizeDict:
+    """The largest size of `height` x `width` within `size` in the same proportions, at least one pixel a side."""
     scale = min(size["height"] / height, size["width"] / width)
     return SizeDict(height=max(1, round(height * scale)), width=max(1, round(width * scale)))
 
@@ -340,11 +468,37 @@ def _resized(image: np.ndarray, size: SizeDict, resample: int) -> np.ndarray:
     )
 
 
-def _centred_on_black(image: np.ndarray, size: SizeDict) -> np.ndarray:
-    """`image` [C, H, W] amid zeros of `size`."""
+def _centred(image: np.ndarray, size: SizeDict, beyond: float = 0) -> np.ndarray:
+    """`image` [C, H, W] in the middle of `size`, with `beyond` around it."""
     top, left = (size["height"] - image.shape[1]) // 2, (size["width"] - image.shape[2]) // 2
     bottom, right = size["height"] - image.shape[1] - top, size["width"] - image.shape[2] - left
-    return np.pad(image, ((0, 0), (top, bottom), (left, right)))
+    return np.pad(image, ((0, 0), (top, bottom), (left, right)), constant_values=beyond)
+
+
+def _without_padding(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The part of `scores` [C, h, w] that an image of `height` x `width` takes when it is fitted in and centred."""
+    outer = SizeDict(height=scores.shape[1], width=scores.shape[2])
+    inner = _fitted_size(height, width, outer)
+    top, left = (outer["height"] - inner["height"]) // 2, (outer["width"] - inner["width"]) // 2
+    return scores[:, top : top + inner["height"], left : left + inner["width"]]
+
+
+def _resized_labels(pixels: np.ndarray, size: SizeDict, padded: bool) -> np.ndarray:
+    """Masks [labels, H, W] as float32, or classes [H, W] as int64, at `size`, by the nearest pixel."""
+    inner = _fitted_size(pixels.shape[-2], pixels.shape[-1], size) if padded else size
+    planes = torch.from_numpy(pixels.reshape(-1, *pixels.shape[-2:]).astype(np.float32))
+    resized = F.interpolate(planes[None], size=(inner["height"], inner["width"]), mode="nearest-exact")[0].numpy()
+    if pixels.ndim == 3:
+        return _centred(resized, size)
+    return _centred(resized, size, beyond=_IGNORED_LABEL)[0].astype(np.int64)
+
+
+def _height_and_width(image: Any, input_data_format: str | None) -> tuple[int, int]:
+    """Of an image of any kind."""
+    if isinstance(image, PIL.Image.Image):
+        return image.height, image.width
+    height, width = _channels_last(_as_numpy(image), input_data_format).shape[:2]
+    return height, width
 
 
 def _own_mean_and_std(image: np.ndarray) -> tuple[float, float]:

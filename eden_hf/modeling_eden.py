@@ -1,10 +1,12 @@
 """Eden models (travels to the Hub as remote code: imports torch, transformers and its own configuration only).
 
-`EdenModel` is the trunk that users load, `EdenBackbone` the same with a feature map per stage, and
-`EdenForPreTraining` the student, the teacher, the memory bank and the pruned contrastive loss of Adam
-(arXiv 2309.15358). An independent implementation: no code or weights of the authors are used.
+`EdenModel` is the trunk that users load, `EdenBackbone` the same with a feature map per stage, `EdenForPreTraining`
+the student, the teacher, the memory bank and the pruned contrastive loss of Adam (arXiv 2309.15358), and
+`EdenForImageClassification` and `EdenForSemanticSegmentation` the heads that it is fine-tuned with. An independent
+implementation: no code or weights of the authors are used.
 """
 
+import copy
 import inspect
 import math
 import os
@@ -19,7 +21,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import AutoBackbone, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
+from transformers.loss.loss_for_object_detection import dice_loss
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -31,7 +39,13 @@ AUTO_MAP = {
     "AutoModel": "modeling_eden.EdenModel",
     "AutoBackbone": "modeling_eden.EdenBackbone",
     "AutoModelForPreTraining": "modeling_eden.EdenForPreTraining",
+    "AutoModelForImageClassification": "modeling_eden.EdenForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_eden.EdenForSemanticSegmentation",
 }
+
+#: What a pretraining folder holds beside the student's trunk, and what the heads put on it.
+_PRETRAINING_KEYS = [r"^teacher\.", r"^projector\.", r"^memory_bank$", r"^bank_ptr$"]
+_HEAD_KEYS = [r"^classifier\.", r"^decoder\."]
 
 
 @dataclass
@@ -81,6 +95,12 @@ class EdenPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Conv2d):  # of the decoder: He et al., for ReLU
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            super()._init_weights(module)
         elif isinstance(module, EdenForPreTraining):
             module.reset_memory_bank()
             for teacher, student in zip(*module.teacher_and_student_tensors(buffers=True), strict=True):
@@ -129,7 +149,7 @@ class EdenModel(EdenPreTrainedModel):
         ValueError: `out_features` leaves out the trunk's last stage, which this model pools.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^teacher\.", r"^projector\.", r"^memory_bank$", r"^bank_ptr$"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS + _HEAD_KEYS
 
     def __init__(self, config: EdenConfig) -> None:
         super().__init__(config)
@@ -470,14 +490,209 @@ class EdenForPreTraining(EdenPreTrainedModel):
         return output
 
 
+class EdenForImageClassification(EdenPreTrainedModel):
+    """The trunk with a linear classifier on its pooled features: one label, several labels, or regression.
+
+    `config.problem_type` is `"single_label_classification"` (cross-entropy), `"multi_label_classification"` (binary
+    cross-entropy; NaN marks a label that is not known and does not count) or `"regression"` (mean squared error).
+    Where it is not set, the first labels settle it: one output is a regression, integers are a single label, floats
+    are several.
+    """
+
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS
+
+    def __init__(self, config: EdenConfig) -> None:
+        super().__init__(config)
+        self.num_labels: int = config.num_labels  # type: ignore[assignment]
+        self.eden = EdenModel(config)
+        self.classifier = nn.Linear(self.eden.num_features, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+        r"""Scores of images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images from `EdenImageProcessor`.
+            labels (`torch.Tensor`, *optional*):
+                Class indices `(batch_size,)` int64, or `(batch_size, num_labels)` float32 for several labels and for
+                regression (`(batch_size,)` with one output).
+
+        Returns:
+            `loss` if labels are given, `logits` `(batch_size, num_labels)`, and `hidden_states`, `attentions` if asked
+            for.
+
+        Raises:
+            ValueError: `labels` have another shape than the logits need.
+        """
+        outputs = self.eden(pixel_values, return_dict=True, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self._loss(logits, labels)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.config.problem_type is None:
+            if self.num_labels == 1:
+                self.config.problem_type = "regression"
+            elif labels.is_floating_point():
+                self.config.problem_type = "multi_label_classification"
+            else:
+                self.config.problem_type = "single_label_classification"
+        wanted = logits.shape[:1] if self.config.problem_type == "single_label_classification" else logits.shape
+        if labels.numel() != wanted.numel():
+            raise ValueError(
+                f"labels of {self.config.problem_type} must have shape {tuple(wanted)}, got {tuple(labels.shape)}"
+            )
+        labels, logits = labels.view(wanted), logits.float()
+        if self.config.problem_type == "single_label_classification":
+            return F.cross_entropy(logits, labels)
+        known = ~labels.isnan()
+        loss = F.mse_loss if self.config.problem_type == "regression" else F.binary_cross_entropy_with_logits
+        # A sum over what is known, so that a batch in which nothing is gives 0 and not NaN.
+        return loss(logits[known], labels[known].float(), reduction="sum") / known.sum().clamp(min=1)
+
+
+class EdenDecoderBlock(nn.Module):
+    """One step up of the U-Net: resize, join the skip, two 3 x 3 convolutions with BatchNorm and ReLU."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        channels = in_channels + skip_channels
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [
+                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+            ]
+            channels = out_channels
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor, skip: Tensor | None, size: torch.Size) -> Tensor:
+        """`[B, out_channels, *size]` of `features` `[B, in_channels, h, w]` and `skip` `[B, skip_channels, *size]`."""
+        features = F.interpolate(features, size=size, mode="bilinear")
+        return self.layers(features if skip is None else torch.cat([features, skip], dim=1))
+
+
+class EdenUNetDecoder(nn.Module):
+    """U-Net decoder (Ronneberger et al., 2015) over the maps of a trunk's stages, fine to coarse.
+
+    Widths double from `hidden_size` at the finest map towards the coarsest, up to four times it; after the last skip
+    one more step doubles the resolution at half the width.
+    """
+
+    def __init__(self, stage_channels: list[int], hidden_size: int, num_labels: int) -> None:
+        super().__init__()
+        *skips, channels = stage_channels
+        self.blocks = nn.ModuleList()
+        for index, skip in reversed(list(enumerate(skips))):
+            width = hidden_size * min(4, 2**index)
+            self.blocks.append(EdenDecoderBlock(channels, skip, width))
+            channels = width
+        self.last_block = EdenDecoderBlock(channels, 0, hidden_size // 2)
+        self.classifier = nn.Conv2d(hidden_size // 2, num_labels, 1)
+
+    def forward(self, feature_maps: tuple[Tensor, ...]) -> Tensor:
+        """Logits `[B, num_labels, 2 h, 2 w]` of maps whose finest is `[B, C, h, w]`."""
+        *skips, features = feature_maps
+        for block, skip in zip(self.blocks, reversed(skips), strict=True):
+            features = block(features, skip, skip.shape[-2:])
+        size = torch.Size(2 * side for side in features.shape[-2:])
+        return self.classifier(self.last_block(features, None, size))
+
+
+#: At most this many stages feed the decoder: token trunks have one a layer.
+_DECODER_STAGES = 4
+
+
+class EdenForSemanticSegmentation(EdenPreTrainedModel):
+    """The trunk with a U-Net decoder that takes skips from its stages.
+
+    `config.segmentation_type` says what masks are: `"overlapping"` structures, each a mask of its own (Dice + binary
+    cross-entropy), or `"exclusive"` classes, one a pixel (cross-entropy; `config.semantic_loss_ignore_index` is left
+    out). Made from a pretraining folder, the decoder starts afresh and the trunk is the student's.
+
+    Raises:
+        ValueError: the trunk's type has no feature maps in transformers (a plain ViT, for one).
+    """
+
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS
+
+    def __init__(self, config: EdenConfig) -> None:
+        if config.backbone_config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+            raise ValueError(
+                f"segmentation needs a trunk with feature maps, and transformers has none for model_type "
+                f"{config.backbone_config.model_type!r}; use 'resnet', 'convnextv2', 'swin' or 'dinov2'"
+            )
+        config = copy.deepcopy(config)  # its trunk returns more stages than others made from the same settings
+        stages = config.stage_names[1:]
+        steps = torch.linspace(0, len(stages) - 1, min(len(stages), _DECODER_STAGES)).round().int().tolist()
+        config.out_features = [stages[step] for step in steps]
+        super().__init__(config)
+        self.eden = EdenModel(config)
+        trunk: Any = self.eden.backbone
+        self.decoder = EdenUNetDecoder(list(trunk.channels), config.decoder_hidden_size, int(config.num_labels or 0))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
+        r"""Scores of pixels.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images from `EdenImageProcessor`.
+            labels (`torch.Tensor`, *optional*):
+                Overlapping: `(batch_size, num_labels, height, width)` float32 in [0, 1]. Exclusive:
+                `(batch_size, height, width)` int64.
+
+        Returns:
+            `loss` if labels are given, `logits` `(batch_size, num_labels, height, width)` at the size of the input,
+            and `hidden_states`, `attentions` if asked for.
+
+        Raises:
+            ValueError: `labels` have another shape than `config.segmentation_type` needs.
+        """
+        trunk: Any = self.eden.backbone
+        outputs = trunk.forward_with_filtered_kwargs(pixel_values.to(self.dtype), return_dict=True, **kwargs)
+        logits = self.decoder(outputs.feature_maps)
+        logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear")
+        loss = None if labels is None else self._loss(logits.float(), labels)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.get("attentions")
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        overlapping = self.config.segmentation_type == "overlapping"
+        wanted = logits.shape if overlapping else logits[:, 0].shape
+        if labels.shape != wanted:
+            raise ValueError(
+                f"labels of {self.config.segmentation_type} masks must have shape {tuple(wanted)}, got "
+                f"{tuple(labels.shape)}; see `config.segmentation_type`"
+            )
+        if not overlapping:
+            return F.cross_entropy(logits, labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
+        masks = labels.float()
+        dice = dice_loss(
+            logits.flatten(0, 1).flatten(1), masks.flatten(0, 1).flatten(1), masks.shape[0] * masks.shape[1]
+        )
+        return dice + F.binary_cross_entropy_with_logits(logits, masks)
+
+
 EdenModel.register_for_auto_class("AutoModel")
 EdenBackbone.register_for_auto_class("AutoBackbone")
 EdenForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+EdenForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+EdenForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
 __all__ = [
     "EdenBackbone",
+    "EdenForImageClassification",
     "EdenForPreTraining",
     "EdenForPreTrainingOutput",
+    "EdenForSemanticSegmentation",
     "EdenModel",
     "EdenPreTrainedModel",
     "pruned_info_nce",

@@ -574,3 +574,76 @@ def test_real_images(shared_data):
             assert all(values.std() > 0.3 for values in batch)
             one_by_one = np.concatenate([process(np.asarray(image), **settings) for image in images])
             np.testing.assert_allclose(batch, one_by_one, atol=1e-6)
+
+
+# segmentation maps and post-processing
+
+
+def segmented(logits):
+    from transformers.modeling_outputs import SemanticSegmenterOutput
+
+    return SemanticSegmenterOutput(logits=logits)
+
+
+@pytest.mark.parametrize("aspect_ratio", ["resize", "pad"])
+def test_segmentation_maps_follow_their_image(aspect_ratio):
+    """A mask equal to the image's bright part stays so."""
+    pixels = np.zeros((60, 100), np.uint8)
+    pixels[10:40, 20:90] = 255
+    masks = np.stack([pixels > 0, pixels == 0])
+    processor = EdenImageProcessor(size={"height": 64, "width": 48}, aspect_ratio=aspect_ratio, do_normalize=False)
+    encoded = processor(PIL.Image.fromarray(pixels), segmentation_maps=[masks], return_tensors="pt")
+    assert encoded["labels"].shape == (1, 2, 64, 48)
+    assert encoded["labels"].dtype == torch.float32
+    agree = (encoded["pixel_values"][0, 0] > 0.5) == encoded["labels"][0, 0].bool()
+    assert agree.float().mean() > 0.98
+    inside = encoded["labels"][0].sum(dim=0) == 1  # each pixel of the image in one of the two; beyond it in neither
+    assert inside.float().mean() == pytest.approx(1 if aspect_ratio == "resize" else 29 / 64, abs=0.01)
+
+
+def test_classes_beyond_the_image_are_ignored():
+    processor = EdenImageProcessor(size={"height": 40, "width": 40}, aspect_ratio="pad")
+    classes = np.ones((20, 40), np.int32)
+    labels = processor(PIL.Image.new("L", (40, 20)), segmentation_maps=[classes], return_tensors="pt")["labels"]
+    assert labels.dtype == torch.int64
+    assert (labels[0, 10:30] == 1).all()
+    assert (labels[0, :10] == 255).all()
+    assert (labels[0, 30:] == 255).all()
+
+
+def test_maps_of_another_size_or_number_are_refused():
+    processor, image = EdenImageProcessor(), PIL.Image.new("L", (40, 20))
+    with pytest.raises(ValueError, match=r"segmentation map 0 .*\(20, 40\).*\[40, 20\]"):
+        processor(image, segmentation_maps=[np.zeros((40, 20))])
+    with pytest.raises(ValueError, match="1 images and 2 maps"):
+        processor(image, segmentation_maps=[np.zeros((20, 40))] * 2)
+
+
+@pytest.mark.parametrize("aspect_ratio", ["resize", "pad"])
+def test_post_processing_undoes_resizing_and_padding(aspect_ratio):
+    processor = EdenImageProcessor(size={"height": 64, "width": 64}, aspect_ratio=aspect_ratio)
+    masks = np.zeros((2, 50, 100), bool)
+    masks[0, 10:40, 20:80], masks[1, 25:, :50] = True, True
+    labels = processor(PIL.Image.new("L", (100, 50)), segmentation_maps=[masks], return_tensors="pt")["labels"]
+    result = processor.post_process_instance_segmentation(segmented(20 * labels - 10), target_sizes=[(50, 100)])[0]
+    found = result["segmentation"].masks.numpy()
+    assert found.shape == masks.shape
+    assert (found == masks).mean() > 0.97
+    assert (found[0] & found[1]).any()  # they overlap, and both are whole
+    assert [info["label_id"] for info in result["segments_info"]] == [0, 1]
+    assert all(info["score"] > 0.9 for info in result["segments_info"])
+
+
+def test_exclusive_classes_come_as_one_map_or_as_masks_that_share_no_pixel():
+    processor = EdenImageProcessor(segmentation_type="exclusive")
+    logits = torch.randn(1, 3, 8, 8)
+    classes = processor.post_process_semantic_segmentation(segmented(logits), target_sizes=[(16, 16)])[0]
+    result = processor.post_process_instance_segmentation(segmented(logits), target_sizes=[(16, 16)])[0]
+    assert classes.shape == (16, 16)
+    assert torch.equal(torch.stack([classes == i for i in range(3)]), result["segmentation"].masks)
+    assert torch.equal(processor.post_process_semantic_segmentation(segmented(logits))[0], logits[0].argmax(dim=0))
+
+
+def test_each_image_needs_its_target_size():
+    with pytest.raises(ValueError, match="2 images"):
+        EdenImageProcessor().post_process_semantic_segmentation(segmented(torch.zeros(2, 1, 4, 4)), [(4, 4)])

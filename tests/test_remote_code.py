@@ -92,6 +92,8 @@ def test_the_folder_carries_its_code(folder):
         "AutoModel": "modeling_eden.EdenModel",
         "AutoBackbone": "modeling_eden.EdenBackbone",
         "AutoModelForPreTraining": "modeling_eden.EdenForPreTraining",
+        "AutoModelForImageClassification": "modeling_eden.EdenForImageClassification",
+        "AutoModelForSemanticSegmentation": "modeling_eden.EdenForSemanticSegmentation",
     }
     processor = json.loads((folder / "preprocessor_config.json").read_text())
     assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_eden.EdenImageProcessor"}

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from eden_hf.configuration_eden import BACKBONE_PRESETS, EdenConfig
 from eden_hf.image_processing_eden import EdenImageProcessor
+from eden_hf.model_names import FRESH, adapted_processor, find_model
 
-FRESH = "random:"
+__all__ = ["FRESH", "Encoder", "load_encoder"]
+
 #: A token trunk has a state for each of many layers: this many, evenly spaced, are its "stages".
 TOKEN_STAGES = 4
 
@@ -109,25 +109,17 @@ def load_encoder(
         OSError: there is no such model.
         ValueError: it has no image processor, or is none of the kinds above.
     """
-    origin = name.removeprefix(FRESH)
-    if origin in BACKBONE_PRESETS and not Path(origin).exists():
-        if not name.startswith(FRESH):
-            raise ValueError(f"{name} is an architecture, not a model; {FRESH}{name} gives it fresh weights")
-        config: PreTrainedConfig = EdenConfig(backbone_config=origin)
-        processor: Any = EdenImageProcessor()
-    else:
-        config = AutoConfig.from_pretrained(origin, trust_remote_code=trust_remote_code)
-        processor = AutoImageProcessor.from_pretrained(origin, trust_remote_code=trust_remote_code)
-    if name.startswith(FRESH):
+    named = find_model(name, trust_remote_code=trust_remote_code)
+    if named.fresh:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+            model = AutoModel.from_config(named.config, trust_remote_code=trust_remote_code)
         revision: str | None = f"seed {seed}"
     else:
-        model = AutoModel.from_pretrained(origin, trust_remote_code=trust_remote_code)
-        revision = _revision(origin, model)
+        model = AutoModel.from_pretrained(named.origin, trust_remote_code=trust_remote_code)
+        revision = _revision(named.origin, model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return Encoder(model.to(device or "cpu"), _adapted(processor, size, intensity), name, revision)
+    return Encoder(model.to(device or "cpu"), adapted_processor(named.processor, size, intensity), name, revision)
 
 
 def _revision(origin: str, model: PreTrainedModel) -> str | None:
@@ -139,21 +131,3 @@ def _revision(origin: str, model: PreTrainedModel) -> str | None:
     for file in files:
         digest.update(file.read_bytes())
     return f"sha256 {digest.hexdigest()[:12]}"
-
-
-def _adapted(processor: Any, size: int | None, intensity: str | None) -> Any:
-    """The processor with another size or way of intensities, where asked."""
-    own = processor.size
-    if intensity is not None and not isinstance(processor, EdenImageProcessor):
-        side = own.get("height") or own.get("shortest_edge") or 224
-        processor = EdenImageProcessor(
-            size={"height": side, "width": side}, image_mean=processor.image_mean, image_std=processor.image_std
-        )
-    if intensity is not None:
-        processor.intensity = intensity
-    if size is not None:
-        processor.size = type(processor.size)(height=size, width=size)
-        for crop in ("crop_size", "pad_size"):  # stock processors resize first and then cut to another size
-            if getattr(processor, crop, None) is not None:
-                setattr(processor, crop, type(processor.size)(height=size, width=size))
-    return processor

@@ -10,6 +10,7 @@ eden audit --run outputs/run --source scr --split test --output outputs/audit
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,14 +99,15 @@ def queries_and_keys(
         level: Granularity.
         batch_size: Parts in one forward pass.
     """
-    model: EdenForPreTraining = encoder.model
+    model: Any = encoder.model
     parts = [picture.crop(box) for picture in pictures for box in part_boxes(*picture.size, level)]
     queries, keys = [], []
     for start in range(0, len(parts), batch_size):
         pixel_values = encoder.pixel_values(parts[start : start + batch_size])
         queries.append(model.projector(model.eden(pixel_values).pooler_output).float().cpu())
         keys.append(model.teacher(pixel_values).float().cpu())
-    return tuple(torch.cat(rows).unflatten(0, (len(pictures), -1)) for rows in (queries, keys))  # type: ignore[return-value]
+    shape = (len(pictures), -1)
+    return torch.cat(queries).unflatten(0, shape), torch.cat(keys).unflatten(0, shape)
 
 
 def pruner_scores(queries: Tensor, keys: Tensor, gammas: Sequence[float]) -> dict[str, np.ndarray]:
@@ -129,12 +131,11 @@ def pruner_scores(queries: Tensor, keys: Tensor, gammas: Sequence[float]) -> dic
     similarity = queries.flatten(0, 1) @ keys.flatten(0, 1).T
     negative = patient[:, None] != patient
     same = (part[:, None] == part) & negative
-    counts: dict[str, list[Tensor]] = {"pruned": [], "hit": []}
-    for gamma in gammas:
-        pruned = (similarity >= gamma) & negative
-        for name, chosen in (("pruned", pruned), ("hit", pruned & same)):
-            counts[name].append(chosen.sum(dim=1).view(patients, parts).sum(dim=1))
-    pruned, hit = (torch.stack(counts[name], dim=1).double().numpy() for name in ("pruned", "hit"))
+    above = torch.stack([(similarity >= gamma) & negative for gamma in gammas])  # [gammas, anchors, keys]
+    pruned, hit = (
+        chosen.sum(dim=2).view(len(gammas), patients, parts).sum(dim=2).T.double().numpy()
+        for chosen in (above, above & same)
+    )
     of_patient = parts * (patients - 1)  # same-part negatives of all its anchors; times parts: all negatives
     with np.errstate(invalid="ignore"):
         return {"precision": hit / pruned, "recall": hit / of_patient, "pruned share": pruned / (of_patient * parts)}

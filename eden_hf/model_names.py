@@ -1,0 +1,74 @@
+"""What the name of a model stands for: an Eden folder, any transformers vision model, or fresh weights of either."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
+
+from eden_hf.configuration_eden import BACKBONE_PRESETS, EdenConfig
+from eden_hf.image_processing_eden import EdenImageProcessor
+
+FRESH = "random:"
+
+
+class NamedModel(NamedTuple):
+    """What is known of a model before its weights are loaded.
+
+    Attributes:
+        origin: Folder, Hub id or preset.
+        fresh: Whether its weights are to be drawn anew.
+        config: Its configuration.
+        processor: Its image processor.
+    """
+
+    origin: str
+    fresh: bool
+    config: PreTrainedConfig
+    processor: Any
+
+
+def find_model(name: str, *, trust_remote_code: bool = False) -> NamedModel:
+    """Configuration and image processor of a model.
+
+    Args:
+        name: An Eden folder, a folder or Hub id of any transformers vision model, or `random:` and such a name or a
+            preset (`random:resnet18-half`).
+        trust_remote_code: Whether code that comes with a Hub model may run.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it has no image processor, or is a preset without `random:`.
+    """
+    origin, fresh = name.removeprefix(FRESH), name.startswith(FRESH)
+    if origin in BACKBONE_PRESETS and not Path(origin).exists():
+        if not fresh:
+            raise ValueError(f"{name} is an architecture, not a model; {FRESH}{name} gives it fresh weights")
+        return NamedModel(origin, fresh, EdenConfig(backbone_config=origin), EdenImageProcessor())
+    config = AutoConfig.from_pretrained(origin, trust_remote_code=trust_remote_code)
+    processor = AutoImageProcessor.from_pretrained(origin, trust_remote_code=trust_remote_code)
+    return NamedModel(origin, fresh, config, processor)
+
+
+def adapted_processor(
+    processor: Any, size: int | None = None, intensity: Literal["fixed", "per_image"] | None = None
+) -> Any:
+    """The processor with another size or way of intensities, where asked.
+
+    An `EdenImageProcessor` takes the place of another model's when `intensity` is given, with that one's mean and
+    standard deviation.
+    """
+    own = processor.size
+    if intensity is not None and not isinstance(processor, EdenImageProcessor):
+        side = own.get("height") or own.get("shortest_edge") or 224
+        processor = EdenImageProcessor(
+            size={"height": side, "width": side}, image_mean=processor.image_mean, image_std=processor.image_std
+        )
+    if intensity is not None:
+        processor.intensity = intensity
+    if size is not None:
+        processor.size = type(processor.size)(height=size, width=size)
+        for crop in ("crop_size", "pad_size"):  # stock processors resize first and then cut to another size
+            if getattr(processor, crop, None) is not None:
+                setattr(processor, crop, type(processor.size)(height=size, width=size))
+    return processor
