@@ -1,10 +1,8 @@
 """Image encoders of any kind behind one shape: an Eden folder, any transformers vision model, fresh weights."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.model_names import FRESH, adapted_processor, find_model
+from eden_hf.model_names import FRESH, adapted_processor, find_model, weights_revision
 
 __all__ = ["FRESH", "Encoder", "load_encoder"]
 
@@ -117,17 +115,6 @@ def load_encoder(
         revision: str | None = f"seed {seed}"
     else:
         model = AutoModel.from_pretrained(named.origin, trust_remote_code=trust_remote_code)
-        revision = _revision(named.origin, model)
+        revision = weights_revision(named.origin, model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return Encoder(model.to(device or "cpu"), adapted_processor(named.processor, size, intensity), name, revision)
-
-
-def _revision(origin: str, model: PreTrainedModel) -> str | None:
-    """The Hub's commit of a model, or the first 12 digits of its weights' sha256."""
-    files = sorted(Path(origin).glob("*.safetensors"))
-    if not files:
-        return getattr(model.config, "_commit_hash", None)
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return f"sha256 {digest.hexdigest()[:12]}"

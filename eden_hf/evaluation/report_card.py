@@ -15,7 +15,7 @@ from eden_hf.data.landmarks import LandmarkedImage, load_landmarked
 from eden_hf.evaluation.compositionality import compositionality
 from eden_hf.evaluation.correspondence import correspondence
 from eden_hf.evaluation.encoders import FRESH, Encoder, load_encoder
-from eden_hf.evaluation.locality import locality
+from eden_hf.evaluation.locality import locality, locality_scores
 from eden_hf.evaluation.relations import relations
 from eden_hf.evaluation.results import Evaluation, Results, data_hash, table
 
@@ -25,6 +25,8 @@ EVALUATIONS: dict[str, Callable[..., Evaluation]] = {
     "relations": relations,
     "correspondence": correspondence,
 }
+#: Whose docstring tells what the numbers are.
+_EXPLAINED: dict[str, Callable] = EVALUATIONS | {"locality": locality_scores}
 
 
 def evaluate(
@@ -150,7 +152,7 @@ def _comparison(results: Sequence[Results], folders: dict[str, str]) -> str:
 
 
 def _meaning(name: str) -> str:
-    """What an evaluation's numbers are: the body of its docstring, without arguments."""
-    text = (EVALUATIONS[name].__doc__ or "").partition("\n    Args:")[0]
+    """What an evaluation's numbers are: its docstring, without the arguments."""
+    text = (_EXPLAINED[name].__doc__ or "").partition("\n    Args:")[0]
     paragraphs = [line.removeprefix("    ") for line in text.strip().splitlines()]
     return "\n".join(paragraphs).strip()

@@ -1,11 +1,24 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from eden_hf import EdenConfig, EdenImageProcessor, EdenModel
 from eden_hf.data.phantoms import draw_phantom
-from eden_hf.evaluation.correspondence import correspond, dense_embeddings, point_embeddings
+from eden_hf.evaluation.correspondence import (
+    _dilated,
+    correspond,
+    correspondence,
+    dense_embeddings,
+    dilated_embeddings,
+    landmark_scores,
+    point_embeddings,
+)
 from eden_hf.evaluation.embeddings import embed
+from eden_hf.evaluation.encoders import Encoder
+from tests.tiny import BACKBONES
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +77,100 @@ def test_points_outside_the_image_are_refused(encoder, phantom):
     points = torch.tensor([[5.0, 5.0], [128.0, 3.0]])
     with pytest.raises(ValueError, match=r"point \[128.0, 3.0\] lies outside the image of size \(128, 128\)"):
         point_embeddings(encoder, phantom, points, window=8)
+
+
+# the dilated form
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_a_dilated_trunk_gives_what_its_own_strides_give(model, stride):
+    encoder = Encoder(model, lambda images, return_tensors: {"pixel_values": torch.zeros(1, 3, 64, 64)})
+    dilated, taps = _dilated(encoder, 64, stride)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        dense, strided = (m(pixel_values=image).last_hidden_state for m in (dilated, model))
+    assert dense.shape[-1] == 64 // stride
+    assert torch.allclose(dense[..., :: taps.step, :: taps.step], strided, atol=1e-4)
+    assert taps.step == 32 // stride
+
+
+def test_dilated_embeddings_stand_on_the_grid_of_the_windows(model, phantom):
+    encoder = Encoder(model, EdenImageProcessor(size={"height": 32, "width": 32}))
+    for image in (phantom, phantom.crop((0, 0, 50, 40))):
+        dense = dense_embeddings(encoder, image, window=16, stride=4)
+        dilated = next(dilated_embeddings(encoder, [image], window=16, stride=4))
+        assert torch.equal(dilated.points, dense.points)
+        assert dilated.vectors.shape == dense.vectors.shape
+        assert torch.allclose(dilated.vectors.norm(dim=-1), torch.ones(dense.vectors.shape[:2]), atol=1e-5)
+
+
+def test_where_the_trunk_does_not_look_beyond_the_window_both_forms_are_equal(phantom):
+    """One convolution that strides by its own size: no pixel outside a window reaches it."""
+
+    class Patches(torch.nn.Module):
+        device, dtype = torch.device("cpu"), torch.float32
+        config = SimpleNamespace(model_type="patches")
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 6, 4, stride=4), torch.nn.Conv2d(6, 12, 2, stride=2)
+
+        def forward(self, pixel_values):
+            features = self.second(self.first(pixel_values).relu())
+            return SimpleNamespace(last_hidden_state=features, pooler_output=features.mean(dim=(2, 3)))
+
+    torch.manual_seed(0)
+    encoder = Encoder(Patches(), EdenImageProcessor(size={"height": 32, "width": 32}))
+    dense = dense_embeddings(encoder, phantom, window=32, stride=4)
+    dilated = next(dilated_embeddings(encoder, [phantom], window=32, stride=4))
+    assert torch.allclose(dilated.vectors, dense.vectors, atol=1e-4)
+
+
+def test_steps_that_no_dilation_gives_and_trunks_without_strides_are_refused(model, phantom):
+    processor = EdenImageProcessor(size={"height": 32, "width": 32})
+    with pytest.raises(ValueError, match=r"window / 32 times one of \[1, 2, 4, 8, 16, 32\]"):
+        next(dilated_embeddings(Encoder(model, processor), [phantom], window=32, stride=3))
+    vit = EdenModel(EdenConfig(backbone_config=BACKBONES["vit"]))
+    with pytest.raises(ValueError, match="'vit'"):
+        next(dilated_embeddings(Encoder(vit, processor), [phantom], window=32, stride=8))
+
+
+# landmarks found
+
+
+def test_an_encoder_that_knows_places_finds_landmarks(places, charts):
+    result = correspondence(places, charts, window=0.1, steps=48, side_mm=96)
+    assert result.values["mean_radial_error_mm"].value < 3
+    assert result.values["within_5_mm"].value == 1
+    assert result.values["left_a_mm"].n == len(charts)
+    assert result.values["same_place_mm"].value < 4
+    assert len(result.figure.axes) == 2
+
+
+def test_a_collapsed_encoder_finds_nothing(collapsed, charts):
+    assert (
+        correspondence(collapsed, charts, window=0.1, steps=16, side_mm=96).values["mean_radial_error_mm"].value > 20
+    )
+
+
+def test_errors_are_in_millimetres_of_the_target(places, charts):
+    larger = [item._replace(image=item.image.resize((192, 192))) for item in charts]
+    small, large = (
+        correspondence(places, images, window=0.1, steps=24, side_mm=96).values["same_place_mm"].value
+        for images in (charts, larger)
+    )
+    assert small == pytest.approx(large, abs=1e-3)
+    doubled = correspondence(places, charts, window=0.1, steps=24, side_mm=192).values["same_place_mm"].value
+    assert doubled == pytest.approx(2 * small)
+
+
+def test_scores_of_errors():
+    scores = landmark_scores(np.array([0.0, 5.0, 5.1, 19.0, 21.0]))
+    assert scores["within_5_mm"].tolist() == [1, 1, 0, 0, 0]
+    assert scores["within_20_mm"].tolist() == [1, 1, 1, 1, 0]
+    assert scores["mean_radial_error_mm"].tolist() == [0.0, 5.0, 5.1, 19.0, 21.0]
+
+
+def test_a_grid_gives_the_embedding_nearest_to_a_point(encoder, phantom):
+    dense = dense_embeddings(encoder, phantom, window=16, stride=8)
+    assert torch.equal(dense.at(dense.points[2, 3][None] + 3), dense.vectors[2, 3][None])

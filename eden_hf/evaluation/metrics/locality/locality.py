@@ -41,9 +41,7 @@ class Locality(evaluate.Metric):
         vectors = {(row["patient"], row["landmark"]): v for row, v in zip(references, predictions, strict=True)}
         wanted = [(patient, landmark) for patient in patients for landmark in landmarks]
         if missing := [pair for pair in wanted if pair not in vectors]:
-            raise ValueError(
-                f"every patient needs every landmark once; missing {missing[0]} and {len(missing) - 1} more"
-            )
-        rows = torch.tensor(np.array([vectors[pair] for pair in wanted])).unflatten(0, (len(patients), -1))
+            raise ValueError(f"every patient needs every landmark: {len(missing)} are missing, such as {missing[0]}")
+        rows = torch.tensor(np.array([vectors[pair] for pair in wanted], np.float32)).unflatten(0, (len(patients), -1))
         rows = torch.nn.functional.normalize(rows, dim=2)
         return {name: float(np.mean(scores)) for name, scores in locality_scores(rows, landmarks).items()}

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eden_hf.evaluation.locality import landmark_embeddings, locality, locality_scores
+
+
+def test_an_encoder_that_knows_places_is_perfect(places, charts):
+    result = locality(places, charts, window=0.1)
+    assert result.values["retrieval_at_1"].value == 1
+    assert result.values["knn_accuracy"].value == 1
+    assert result.values["prototype_accuracy"].value == 1
+    assert result.values["side_accuracy"].value == 1
+    assert result.values["auroc"].value == 1
+    assert result.values["silhouette"].value > 0.7
+    assert result.values["retrieval_at_1"].n == 6
+    assert result.settings["chance"] == 1 / 5
+    assert result.figure.axes
+
+
+def test_an_encoder_that_cannot_tell_left_from_right_shows_it(charts, places):
+    """The same encoder on the distance from the midline."""
+    vectors, names = landmark_embeddings(places, charts, window=0.1)
+    index = {name: i for i, name in enumerate(names)}
+    twins = vectors.clone()
+    for name in ("a", "b"):
+        twins[:, index[f"left_{name}"]] = vectors[:, index[f"right_{name}"]]
+    twins = F.normalize(twins + 1e-3 * torch.randn(twins.shape), dim=2)
+    scores = locality_scores(twins, names)
+    assert scores["side_accuracy"].mean() < 0.9
+    assert scores["retrieval_at_1"].mean() < 0.95
+
+
+def test_noise_scores_at_chance():
+    rng = torch.Generator().manual_seed(0)
+    vectors = F.normalize(torch.randn(60, 10, 32, generator=rng), dim=2)
+    names = [f"{side}_{i}" for i in range(5) for side in ("left", "right")]
+    scores = {name: values.mean() for name, values in locality_scores(vectors, names).items()}
+    for name in ("retrieval_at_1", "knn_accuracy", "prototype_accuracy"):
+        assert scores[name] == pytest.approx(0.1, abs=0.05)
+    assert scores["side_accuracy"] == pytest.approx(0.5, abs=0.08)
+    assert scores["auroc"] == pytest.approx(0.5, abs=0.02)
+    assert scores["silhouette"] < 0
+
+
+def test_patches_of_the_same_patient_are_never_compared():
+    """Each patient has one vector for everything: within a patient all is alike, across patients nothing is known."""
+    vectors = F.normalize(torch.randn(5, 1, 16), dim=2).expand(5, 4, 16).contiguous()
+    scores = locality_scores(vectors, list("abcd"))
+    assert "side_accuracy" not in scores
+    assert scores["auroc"].mean() == pytest.approx(0.5)
+
+
+def test_scores_are_those_of_a_plain_loop():
+    torch.manual_seed(1)
+    vectors = F.normalize(torch.randn(4, 3, 8) + 2 * torch.randn(1, 3, 8), dim=2)
+    hits = np.zeros((4, 3))
+    for p in range(4):
+        for landmark in range(3):
+            others = [(float(vectors[p, landmark] @ vectors[q, k]), k) for q in range(4) if q != p for k in range(3)]
+            hits[p, landmark] = max(others)[1] == landmark
+    assert np.allclose(locality_scores(vectors, list("abc"))["retrieval_at_1"], hits.mean(axis=1))

@@ -1,0 +1,47 @@
+"""The metrics load by path, offline, and give what the evaluations give."""
+
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+
+import eden_hf
+from eden_hf.evaluation.locality import landmark_embeddings, locality_scores
+
+METRICS = Path(eden_hf.__file__).parent / "evaluation" / "metrics"
+
+
+def test_locality(places, charts):
+    vectors, names = landmark_embeddings(places, charts, window=0.2)
+    metric = evaluate.load(str(METRICS / "locality"))
+    for patient in range(len(vectors)):
+        metric.add_batch(
+            predictions=vectors[patient].tolist(),
+            references=[{"patient": str(patient), "landmark": name} for name in names],
+        )
+    expected = {name: scores.mean() for name, scores in locality_scores(vectors, names).items()}
+    assert metric.compute() == pytest.approx(expected, abs=1e-5)
+
+
+def test_locality_needs_every_landmark_of_every_patient():
+    metric = evaluate.load(str(METRICS / "locality"))
+    references = [{"patient": p, "landmark": landmark} for p, landmark in [("a", "x"), ("a", "y"), ("b", "x")]]
+    with pytest.raises(ValueError, match=r"1 are missing, such as \('b', 'y'\)"):
+        metric.compute(predictions=np.eye(3).tolist(), references=references)
+
+
+def test_compositionality():
+    metric = evaluate.load(str(METRICS / "compositionality"))
+    parts = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[0, 0, 2.0], [0, 0, 1]]])
+    found = metric.compute(predictions=parts.tolist(), references=[[1.0, 1, 0], [0, 0, 5]])
+    assert found == pytest.approx({"own": 1, "own_std": 0, "others": 0, "margin": 1}, abs=1e-6)
+
+
+def test_landmark_error():
+    metric = evaluate.load(str(METRICS / "landmark_error"))
+    found = metric.compute(predictions=[[3, 4], [0, 0], [30, 0]], references=[[0, 0], [0, 0], [0, 0]])
+    assert found == pytest.approx(
+        {"mean_radial_error_mm": 35 / 3, "within_5_mm": 2 / 3, "within_10_mm": 2 / 3, "within_20_mm": 2 / 3}
+    )

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eden_hf import EdenForPreTraining, EdenImageProcessor
+from eden_hf.evaluation.pruner_audit import audit_pruner, pruner_scores
+from eden_hf.evaluation.results import Results
+from tests.tiny import tiny_config
+
+
+def test_parts_that_are_known_are_pruned_and_nothing_else():
+    parts = torch.eye(4).expand(3, 4, 4)
+    scores = pruner_scores(parts, parts, [0.5, 1.1])
+    assert (scores["precision"][:, 0] == 1).all()
+    assert (scores["recall"][:, 0] == 1).all()
+    assert (scores["pruned share"][:, 0] == 1 / 4).all()
+    assert np.isnan(scores["precision"][:, 1]).all()
+    assert (scores["recall"][:, 1] == 0).all()
+
+
+def test_a_collapsed_encoder_prunes_all_at_the_base_rate():
+    same = F.normalize(torch.ones(3, 8, 4), dim=2)
+    scores = pruner_scores(same, same, [0.8])
+    assert scores["precision"].mean() == pytest.approx(1 / 8)
+    assert (scores["recall"] == 1).all()
+    assert (scores["pruned share"] == 1).all()
+
+
+def test_scores_are_those_of_a_plain_loop():
+    torch.manual_seed(0)
+    queries, keys = (F.normalize(torch.randn(3, 4, 3), dim=2) for _ in range(2))
+    pruned = hit = 0
+    for part in range(4):
+        for q in (1, 2):
+            for k in range(4):
+                above = float(queries[0, part] @ keys[q, k]) >= 0.3
+                pruned, hit = pruned + above, hit + (above and k == part)
+    scores = pruner_scores(queries, keys, [0.3])
+    assert scores["precision"][0, 0] == pytest.approx(hit / pruned)
+    assert scores["recall"][0, 0] == pytest.approx(hit / 8)
+    assert scores["pruned share"][0, 0] == pytest.approx(pruned / 32)
+
+
+def test_a_model_is_audited_with_its_own_processor(tmp_path):
+    torch.manual_seed(0)
+    EdenForPreTraining(tiny_config()).save_pretrained(tmp_path / "run" / "last")
+    EdenImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "run" / "last")
+    page = audit_pruner(
+        str(tmp_path / "run"), "phantoms:3", str(tmp_path / "out"), images=3, level=2, gammas=[0.0, 0.9]
+    )
+    text = page.read_text()
+    assert "25.0%" in text
+    assert "recall, gamma 0.9" in text
+    assert (page.parent / "figure.png").stat().st_size > 5000
+    assert Results.load(page.parent / "last" / "results.json").settings["level"] == 2
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model in"):
+        audit_pruner(str(tmp_path), "phantoms:3", str(tmp_path / "out"), images=3)

@@ -1,0 +1,42 @@
+import pytest
+from PIL import ImageChops
+
+from eden_hf.evaluation.relations import _mirrored, relations
+
+NAMES = ("decomposability", "interpolation", "extrapolation", "symmetry", "scale")
+
+
+def test_an_encoder_that_knows_places_follows_the_relations(places, charts):
+    values = relations(places, charts, window=0.2).values
+    assert {name for name in values if " " not in name} == set(NAMES)
+    assert values["scale auroc"].value > 0.95
+    assert values["interpolation margin"].value > 0.1
+    assert values["decomposability margin"].value > 0
+    assert values["scale"].n == len(charts)
+
+
+def test_mirrored_charts_are_not_symmetric_for_an_encoder_of_colours(places, charts):
+    """A chart's colours move with a flip, so a mirrored left patch keeps its own colour and place: it is not right."""
+    values = relations(places, charts, window=0.2).values
+    assert values["symmetry"].value < 0.5
+
+
+def test_a_collapsed_encoder_has_no_margins(collapsed, charts):
+    values = relations(collapsed, charts).values
+    for name in NAMES:
+        assert values[name].value > 0.999
+        assert abs(values[f"{name} margin"].value) < 1e-6
+
+
+def test_symmetry_is_left_out_without_sides(places, charts):
+    middle = [item._replace(landmarks={"a": (0.3, 0.5), "b": (0.6, 0.5)}) for item in charts]
+    assert not any(name.startswith("symmetry") for name in relations(places, middle).values)
+
+
+def test_a_mirrored_image_takes_its_landmarks_with_it(charts):
+    mirrored = _mirrored(charts[0])
+    x, y = charts[0].landmarks["left_a"]
+    assert mirrored.landmarks["left_a"] == pytest.approx((1 - x, y))
+    again = _mirrored(mirrored)
+    assert again.landmarks["left_a"] == pytest.approx((x, y))
+    assert ImageChops.difference(again.image, charts[0].image).getbbox() is None
