@@ -5,6 +5,9 @@ eden crops --source images/ --output crops/                                 scri
 eden gallery --model outputs/run/last --source images/                      scripts/gallery.py
 eden evaluate --model outputs/run/last random:outputs/run/last --source scr  scripts/evaluate.py
 eden audit --run outputs/run --source scr --split test                      scripts/audit_pruner.py
+eden probe --model outputs/run/last --source cxr --label_column label       scripts/probe.py
+eden few-shot --config configs/few_shot_scr.yaml --encoders a b --frozen    scripts/few_shot_table.py
+eden finetune --config configs/finetune_scr_heart.yaml                      scripts/finetune.py
 """
 
 import logging
@@ -13,7 +16,7 @@ from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
 from typing import Any
 
-from jsonargparse import ArgumentParser, auto_cli
+from jsonargparse import ActionConfigFile, ArgumentParser, auto_cli
 
 
 def pretrain(arguments: list[str] | None = None) -> None:
@@ -56,17 +59,53 @@ def audit(arguments: list[str] | None = None) -> None:
     print(_call(audit_pruner, arguments, prog="eden audit", several=("gammas",)))
 
 
+def probe(arguments: list[str] | None = None) -> None:
+    """Train linear and nearest-neighbour probes on frozen embeddings of labelled images."""
+    from eden_hf.evaluation.probes import probe
+
+    print(_call(probe, arguments, prog="eden probe", several=("model", "probes", "label_columns")))
+
+
+def few_shot(arguments: list[str] | None = None) -> None:
+    """Compare encoders on segmentation with few labelled images, fine-tuned or frozen."""
+    from eden_hf.evaluation.few_shot import compare_encoders
+
+    print(_call(compare_encoders, arguments, prog="eden few-shot", several=("encoders", "shots")))
+
+
+def finetune(arguments: list[str] | None = None) -> None:
+    """Fine-tune on a labelled task by a YAML file of settings and --dotted.key overrides, and measure it."""
+    from accelerate import PartialState
+
+    from eden_hf.evaluation.downstream import evaluate_finetuned
+    from eden_hf.evaluation.results import table
+    from eden_hf.training.arguments import parse_settings
+    from eden_hf.training.finetune_arguments import FinetuneArguments
+    from eden_hf.training.finetuning import finetune
+
+    settings, resume = parse_settings(FinetuneArguments, arguments, prog="eden finetune")
+    folder = finetune(settings, resume)
+    if PartialState().is_main_process:
+        results = evaluate_finetuned(folder)
+        print(f"{results.save(folder)}\n{table([results])}")
+
+
 def _call(function: Callable, arguments: list[str] | None, prog: str, several: Sequence[str] = ()) -> Any:
     """Call `function` by a command line; the options of `several` take values one after the other: `--model a b`."""
     parser = ArgumentParser(prog=prog, description=(function.__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options; later ones override it")
     parameters = signature(function).parameters
     for name in several:
         required = parameters[name].default is Parameter.empty
-        kind = float if name == "gammas" else str
+        kind = {"gammas": float, "shots": int}.get(name, str)
         parser.add_argument(f"--{name}", nargs="+", type=kind, required=required, help="one or more values")
-    parser.add_function_arguments(function, skip=set(several), as_group=False)
-    chosen = parser.instantiate(parser.parse_args(arguments)).as_dict()
-    return function(**{name: value for name, value in chosen.items() if value is not None or name not in several})
+    switches = [name for name, parameter in parameters.items() if parameter.default is False]
+    for name in switches:
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_function_arguments(function, skip={*several, *switches}, as_group=False)
+    chosen = parser.instantiate(parser.parse_args(arguments))
+    given = {name: chosen[name] for name in parameters if not (name in several and chosen[name] is None)}
+    return function(**given)
 
 
 COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
@@ -75,6 +114,9 @@ COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
     "gallery": gallery,
     "evaluate": evaluate,
     "audit": audit,
+    "probe": probe,
+    "few-shot": few_shot,
+    "finetune": finetune,
 }
 
 

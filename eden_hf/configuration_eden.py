@@ -23,6 +23,8 @@ BACKBONE_PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+_PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
 
 @strict
 class EdenConfig(PreTrainedConfig):
@@ -119,6 +121,14 @@ class EdenConfig(PreTrainedConfig):
         for name in ("projection_dim", "memory_bank_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+
+    def validate_problem_type(self) -> None:
+        """Check `problem_type`, of classification heads."""
+        if self.problem_type not in (None, *_PROBLEM_TYPES):
+            raise ValueError(
+                f"`problem_type` is one of {', '.join(map(repr, _PROBLEM_TYPES))}, or `None` to let the first labels "
+                f"settle it, got {self.problem_type!r}"
+            )
 
     def validate_contrastive_temperature(self) -> None:
         """Check `contrastive_temperature`."""

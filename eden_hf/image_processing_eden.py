@@ -156,8 +156,9 @@ class EdenImageProcessor(PilBackend):
         Args:
             images: As described for the class.
             segmentation_maps: For each image its labels, of the image's own size: overlapping masks `[labels, H, W]`
-                (0 or 1), or exclusive classes `[H, W]` (integers). They follow the image's resizing and padding;
-                beyond the image masks are 0 and classes 255, to be ignored.
+                (0 to 1; a list of PIL images too), or exclusive classes `[H, W]` (integers). One image may come with
+                its map alone. They follow the image's resizing and padding; beyond the image masks are 0 and classes
+                255, to be ignored.
             kwargs: Settings to override.
 
         Returns:
@@ -170,19 +171,13 @@ class EdenImageProcessor(PilBackend):
         if segmentation_maps is None:
             return encoded
         sizes = [_height_and_width(image, kwargs.get("input_data_format")) for image in _flat(images)]
-        maps = [
-            _as_numpy(np.asarray(item) if isinstance(item, PIL.Image.Image) else item) for item in segmentation_maps
-        ]
+        maps = _label_maps(segmentation_maps, alone=_is_one_image(images))
         if len(maps) != len(sizes):
             raise ValueError(f"each image needs its segmentation map: got {len(sizes)} images and {len(maps)} maps")
         padded = (kwargs.get("aspect_ratio") or self.aspect_ratio) == "pad"
         labels = []
         for index, (pixels, size) in enumerate(zip(maps, sizes, strict=True)):
-            if pixels.ndim not in (2, 3) or pixels.shape[-2:] != size:
-                raise ValueError(
-                    f"segmentation map {index} must be [labels, H, W] or [H, W] with the image's H, W = {size}, "
-                    f"got {list(pixels.shape)}"
-                )
+            _check_label_map(index, pixels, size)
             height, width = encoded["pixel_values"][index].shape[-2:]
             labels.append(_resized_labels(pixels, SizeDict(height=height, width=width), padded))
         tensors = kwargs.get("return_tensors")
@@ -412,6 +407,42 @@ def _flat(images: Any) -> Iterator[Any]:
         raise ValueError(
             f"images are PIL images, numpy arrays, torch tensors or lists of them, got {type(images).__name__} "
             f"{str(images)[:80]!r}; open files first, with PIL.Image.open or eden_hf.data.reading.read_image"
+        )
+
+
+def _is_one_image(images: Any) -> bool:
+    return isinstance(images, PIL.Image.Image) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim < 4)
+
+
+def _label_maps(segmentation_maps: Any, alone: bool) -> list[np.ndarray]:
+    """Each image's labels as an array; `alone` when there is one image, whose map need not be in a list."""
+    if alone and isinstance(segmentation_maps, PIL.Image.Image | np.ndarray | torch.Tensor):
+        segmentation_maps = [segmentation_maps]
+    return [
+        np.stack([_pixels(mask) for mask in m]) if isinstance(m, list | tuple) else _pixels(m)
+        for m in segmentation_maps
+    ]
+
+
+def _pixels(image: PIL.Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
+    return np.asarray(image) if isinstance(image, PIL.Image.Image) else _as_numpy(image)
+
+
+def _check_label_map(index: int, pixels: np.ndarray, size: tuple[int, int]) -> None:
+    if pixels.ndim not in (2, 3) or pixels.shape[-2:] != size:
+        raise ValueError(
+            f"segmentation map {index} must be [labels, H, W] or [H, W] with the image's H, W = {size}, "
+            f"got {list(pixels.shape)}"
+        )
+    if pixels.ndim == 3 and not (pixels.min() >= 0 and pixels.max() <= 1):  # False of NaN too
+        raise ValueError(
+            f"overlapping masks are 0 outside and 1 inside, got {pixels.min()} to {pixels.max()} in segmentation map "
+            f"{index}: give `mask > 0`"
+        )
+    if pixels.ndim == 2 and pixels.dtype.kind not in "iub":
+        raise ValueError(
+            f"exclusive classes are integers, got {pixels.dtype} in segmentation map {index}: convert them, or give "
+            "masks as [labels, H, W]"
         )
 
 

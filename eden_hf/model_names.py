@@ -1,9 +1,10 @@
 """What the name of a model stands for: an Eden folder, any transformers vision model, or fresh weights of either."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
 from eden_hf.configuration_eden import BACKBONE_PRESETS, EdenConfig
@@ -58,8 +59,9 @@ def adapted_processor(
     An `EdenImageProcessor` takes the place of another model's when `intensity` is given, with that one's mean and
     standard deviation.
     """
-    own = processor.size
     if intensity is not None and not isinstance(processor, EdenImageProcessor):
+        cut = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+        own = cut or processor.size
         side = own.get("height") or own.get("shortest_edge") or 224
         processor = EdenImageProcessor(
             size={"height": side, "width": side}, image_mean=processor.image_mean, image_std=processor.image_std
@@ -72,3 +74,14 @@ def adapted_processor(
             if getattr(processor, crop, None) is not None:
                 setattr(processor, crop, type(processor.size)(height=size, width=size))
     return processor
+
+
+def weights_revision(origin: str, model: PreTrainedModel) -> str | None:
+    """The Hub's commit of a model, or the first 12 digits of its weights' sha256."""
+    files = sorted(Path(origin).glob("*.safetensors"))
+    if not files:
+        return getattr(model.config, "_commit_hash", None)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return f"sha256 {digest.hexdigest()[:12]}"

@@ -129,6 +129,14 @@ def _build_trunk(config: EdenConfig) -> PreTrainedModel:
     )
 
 
+def _check_batch(pixel_values: Tensor) -> None:
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            "`pixel_values` must have shape (batch_size, num_channels, height, width), "
+            f"got {tuple(pixel_values.shape)}"
+        )
+
+
 def _as_grid(features: Tensor, pixel_values: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     """Feature map [B, C, h, w] of `features`: itself, or token rows [B, prefix + h * w, C] reshaped."""
     if features.ndim == 4:
@@ -187,11 +195,7 @@ class EdenModel(EdenPreTrainedModel):
         Raises:
             ValueError: `pixel_values` is no batch of images.
         """
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                "`pixel_values` must have shape (batch_size, num_channels, height, width), "
-                f"got {tuple(pixel_values.shape)}"
-            )
+        _check_batch(pixel_values)
         pixel_values = pixel_values.to(self.dtype)
         if isinstance(self.backbone, BackboneMixin):
             outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
@@ -548,7 +552,7 @@ class EdenForImageClassification(EdenPreTrainedModel):
             )
         labels, logits = labels.view(wanted), logits.float()
         if self.config.problem_type == "single_label_classification":
-            return F.cross_entropy(logits, labels)
+            return F.cross_entropy(logits, labels.long())
         known = ~labels.isnan()
         loss = F.mse_loss if self.config.problem_type == "regression" else F.binary_cross_entropy_with_logits
         # A sum over what is known, so that a batch in which nothing is gives 0 and not NaN.
@@ -653,8 +657,10 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
             and `hidden_states`, `attentions` if asked for.
 
         Raises:
-            ValueError: `labels` have another shape than `config.segmentation_type` needs.
+            ValueError: `pixel_values` is no batch of images, or `labels` have another shape than
+                `config.segmentation_type` needs.
         """
+        _check_batch(pixel_values)
         trunk: Any = self.eden.backbone
         outputs = trunk.forward_with_filtered_kwargs(pixel_values.to(self.dtype), return_dict=True, **kwargs)
         logits = self.decoder(outputs.feature_maps)
@@ -673,7 +679,9 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
                 f"{tuple(labels.shape)}; see `config.segmentation_type`"
             )
         if not overlapping:
-            return F.cross_entropy(logits, labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
+            ignored = self.config.semantic_loss_ignore_index
+            loss = F.cross_entropy(logits, labels.long(), ignore_index=ignored, reduction="sum")
+            return loss / (labels != ignored).sum().clamp(min=1)
         masks = labels.float()
         dice = dice_loss(
             logits.flatten(0, 1).flatten(1), masks.flatten(0, 1).flatten(1), masks.shape[0] * masks.shape[1]

@@ -1,8 +1,10 @@
 """Classification and segmentation heads: losses, shapes, loading, pipelines with and without the package."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,14 +90,44 @@ def test_labels_of_another_shape_are_refused(pixel_values):
         model(pixel_values, labels=torch.ones(2))
 
 
+def test_class_indices_may_be_of_any_integer_type(pixel_values):
+    model = EdenForImageClassification(labelled()).eval()
+    narrow, wide = (model(pixel_values, labels=torch.tensor([0, 2], dtype=t)).loss for t in (torch.int32, torch.int64))
+    assert torch.equal(narrow, wide)
+
+
+def test_an_unknown_problem_is_refused():
+    with pytest.raises(Exception, match="problem_type.*(?s:.*)multi_label_classification"):
+        labelled(problem_type="multilabel")
+
+
+@pytest.mark.parametrize("head", [EdenForImageClassification, EdenForSemanticSegmentation])
+def test_one_image_is_no_batch(head, pixel_values):
+    with pytest.raises(ValueError, match=r"\(batch_size, num_channels, height, width\), got \(3, 64, 64\)"):
+        head(labelled())(pixel_values[0])
+
+
+@pytest.mark.parametrize("head", [EdenForImageClassification, EdenForSemanticSegmentation])
+@pytest.mark.parametrize("backbone", ["swin", "dinov2"])
+def test_checkpointed_activations_change_no_gradient(head, backbone, pixel_values):
+    model = head(labelled(backbone)).train()
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(pixel_values).logits.square().mean().backward()
+        gradients.append(next(p.grad for name, p in model.named_parameters() if "proj" in name))
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(*gradients)
+
+
 # segmentation
 
 
 @pytest.mark.parametrize("backbone", STAGED)
 @pytest.mark.parametrize("size", [(64, 64), (65, 50)])
 def test_every_staged_trunk_segments_any_size(backbone, size):
-    if backbone == "dinov2" and size == (65, 50):
-        size = (64, 48)  # its own patches must fit
     model = EdenForSemanticSegmentation(labelled(backbone))
     output = model(torch.randn(2, 3, *size), labels=torch.rand(2, 3, *size).round())
     assert output.logits.shape == (2, 3, *size)
@@ -134,6 +166,14 @@ def test_exclusive_classes_are_scored_by_cross_entropy_without_ignored_pixels(pi
     output = model(pixel_values, labels=classes)
     expected = F.cross_entropy(output.logits[:, :, 20:], classes[:, 20:])
     assert torch.allclose(output.loss, expected, atol=1e-5)
+
+
+def test_a_batch_of_ignored_pixels_alone_costs_nothing(pixel_values):
+    model = EdenForSemanticSegmentation(labelled(segmentation_type="exclusive"))
+    loss = model(pixel_values, labels=torch.full((2, 64, 64), 255)).loss
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("overlapping", (2, 64, 64)), ("exclusive", (2, 3, 64, 64))])
@@ -200,6 +240,70 @@ def test_a_saved_head_comes_back_and_gives_its_trunk(head, auto, backbone, tmp_p
 @pytest.mark.parametrize("head", [EdenForImageClassification, EdenForSemanticSegmentation])
 def test_heads_run_in_bfloat16(head, pixel_values):
     assert head(labelled()).to(torch.bfloat16)(pixel_values).logits.dtype == torch.bfloat16
+
+
+# LoRA
+
+
+@pytest.mark.parametrize(
+    ("head", "backbone"),
+    [
+        (EdenForImageClassification, "vit"),
+        (EdenForSemanticSegmentation, "dinov2"),
+        (EdenForSemanticSegmentation, "resnet"),
+        (EdenForImageClassification, "convnextv2"),
+    ],
+)
+def test_lora_trains_adapters_and_head_alone(head, backbone, tmp_path, pixel_values):
+    peft = pytest.importorskip("peft")
+    model = head(labelled(backbone))
+    model.save_pretrained(tmp_path / "start")
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if name.startswith("eden.") and isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+        and getattr(module, "groups", 1) == 1
+    ]  # fmt: skip
+    own = "classifier" if head is EdenForImageClassification else "decoder"
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, modules_to_save=[own]))
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], 0.1)
+    adapted.train()
+    model.eden.eval()  # BatchNorm statistics of the trunk are no parameters
+    for _ in range(2):
+        optimizer.zero_grad()
+        adapted(pixel_values=pixel_values).logits.square().mean().backward()
+        optimizer.step()
+    moved = {name for name, tensor in adapted.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any("lora_B" in name for name in moved)
+    assert any(f"{own}.modules_to_save" in name for name in moved)
+    assert all("lora_" in name or f"{own}.modules_to_save" in name for name in moved)
+
+    expected = adapted.eval()(pixel_values=pixel_values).logits
+    adapted.save_pretrained(tmp_path / "adapters")
+    loaded = peft.PeftModel.from_pretrained(head.from_pretrained(tmp_path / "start"), tmp_path / "adapters").eval()
+    assert torch.equal(loaded(pixel_values=pixel_values).logits, expected)
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = head.from_pretrained(tmp_path / "merged")(pixel_values).logits
+    assert (merged - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+# the documentation
+
+
+def test_the_documentation_runs(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    pytest.importorskip("sklearn")
+    EdenForPreTraining(tiny_config()).save_pretrained(tmp_path / "outputs/run/best")
+    EdenImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "outputs/run/best")
+    text = Path("docs/heads.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    assert {found["label"] for found in names["structures"]} == {"heart", "left_lung", "right_lung"}
+    assert all(found["mask"].size == names["image"].size for found in names["structures"])
+    assert names["scores"]["linear"]["accuracy"].n == 8
 
 
 # pipelines

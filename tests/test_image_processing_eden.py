@@ -619,6 +619,34 @@ def test_maps_of_another_size_or_number_are_refused():
         processor(image, segmentation_maps=[np.zeros((20, 40))] * 2)
 
 
+def test_one_image_may_come_with_its_map_alone():
+    processor, image = EdenImageProcessor(size={"height": 8, "width": 8}), PIL.Image.new("L", (40, 20))
+    mask = np.zeros((20, 40), bool)
+    mask[:10] = True
+    picture = PIL.Image.fromarray(mask)
+    for maps in (mask, picture, torch.from_numpy(mask), [mask], [picture]):
+        (labels,) = processor(image, segmentation_maps=maps)["labels"]
+        assert labels[:4].all()
+        assert not labels[4:].any()
+    for maps in (np.stack([mask, ~mask]), [[picture, PIL.Image.fromarray(~mask)]]):
+        (labels,) = processor(image, segmentation_maps=maps)["labels"]
+        assert labels.shape == (2, 8, 8)
+        assert np.array_equal(labels[0], 1 - labels[1])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((2, 20, 40), 255, np.uint8), r"0 outside and 1 inside, got 255 to 255 .*mask > 0"),
+        (np.full((1, 20, 40), np.nan), "0 outside and 1 inside"),
+        (np.full((20, 40), 0.5), "integers, got float64 in segmentation map 0"),
+    ],
+)
+def test_maps_of_other_values_are_refused(pixels, message):
+    with pytest.raises(ValueError, match=message):
+        EdenImageProcessor()(PIL.Image.new("L", (40, 20)), segmentation_maps=[pixels])
+
+
 @pytest.mark.parametrize("aspect_ratio", ["resize", "pad"])
 def test_post_processing_undoes_resizing_and_padding(aspect_ratio):
     processor = EdenImageProcessor(size={"height": 64, "width": 64}, aspect_ratio=aspect_ratio)

@@ -27,7 +27,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
-    AutoBackbone, AutoConfig, AutoModel, AutoModelForPreTraining, pipeline,
+    AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation, pipeline,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 image = Image.linear_gradient("L").resize((90, 70))
@@ -44,6 +45,9 @@ results = {
     "pipeline": extractor(image, return_tensors=True),
     "pooled_pipeline": extractor(image, return_tensors=True, pool=True),
 }
+for head in (AutoModelForImageClassification, AutoModelForSemanticSegmentation):
+    torch.manual_seed(0)  # of what the folder lacks
+    results[head.__name__] = head.from_pretrained(folder, num_labels=3, **trust)(pixel_values).logits
 if package:
     backbone = AutoBackbone.from_pretrained(folder, out_features=["stage2", "stage4"])
 else:  # transformers' AutoBackbone asks the Hub even for a folder; its class is in the folder all the same
@@ -118,6 +122,8 @@ def test_they_are_the_outputs_of_the_model_that_was_saved(folder, results):
     torch.testing.assert_close(found["pooled_pipeline"], found["pooler_output"])
     torch.testing.assert_close(found["stage4"], found["pipeline"])
     assert torch.equal(found["memory_bank"], model.memory_bank)
+    assert found["AutoModelForImageClassification"].shape == (1, 3)
+    assert found["AutoModelForSemanticSegmentation"].shape == (1, 3, 48, 48)
 
 
 def test_a_model_loaded_as_remote_code_saves_a_folder_that_loads(folder, tmp_path):

@@ -1,11 +1,16 @@
-"""Reading image files: everything PIL knows, and DICOM, as 8-bit grey or RGB, or as one error that says why not.
+"""Reading image files: all PIL knows, DICOM and raw `.IMG` of JSRT, as 8-bit grey or RGB, or as one error saying why.
 
 Intensities follow the rule of `EdenImageProcessor` (`eden_hf.image_processing_eden.unit_intensity`): 8-bit images are
 taken as they are, 16- and 32-bit grey is stretched from its own minimum to its own maximum, floats must lie in
 [0, 1], alpha is blended over black. The orientation that EXIF asks for is applied. `eden_hf.data.dicom` tells how
 DICOM is shown.
+
+JSRT's radiographs (Shiraishi et al., AJR 174, 2000) are raw squares, 2048 x 2048, of big-endian 16-bit integers of
+which 12 bits are used, without header. They grow with the film's optical density, so air is high and bone is low:
+they are inverted here, to bone bright and air dark like all other radiographs.
 """
 
+import math
 from io import BytesIO
 from pathlib import Path
 
@@ -15,9 +20,10 @@ from PIL import ImageOps
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from eden_hf.data.dicom import DecodeError, dicom_image, frame_count, open_dicom
-from eden_hf.image_processing_eden import pil_pixels, split_alpha, unit_intensity
+from eden_hf.image_processing_eden import full_range, pil_pixels, split_alpha, unit_intensity
 
 _WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations
+_JSRT_MAXIMUM = 2**12 - 1
 
 
 class ImageReadError(ValueError):
@@ -71,6 +77,8 @@ def decode_image(data: bytes, name: str, *, frame: int | None = None) -> PIL.Ima
 def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
     if not data:
         raise DecodeError("the file is empty; restore it from its source, or leave it out")
+    if name.lower().endswith(".img"):
+        return _jsrt(data)
     if data[128:132] == b"DICM" or name.lower().endswith((".dcm", ".dicom")):
         dataset = open_dicom(data, name)
         return dicom_image(dataset, _frame_index(frame, frame_count(dataset)))
@@ -83,6 +91,34 @@ def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
     with image:
         image.seek(_frame_index(frame, getattr(image, "n_frames", 1)))
         return _eight_bits(image)
+
+
+def raw_side(byte_count: int) -> int:
+    """Pixels a side of a raw `.IMG` square of 16 bits a pixel (2048 as JSRT publishes it).
+
+    Raises:
+        DecodeError: no such square has that size.
+    """
+    side = math.isqrt(byte_count // 2)
+    if side == 0 or 2 * side**2 != byte_count:
+        raise DecodeError(
+            f"{byte_count} bytes are no square of 16-bit pixels; .IMG is read as JSRT's raw format, 2048 x 2048 "
+            "pixels in 8388608 bytes: restore the file, or convert it to PNG"
+        )
+    return side
+
+
+def _jsrt(data: bytes) -> PIL.Image.Image:
+    """A raw radiograph of JSRT, mode "L"."""
+    side = raw_side(len(data))
+    density = np.frombuffer(data, ">u2").reshape(side, side)
+    if density.max() > _JSRT_MAXIMUM:
+        raise DecodeError(
+            f"a pixel value of {density.max()}, above the {_JSRT_MAXIMUM} of JSRT's 12 bits; .IMG is read as "
+            "big-endian: write the file so, or convert it to PNG"
+        )
+    brightness = full_range(_JSRT_MAXIMUM - density.astype(np.float32))
+    return PIL.Image.fromarray(np.rint(brightness * 255).astype(np.uint8))
 
 
 def _frame_index(frame: int | None, count: int) -> int:

@@ -284,7 +284,7 @@ def _folder(root: Path, list_file: str | Path | None) -> Source:
     if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
         saved = datasets.load_from_disk(str(root))
         return _in_memory(str(root), saved if isinstance(saved, Mapping) else {str(saved.split or "train"): saved})
-    files, hidden = _list_files(root)
+    files, hidden = list_files(root)
     if any(file.endswith(".parquet") for file in files):
         return _hosted(str(root), str(root), None)
     images = [file for file in files if _is_image(root / file)]
@@ -301,7 +301,7 @@ def _folder(root: Path, list_file: str | Path | None) -> Source:
     return _image_files(root, _by_sub_folder(images, root))
 
 
-def _list_files(root: Path) -> tuple[list[str], int]:
+def list_files(root: Path) -> tuple[list[str], int]:
     """Relative paths of the files below `root`, sorted, and the number of hidden files and folders left out."""
     files, hidden, seen = [], 0, set()
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -473,13 +473,13 @@ def _check_columns(features: Features, image_column: str, id_column: str | None,
     for role, column in (("image_column", image_column), ("id_column", id_column)):
         if column is not None and column not in features:
             raise SourceError(f"{where} has no column {column!r}; it has {', '.join(features)}: name one as {role}")
-    if not _holds_images(features[image_column]):
+    if not holds_images(features[image_column]):
         raise SourceError(f"column {image_column!r} of {where} holds no images but {features[image_column]}")
     if image_column != "image" and "image" in features:
         raise SourceError(f"{where} has a column 'image' beside {image_column!r}: remove or rename it first")
 
 
-def _holds_images(feature: Any) -> bool:
+def holds_images(feature: Any) -> bool:
     """Whether a column can be read as images: images, encoded bytes, paths, or structs of the two."""
     if isinstance(feature, Image):
         return True

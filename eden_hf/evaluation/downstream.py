@@ -13,7 +13,7 @@ from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import weights_revision
 from eden_hf.training.arguments import read_settings
 from eden_hf.training.downstream_data import row_image
-from eden_hf.training.downstream_metrics import measure, predict
+from eden_hf.training.downstream_metrics import labels_without_auc, measure, predict
 from eden_hf.training.finetune_arguments import FinetuneArguments
 from eden_hf.training.finetuning import load_task_and_metric
 
@@ -47,8 +47,7 @@ def evaluate_finetuned(folder: str | Path) -> Results:
     predictions, truths = predict(model, processor, rows, task.kind, arguments.training.batch_size)
     column = arguments.task.patient_column
     values = intervals(task, predictions, truths, np.array(rows[column]) if column else None, seed)
-    absent = [label for label in task.labels if f"auc_{label}" in values and np.isnan(values[f"auc_{label}"].value)]
-    if absent:
+    if absent := labels_without_auc({name: value.value for name, value in values.items()}, task.labels):
         logger.warning("no AUC for %s: the test images do not have both classes", ", ".join(absent))
     return Results(
         evaluation=f"finetuned {task.name}",

@@ -5,24 +5,29 @@ of the trunk, seconds an encoder, so that it can steer choices. *Fine-tuned*: th
 each. Whatever is chosen (the recipe) is one for all encoders, and comes from the training split only.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from scipy.stats import ttest_rel
 from sklearn.linear_model import Ridge
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from eden_hf.data.sources import read_cell
-from eden_hf.data.tasks import Task
-from eden_hf.evaluation.encoders import Encoder
+from eden_hf.evaluation.encoders import Encoder, load_encoder
+from eden_hf.evaluation.plots import plot_few_shot
+from eden_hf.training.downstream_data import row_image, row_masks, with_holdouts
+from eden_hf.training.finetune_arguments import Recipe, TaskArguments
+from eden_hf.training.finetuning import finetune_few_shot
 
 SHOTS = (3, 6, 12, 24)
 
@@ -45,21 +50,9 @@ class Segmented:
         return len(self.images)
 
     @classmethod
-    def from_task(cls, task: Task, split: str) -> "Segmented":
-        """The images and masks of one split of a segmentation task, decoded.
-
-        Raises:
-            ValueError: the task is no segmentation, or has no such split.
-        """
-        if task.kind != "segmentation":
-            raise ValueError(f"few-shot segmentation needs a segmentation task, {task.name} is {task.kind}")
-        if split not in task.splits:
-            raise ValueError(f"{task.name} has no split {split!r}; it has {', '.join(task.splits)}")
-        images, masks = [], []
-        for row in task.splits[split]:
-            images.append(read_cell(row["image"], row["source_id"]))
-            masks.append(np.stack([np.asarray(read_cell(m, row["source_id"])) > 0 for m in row["masks"]]))
-        return cls(images, masks, task.labels)
+    def from_rows(cls, rows: Dataset, labels: tuple[str, ...]) -> "Segmented":
+        """The rows of a segmentation task's split, decoded."""
+        return cls([row_image(row) for row in rows], [row_masks(row) for row in rows], labels)
 
 
 #: Scores of one draw: from indices of training images, and the draw's number, to Dice `[test images, labels]`.
@@ -74,6 +67,77 @@ class Score(NamedTuple):
     shots: int
     draw: int
     dice: dict[str, float]
+
+
+def compare_encoders(
+    encoders: list[str],
+    task: TaskArguments = TaskArguments(),  # noqa: B008 (its fields are options of their own)
+    recipe: Recipe = Recipe(),  # noqa: B008
+    frozen: bool = False,
+    shots: Sequence[int] = SHOTS,
+    draws: int = 3,
+    seed: int = 0,
+    output: str = "outputs/few_shot",
+) -> Path:
+    """Score encoders on few labelled images, and write a table, a figure and the scores.
+
+    Images to validate by are held out of `train` first (`task.validation_share`); draws come from the rest, the same
+    for all encoders. Scores are of the whole test split, at the images' own resolution.
+
+    Args:
+        encoders: As for `load_encoder`; the first is the one that the others are tested against.
+        task: A segmentation task.
+        recipe: Of fine-tuning; frozen scores take `model.size` and `model.intensity` from it.
+        frozen: Train a ridge classifier on frozen features instead (see `FrozenSegmentation`).
+        shots: Numbers of training images.
+        draws: Draws of each.
+        seed: Of held-out images and draws.
+        output: Folder. Scores already there, of the same task and recipe, are not computed again.
+
+    Returns:
+        The page written.
+
+    Raises:
+        ValueError: the task is no segmentation, or has fewer training images than shots.
+    """
+    loaded = task.load()
+    if loaded.kind != "segmentation":
+        raise ValueError(f"few-shot segmentation needs a segmentation task, {loaded.name} is {loaded.kind}")
+    splits = with_holdouts(loaded, task, seed)
+    mode = "frozen" if frozen else "fine-tuned"
+    learning = {section: values for section, values in asdict(recipe).items() if section != "run"}
+    settings = json.dumps({"task": asdict(task), "recipe": learning, "mode": mode, "seed": seed}, sort_keys=True)
+    file = Path(output) / f"scores-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.jsonl"
+    decoded = [Segmented.from_rows(splits[name], loaded.labels) for name in ("train", "test")] if frozen else []
+    scores = []
+    for name in encoders:
+        encoder = load_encoder(name, size=recipe.model.size, intensity=recipe.model.intensity, seed=seed)
+        scorer: Scorer
+        if frozen:
+            scorer = FrozenSegmentation(encoder, *decoded)
+        else:
+            scorer = partial(_finetuned, name, splits, loaded.labels, recipe)
+        scores += few_shot(
+            encoder, scorer, len(splits["train"]), loaded.labels, file, shots=shots, draws=draws, seed=seed
+        )
+    plot_few_shot([score._asdict() for score in scores]).savefig(Path(output) / f"few_shot-{mode}.png", dpi=110)
+    page = Path(output) / f"few_shot-{mode}.md"
+    counts = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
+    page.write_text(
+        f"# Few-shot segmentation, {mode}: {loaded.name}\n\nDice in percent, mean ± standard deviation over {draws} "
+        f"draws; p of a paired t-test over the draws against the first encoder. Images: {counts}.\n\n"
+        f"{few_shot_table(scores)}\nSettings: `{settings}`\n",
+        encoding="utf-8",
+    )
+    return page
+
+
+def _finetuned(
+    name: str, splits: DatasetDict, labels: tuple[str, ...], recipe: Recipe, shots: np.ndarray, draw: int
+) -> np.ndarray:
+    """Dice `[test images, labels]` of a model fine-tuned on the training images at `shots`."""
+    few = splits["train"].select(shots)
+    return finetune_few_shot(name, few, splits["validation"], splits["test"], labels, recipe, seed=draw)
 
 
 def few_shot(
@@ -91,7 +155,7 @@ def few_shot(
 
     Args:
         encoder: Whose scores these are.
-        scorer: `FrozenSegmentation` or `FineTunedSegmentation`, for this encoder.
+        scorer: Gives Dice `[test images, labels]` for the indices of training images and the draw's number.
         train_count: Number of training images to draw from.
         labels: Names of the structures scored.
         file: JSON lines, one a score, added to as scores come, so that an interrupted table goes on.
@@ -186,7 +250,7 @@ class FrozenSegmentation:
     """
 
     def __init__(
-        self, encoder: Encoder, train: Segmented, test: Segmented, *, grid: int = 64, alpha: float = 1e-3
+        self, encoder: Encoder, train: Segmented, test: Segmented, *, grid: int = 64, alpha: float = 0.1
     ) -> None:
         self.train, self.test, self.grid, self.alpha = train, test, grid, alpha
         self.train_maps = _stage_maps(encoder, train.images)

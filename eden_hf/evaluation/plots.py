@@ -282,3 +282,28 @@ def plot_pruner_audit(
     figure.axes[0].axhline(base_rate, color="black", linestyle=":", label="at random")
     figure.axes[0].legend(frameon=False)
     return figure
+
+
+def plot_few_shot(scores: Sequence[Mapping[str, Any]]) -> Figure:
+    """Dice against the number of labelled images: mean and standard deviation over draws, one line an encoder.
+
+    Args:
+        scores: Dictionaries with `encoder`, `shots`, `draw` and `dice`, a number for each structure.
+    """
+    labels, encoders = list(scores[0]["dice"]), list(dict.fromkeys(score["encoder"] for score in scores))
+    figure = Figure(figsize=(4.5 * len(labels) + 1, 4), layout="constrained")
+    for axes, label in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):
+        for index, encoder in enumerate(encoders):
+            own = [score for score in scores if score["encoder"] == encoder]
+            shots = sorted({score["shots"] for score in own})
+            draws = [[100 * s["dice"][label] for s in own if s["shots"] == k] for k in shots]
+            means, spreads = [np.mean(values) for values in draws], [np.std(values) for values in draws]
+            colour = COLOURS[index % len(COLOURS)]
+            axes.errorbar(shots, means, spreads, fmt="o-", capsize=3, color=colour, label=encoder)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(shots, [str(k) for k in shots])
+        axes.set(title=label, xlabel="labelled images", ylabel="Dice (%)")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    return figure

@@ -1,4 +1,7 @@
-"""The settings of a pretraining run: typed dataclasses that are the YAML schema and the command line at once."""
+"""The settings of a run: typed dataclasses that are the YAML schema and the command line at once.
+
+Pretraining's are here; `eden_hf.training.finetune_arguments` has those of fine-tuning.
+"""
 
 import dataclasses
 import difflib
@@ -7,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -15,6 +18,24 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from eden_hf.anatomy import finest_level
 from eden_hf.configuration_eden import EdenConfig
 from eden_hf.data.views import ViewArguments
+
+
+@dataclass
+class Settings:
+    """What the settings of any run can do. Its dataclasses have a section `run` and a default for everything."""
+
+    def to_yaml(self) -> str:
+        """The resolved settings, in the form that `--config` reads back."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+    def differences(self, saved: "Settings") -> list[str]:
+        """`key: saved value -> this value` for each setting outside `run` that is not the same."""
+        old, new = (dict(_leaves(dataclasses.asdict(settings))) for settings in (saved, self))
+        keys = [key for key in {**old, **new} if not key.startswith("run.")]
+        return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
 @dataclass
@@ -75,9 +96,9 @@ class DataArguments:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.side >= 1, "data.side", self.side, "at least 1 pixel")
-        _require(0 <= self.holdout_share < 1, "data.holdout_share", self.holdout_share, "in [0, 1)")
-        _require(0 <= self.max_skipped_share <= 1, "data.max_skipped_share", self.max_skipped_share, "in [0, 1]")
+        require(self.side >= 1, "data.side", self.side, "at least 1 pixel")
+        require(0 <= self.holdout_share < 1, "data.holdout_share", self.holdout_share, "in [0, 1)")
+        require(0 <= self.max_skipped_share <= 1, "data.max_skipped_share", self.max_skipped_share, "in [0, 1]")
 
 
 @dataclass
@@ -101,13 +122,13 @@ class Stage:
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        _require(self.level >= 0, "stages.level", self.level, "an integer >= 0 (0 is the whole image)")
-        _require(self.epochs >= 1, "stages.epochs", self.epochs, "at least 1")
-        _require(self.learning_rate > 0, "stages.learning_rate", self.learning_rate, "above 0")
-        _require(self.weight_decay >= 0, "stages.weight_decay", self.weight_decay, "at least 0")
-        _require(0 <= self.momentum < 1, "stages.momentum", self.momentum, "in [0, 1)")
+        require(self.level >= 0, "stages.level", self.level, "an integer >= 0 (0 is the whole image)")
+        require(self.epochs >= 1, "stages.epochs", self.epochs, "at least 1")
+        require(self.learning_rate > 0, "stages.learning_rate", self.learning_rate, "above 0")
+        require(self.weight_decay >= 0, "stages.weight_decay", self.weight_decay, "at least 0")
+        require(0 <= self.momentum < 1, "stages.momentum", self.momentum, "in [0, 1)")
         gamma = self.prune_threshold
-        _require(gamma is None or -1 <= gamma <= 1, "stages.prune_threshold", gamma, "a cosine in [-1, 1], or null")
+        require(gamma is None or -1 <= gamma <= 1, "stages.prune_threshold", gamma, "a cosine in [-1, 1], or null")
 
 
 def published_curriculum() -> list[Stage]:
@@ -142,11 +163,11 @@ class TrainingArguments:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
+        require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
         steps = self.gradient_accumulation_steps
-        _require(steps >= 1, "training.gradient_accumulation_steps", steps, "at least 1")
+        require(steps >= 1, "training.gradient_accumulation_steps", steps, "at least 1")
         norm = self.max_grad_norm
-        _require(norm is None or norm > 0, "training.max_grad_norm", norm, "above 0, or null")
+        require(norm is None or norm > 0, "training.max_grad_norm", norm, "above 0, or null")
 
 
 @dataclass
@@ -171,11 +192,11 @@ class RunArguments:
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
-            _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
 
 
 @dataclass
-class PretrainArguments:
+class PretrainArguments(Settings):
     """A pretraining run, section by section. The defaults are the paper's recipe on phantoms."""
 
     model: ModelArguments = field(default_factory=ModelArguments)
@@ -186,66 +207,83 @@ class PretrainArguments:
     run: RunArguments = field(default_factory=RunArguments)
 
     def __post_init__(self) -> None:
-        _require(len(self.stages) >= 1, "stages", self.stages, "a list of at least one stage")
+        require(len(self.stages) >= 1, "stages", self.stages, "a list of at least one stage")
         finest = finest_level(self.data.side, self.data.side)
         for stage in self.stages:
             mend = f"at most {finest} for prepared images of {self.data.side} pixels a side (see data.side)"
-            _require(stage.level <= finest, "stages.level", stage.level, mend)
-
-    def to_yaml(self) -> str:
-        """The resolved settings, in the form that `--config` reads back."""
-        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
-
-    def differences(self, saved: "PretrainArguments") -> list[str]:
-        """`key: saved value -> this value` for each setting outside `run` that is not the same."""
-        old, new = dict(_leaves(dataclasses.asdict(saved))), dict(_leaves(dataclasses.asdict(self)))
-        keys = [key for key in {**old, **new} if not key.startswith("run.")]
-        return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+            require(stage.level <= finest, "stages.level", stage.level, mend)
 
 
-def parse_arguments(arguments: list[str] | None = None, **parser_options: Any) -> tuple[PretrainArguments, bool]:
+def parse_settings(
+    kind: type[SettingsType], arguments: list[str] | None = None, **parser_options: Any
+) -> tuple[SettingsType, bool]:
     """Settings of a run from `--config FILE` and `--dotted.key VALUE` options, and whether to `--resume` it.
 
     Args:
+        kind: The dataclass of all settings.
         arguments: The command line; the process's own by default.
         parser_options: For `jsonargparse.ArgumentParser`.
 
     Raises:
         SystemExit: a setting is unknown or has a wrong value; the message names it and the mend, or the nearest.
     """
-    parser = _SuggestingParser(description=PretrainArguments.__doc__, **parser_options)
+
+    class Parser(_SuggestingParser):
+        names = _names(kind)
+
+    parser = Parser(description=kind.__doc__, **parser_options)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; later options override it")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in run.output_dir")
-    parser.add_class_arguments(PretrainArguments, None)
+    parser.add_class_arguments(kind, None)
     parsed = parser.parse_args(arguments)
     try:
         settings = parser.instantiate(parsed)
-        return PretrainArguments(
-            **{f.name: settings[f.name] for f in dataclasses.fields(PretrainArguments)}
-        ), parsed.resume
+        return kind(**{f.name: settings[f.name] for f in dataclasses.fields(kind)}), parsed.resume
     except ValueError as error:  # settings that do not fit each other
         parser.error(str(error), error)
 
 
-def read_arguments(path: str | Path) -> PretrainArguments:
+def read_settings(kind: type[SettingsType], path: str | Path) -> SettingsType:
     """Settings from a YAML file, such as the `config.yaml` that each run saves."""
-    return parse_arguments([f"--config={path}"], exit_on_error=False)[0]
+    return parse_settings(kind, [f"--config={path}"], exit_on_error=False)[0]
+
+
+def parse_arguments(arguments: list[str] | None = None, **parser_options: Any) -> tuple[PretrainArguments, bool]:
+    """`parse_settings` of a pretraining run."""
+    return parse_settings(PretrainArguments, arguments, **parser_options)
+
+
+def read_arguments(path: str | Path) -> PretrainArguments:
+    """`read_settings` of a pretraining run."""
+    return read_settings(PretrainArguments, path)
 
 
 class _SuggestingParser(ArgumentParser):
     """Names the nearest known setting where one is unknown. jsonargparse makes more of its kind for list items."""
 
+    names: ClassVar[dict[str, str]]  # of settings: the last word -> the whole name
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 and the message."""
         unknown = re.search(r"(?:ption '|unrecognized arguments: --)([\w.]+)", message)
-        names = {key.rsplit(".", 1)[-1]: key for key, _ in _leaves(dataclasses.asdict(PretrainArguments()))}
-        names |= {f.name: f"stages[].{f.name}" for f in dataclasses.fields(Stage)}
-        names |= {f.name: f.name for f in dataclasses.fields(PretrainArguments)}
-        nearest = difflib.get_close_matches(unknown[1].rsplit(".", 1)[-1], names, n=1) if unknown else []
-        super().error(f"{message}\nDid you mean '{names[nearest[0]]}'?" if nearest else message, ex)
+        nearest = difflib.get_close_matches(unknown[1].rsplit(".", 1)[-1], self.names, n=1) if unknown else []
+        super().error(f"{message}\nDid you mean '{self.names[nearest[0]]}'?" if nearest else message, ex)
 
 
-def _require(condition: bool, name: str, value: Any, mend: str) -> None:
+def _names(kind: type[Settings]) -> dict[str, str]:
+    """The last word of each setting of `kind`, and its whole name."""
+    defaults = kind()
+    names = {key.rsplit(".", 1)[-1]: key for key, _ in _leaves(dataclasses.asdict(defaults))}
+    for section in dataclasses.fields(defaults):
+        value = getattr(defaults, section.name)
+        if isinstance(value, list):
+            names |= {item.name: f"{section.name}[].{item.name}" for item in dataclasses.fields(value[0])}
+        names[section.name] = section.name
+    return names
+
+
+def require(condition: bool, name: str, value: Any, mend: str) -> None:
+    """Raise a `ValueError` that names a setting, its value and the mend, unless `condition` holds."""
     if not condition or (isinstance(value, float) and math.isnan(value)):
         raise ValueError(f"`{name}` must be {mend}, got {value!r}")
 

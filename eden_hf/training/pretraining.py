@@ -8,19 +8,14 @@ and two model folders for `from_pretrained`: `best` (lowest validation loss of t
 """
 
 import dataclasses
-import json
 import logging
 import math
-import platform
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,10 +31,11 @@ from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
 from eden_hf.data.views import TwoViews
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.modeling_eden import EdenForPreTraining
-from eden_hf.training.arguments import DataArguments, PretrainArguments, Stage, read_arguments
+from eden_hf.training.arguments import DataArguments, PretrainArguments, Stage
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import Progress, StageBatches, learning_rate
 from eden_hf.training.monitors import LossGuard, Monitor, health
+from eden_hf.training.run_folder import check_folder, record_run
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +66,7 @@ class Pretraining:
     def __init__(self, arguments: PretrainArguments, resume: bool = False) -> None:
         self.arguments = arguments
         self.folder = Path(arguments.run.output_dir)
-        _check_folder(self.folder, arguments, resume)
+        check_folder(self.folder, arguments, resume)
         disable_progress_bar()
         training = arguments.training
         set_seed(training.seed)
@@ -354,50 +350,16 @@ def image_processor(arguments: PretrainArguments) -> EdenImageProcessor:
     )
 
 
-def _check_folder(folder: Path, arguments: PretrainArguments, resume: bool) -> None:
-    """Refuse to write over a run, and to go on with other settings than it had."""
-    saved = folder / "config.yaml"
-    if not resume:
-        if saved.exists():
-            raise FileExistsError(f"{folder} holds a run already: --resume it, or choose another --run.output_dir")
-        return
-    if not saved.exists():
-        raise FileNotFoundError(f"nothing to resume in {folder}: it has no config.yaml; check --run.output_dir")
-    if differences := arguments.differences(read_arguments(saved)):
-        raise ValueError(
-            f"the run in {folder} had other settings, and only those under `run` may change on resuming:\n  "
-            + "\n  ".join(differences)
-        )
-
-
 def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImages, accelerator: Accelerator) -> None:
-    """Write what runs: settings, versions, revision, device and the hash of the image list."""
-    folder.mkdir(parents=True, exist_ok=True)
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    """Write what runs, and which images could not be used."""
+    record_run(
+        folder,
+        arguments,
+        accelerator.device,
+        processes=accelerator.num_processes,
+        images=len(images),
+        images_skipped=images.skipped,
+        image_list_hash=images.list_hash,
     )
-    packages = (
-        "eden_hf",
-        "torch",
-        "transformers",
-        "datasets",
-        "accelerate",
-        "huggingface_hub",
-        "safetensors",
-        "numpy",
-    )
-    environment = {
-        "command": sys.argv,
-        "packages": {name: version(name) for name in packages},
-        "git_revision": revision.stdout.strip() or None,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.processor(),
-        "processes": accelerator.num_processes,
-        "images": len(images),
-        "images_skipped": images.skipped,
-        "image_list_hash": images.list_hash,
-    }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     if images.skipped:
         shutil.copy(images.skipped_file, folder)
-    (folder / "config.yaml").write_text(arguments.to_yaml())

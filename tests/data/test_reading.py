@@ -256,3 +256,30 @@ def test_real_images(shared_data):
             image = decode_image(row["image"]["bytes"], Path(row["image"]["path"]).name)
             assert image.mode == mode
             assert np.asarray(image).std() > 10
+
+
+def test_raw_radiographs_of_jsrt_are_big_endian_and_inverted(tmp_path):
+    density = np.array([[0, 4095], [1365, 2730]], dtype=">u2")
+    (tmp_path / "JPCLN001.IMG").write_bytes(density.tobytes())
+    image = read_image(tmp_path / "JPCLN001.IMG")
+    assert image.mode == "L"
+    assert np.asarray(image).tolist() == [[255, 0], [170, 85]]
+
+
+def test_raw_radiographs_are_stretched_from_their_own_range():
+    density = np.array([[1000, 3000], [1500, 2000]], dtype=">u2")
+    assert np.asarray(decode_image(density.tobytes(), "a.img")).tolist() == [[255, 0], [191, 128]]
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"\0" * 10, "a.IMG: 10 bytes are no square of 16-bit pixels"),
+        (b"\0" * 9, "9 bytes are no square"),
+        (np.full((4, 4), 300, "<u2").tobytes(), "a pixel value of 11265, above the 4095 of JSRT's 12 bits"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_what_is_no_raw_radiograph(data, cause):
+    with pytest.raises(ImageReadError, match=cause):
+        decode_image(data, "a.IMG")

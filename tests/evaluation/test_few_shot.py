@@ -17,12 +17,15 @@ from eden_hf.evaluation.few_shot import (
     Score,
     Segmented,
     _resized_pixels,
+    compare_encoders,
     dice,
     draw_shots,
     few_shot,
     few_shot_table,
     read_scores,
 )
+from eden_hf.training.finetune_arguments import TaskArguments
+from tests.launching import python
 
 LABELS = ("heart", "left_lung")
 
@@ -133,3 +136,25 @@ def test_a_score_is_one_line_of_json(tmp_path):
     file = tmp_path / "scores.jsonl"
     file.write_text(json.dumps(Score("a", "b", 3, 0, {"heart": 0.5})._asdict()) + "\n")
     assert read_scores(file) == [Score("a", "b", 3, 0, {"heart": 0.5})]
+
+
+@pytest.mark.parametrize("mode", ["--frozen", None])
+def test_one_command_compares_encoders(mode, tmp_path):
+    options = [
+        "--encoders", "random:resnet18-half", "--task.source", "phantoms:12", "--task.mask_columns", "[heart]",
+        "--recipe.model.size", "32", "--recipe.training.steps", "2", "--recipe.training.batch_size", "2",
+        "--recipe.training.evaluations", "1", "--shots", "2", "3", "--draws", "2", "--output", str(tmp_path),
+    ]  # fmt: skip
+    page = python("scripts/few_shot_table.py", *options, *([mode] if mode else [])).stdout.split()[-1]
+    text = (tmp_path / page).read_text()
+    assert "| structure | encoder | k = 2 | k = 3 |" in text
+    assert "test 2" in text
+    assert len(list(tmp_path.glob("*.png"))) == 1
+    (file,) = tmp_path.glob("scores-*.jsonl")
+    assert len(read_scores(file)) == 4
+
+
+def test_a_task_without_masks_is_refused(tmp_path):
+    task = TaskArguments(source="phantoms:12", kind="regression", label_columns=["age"])
+    with pytest.raises(ValueError, match="age|segmentation"):
+        compare_encoders(["random:resnet18-half"], task, output=str(tmp_path))

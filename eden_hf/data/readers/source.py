@@ -1,0 +1,212 @@
+"""A task from any source with label or mask columns: folder, Parquet, Hub id or an object of `datasets`."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets.exceptions import DatasetGenerationError
+
+from eden_hf.data.readers.files import first
+from eden_hf.data.readers.masks import Cell, Size, mask_cell
+from eden_hf.data.readers.task import KINDS, USUAL_METRIC, Kind, Task, TaskError, features_of
+from eden_hf.data.sources import find_source, holds_images, list_files, read_cell
+
+METADATA = ("metadata.csv", "metadata.jsonl")  # of the `imagefolder` builder of `datasets`
+
+
+def load_source_task(
+    source: Any,
+    kind: Kind,
+    *,
+    label_column: str | None = None,
+    label_columns: Sequence[str] = (),
+    mask_columns: Mapping[str, Sequence[str]] | Sequence[str] = (),
+    image_column: str = "image",
+    id_column: str | None = None,
+    patient_column: str | None = None,
+    metric: str | None = None,
+) -> Task:
+    """A task from any source that `load_source` takes, with all the splits that it has.
+
+    A folder of images has labels too: the name of an image's folder is its class (`train/normal/a.png`), and a
+    `metadata.csv` or `metadata.jsonl`, as `imagefolder` of `datasets` reads it, holds columns by `file_name`; columns
+    `NAME_file_name` are masks `NAME`.
+
+    Args:
+        source: Folder, Parquet, Hub id or object of `datasets` (no stream).
+        kind: What is learned.
+        label_column: Column with the class of each image, a name or number (`single_label`).
+        label_columns: Columns with a number each (`multi_label`: 0, 1 or missing; `regression`).
+        mask_columns: Columns with a mask each (`segmentation`), or for each structure the columns whose masks make
+            it up: `{"clavicles": ["left_clavicle", "right_clavicle"]}`.
+        image_column: Column with the images.
+        id_column: Column whose values name the images.
+        patient_column: Column that tells patients apart, which the splits keep.
+        metric: The primary metric, the kind's usual one by default.
+
+    Raises:
+        TaskError: columns are not given for this kind, the source does not have them, or they do not hold what the
+            kind needs.
+        SourceError: there is no such source, or it cannot be opened.
+    """
+    if kind not in KINDS:
+        raise TaskError(f"a task is of one of the kinds {', '.join(KINDS)}, got {kind!r}")
+    structures = dict(mask_columns) if isinstance(mask_columns, Mapping) else {name: [name] for name in mask_columns}
+    found = find_source(_with_metadata(source))
+    name = str(source) if isinstance(source, str | Path) else found.name
+    loaded = {split: found.load(split, image_column=image_column, id_column=id_column) for split in found.splits}
+    needed = {
+        "single_label": [label_column] if label_column else [],
+        "multi_label": list(label_columns),
+        "regression": list(label_columns),
+        "segmentation": [column for columns in structures.values() for column in columns],
+    }[kind]
+    splits = _checked(name, kind, needed, loaded)
+    patients = _checked(name, kind, [patient_column], loaded) if patient_column else {}
+    if kind == "single_label":
+        labels, splits = _with_classes(name, splits, label_column)
+    elif kind == "segmentation":
+        labels = tuple(structures)
+        splits = {split: _with_masks(f"split {split!r} of {name}", data, structures) for split, data in splits.items()}
+    else:
+        labels = tuple(label_columns)
+        splits = {
+            split: _with_numbers(f"split {split!r} of {name}", data, kind, labels) for split, data in splits.items()
+        }
+    for split, data in patients.items():
+        splits[split] = splits[split].add_column(patient_column, list(data[patient_column]))
+    return Task(name, kind, labels, metric or USUAL_METRIC[kind], DatasetDict(splits))
+
+
+def _with_metadata(source: Any) -> Any:
+    """A folder of images with metadata as `datasets` reads it; any other source as it is."""
+    if not isinstance(source, str | Path) or not (folder := Path(source).expanduser()).is_dir():
+        return source
+    if not any(PurePosixPath(file).name in METADATA for file in list_files(folder)[0]):
+        return source
+    try:
+        return datasets.load_dataset("imagefolder", data_dir=str(folder), drop_labels=True)
+    except (DatasetGenerationError, FileNotFoundError, ValueError) as error:
+        raise TaskError(f"imagefolder of datasets cannot read {folder}: {error.__cause__ or error}") from error
+
+
+def _checked(name: str, kind: Kind, needed: Sequence[str], loaded: Mapping[str, Any]) -> dict[str, Dataset]:
+    """The splits, if they have the columns needed."""
+    if not needed and kind != "single_label":
+        argument = "mask_columns" if kind == "segmentation" else "label_columns"
+        raise TaskError(f"a {kind} task needs `{argument}`, the columns of {name} to learn")
+    for split, data in loaded.items():
+        if not isinstance(data, Dataset):
+            raise TaskError(f"{name} is a stream, which a task cannot be: load it as a Dataset first")
+        if absent := sorted(set(needed).difference(data.column_names)):
+            raise TaskError(
+                f"split {split!r} of {name} has no column {', '.join(absent)}; it has {', '.join(data.column_names)}"
+            )
+    return dict(loaded)
+
+
+def _with_classes(
+    name: str, loaded: Mapping[str, Dataset], column: str | None
+) -> tuple[tuple[str, ...], dict[str, Dataset]]:
+    """Class names and splits of a single-label task; without a column, folders name the classes."""
+    values = {
+        split: list(data[column]) if column else [PurePosixPath(image).parent.name for image in data["source_id"]]
+        for split, data in loaded.items()
+    }
+    for split, own in values.items():
+        if empty := [
+            source_id for source_id, value in zip(loaded[split]["source_id"], own, strict=True) if value is None
+        ]:
+            raise TaskError(f"{len(empty)} images of split {split!r} of {name} have no {column}: {first(empty)}")
+    declared = {split: data.features.get(column) for split, data in loaded.items()}
+    names = tuple(next((feature.names for feature in declared.values() if isinstance(feature, ClassLabel)), ()))
+    if names:
+        differing = [split for split, feature in declared.items() if getattr(feature, "names", None) != list(names)]
+        if differing:
+            raise TaskError(f"the splits {', '.join(differing)} of {name} name other classes in {column} than {names}")
+        number: dict[Any, int] = {index: index for index in range(len(names))}
+    else:
+        classes = sorted(
+            {value for own in values.values() for value in own}, key=lambda value: (str(type(value)), value)
+        )
+        names, number = tuple(map(str, classes)), {value: index for index, value in enumerate(classes)}
+    if len(names) < 2:
+        raise TaskError(
+            f"{name} has one class only, {names[0]!r}: name a `label_column`, or sort the images into a folder a class"
+        )
+    features = features_of("single_label", names)
+    splits = {}
+    for split, data in loaded.items():
+        if unknown := {value for value in values[split] if value not in number}:
+            raise TaskError(f"split {split!r} of {name} has the labels {first(map(str, unknown))}, not of {names}")
+        splits[split] = _plain(data).add_column("label", [number[value] for value in values[split]]).cast(features)
+    return names, splits
+
+
+def _with_numbers(where: str, data: Dataset, kind: Kind, columns: Sequence[str]) -> Dataset:
+    labels = []
+    for source_id, *row in zip(data["source_id"], *(data[column] for column in columns), strict=True):
+        try:
+            label = [float("nan") if value is None else float(value) for value in row]
+        except (TypeError, ValueError) as error:
+            raise TaskError(f"{where}: image {source_id} has the labels {row}, which are no numbers") from error
+        if kind == "multi_label" and not {value for value in label if value == value} <= {0.0, 1.0}:
+            raise TaskError(f"{where}: image {source_id} has the labels {row}; multi_label takes 0, 1 and missing")
+        labels.append(label)
+    return _plain(data).add_column("label", labels).cast(features_of(kind, columns))
+
+
+def _with_masks(where: str, data: Dataset, structures: Mapping[str, Sequence[str]]) -> Dataset:
+    """Masks as they are where a column is a structure of its own, else their union, drawn once and cached."""
+
+    def combine(row: dict[str, Any]) -> dict[str, Any]:
+        return {"masks": [_union([row[column] for column in columns], row) for columns in structures.values()]}
+
+    for column in {column for columns in structures.values() for column in columns}:
+        if not holds_images(data.features[column]):
+            raise TaskError(f"column {column!r} of {where} holds no masks but {data.features[column]}")
+        data = data.cast_column(column, Image(decode=False))
+    features = features_of("segmentation", tuple(structures))
+    return data.map(combine, remove_columns=[c for c in data.column_names if c not in features], features=features)
+
+
+def _union(cells: Sequence[Cell | None], row: Mapping[str, Any]) -> Cell:
+    name = row["source_id"]
+    if any(cell is None for cell in cells):
+        raise TaskError(f"image {name} has no mask in one of the columns; leave the image out, or give an empty mask")
+    if len(cells) == 1:
+        _check_size(row["image"], cells[0], name)
+        return cells[0]  # type: ignore[return-value]
+    masks = [np.asarray(read_cell(cell, name)) > 0 for cell in cells]
+    if len({mask.shape for mask in masks}) > 1:
+        raise TaskError(f"image {name} has masks of the shapes {sorted({mask.shape for mask in masks})}")
+    union = mask_cell(np.any(masks, axis=0))
+    _check_size(row["image"], union, name)
+    return union
+
+
+def _check_size(image: Cell, mask: Cell | None, name: str) -> None:
+    """Refuse a mask that is not of its image's size; both are decoded only where their headers differ."""
+    if (size := _header_size(image)) is not None and size == _header_size(mask):
+        return
+    sizes = [read_cell(cell, name).size for cell in (image, mask)]
+    if sizes[0] != sizes[1]:
+        raise TaskError(f"image {name} has {sizes[0]} pixels (width, height), its mask {sizes[1]}: they must be alike")
+
+
+def _header_size(cell: Cell | None) -> Size | None:
+    try:
+        data = (cell or {}).get("bytes")
+        with PIL.Image.open(io.BytesIO(data) if data is not None else (cell or {})["path"]) as image:
+            return image.size
+    except (OSError, KeyError, TypeError):
+        return None  # DICOM, or nothing that can be read
+
+
+def _plain(data: Dataset) -> Dataset:
+    return data.select_columns(["image", "source_id"])

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict
+from PIL import Image
+
+from eden_hf.data.tasks import load_source_task
+from eden_hf.evaluation.probes import PROBES, predict_by_probe, probe_scores
+from tests.launching import python
+
+
+def blobs(count, kind):
+    """Three clouds in 8 dimensions, and what is to be learned of them."""
+    rng = np.random.default_rng(count)
+    classes = rng.integers(3, size=count)
+    x = 3 * np.eye(3, 8)[classes] + 0.3 * rng.normal(size=(count, 8))
+    y = {"single_label": classes, "multi_label": np.eye(3)[classes], "regression": classes[:, None] * 2.0 - 1}[kind]
+    return x.astype(np.float32), y
+
+
+@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("kind", ["single_label", "multi_label", "regression"])
+def test_clouds_are_told_apart(name, kind):
+    (train_x, train_y), (test_x, test_y) = blobs(90, kind), blobs(40, kind)
+    labels = 1 if kind == "regression" else 3
+    predicted = predict_by_probe(PROBES[name], kind, labels, train_x, train_y, test_x)
+    assert predicted.shape == (40, labels)
+    if kind == "regression":
+        assert np.abs(predicted - test_y).mean() < 0.4
+    else:
+        truth = test_y if kind == "single_label" else test_y.argmax(axis=1)
+        assert (predicted.argmax(axis=1) == truth).mean() > 0.95
+
+
+def test_unknown_labels_are_left_out():
+    x, y = blobs(60, "multi_label")
+    y[:20, 1] = np.nan
+    predicted = predict_by_probe(PROBES["linear"], "multi_label", 3, x, y, x)
+    known = predict_by_probe(PROBES["linear"], "multi_label", 3, x[20:], y[20:], x)
+    assert np.array_equal(predicted[:, 1], known[:, 1])
+    assert not np.array_equal(predicted[:, 0], known[:, 0])
+
+
+def test_a_class_without_training_images_has_no_probability():
+    x, y = blobs(60, "single_label")
+    predicted = predict_by_probe(PROBES["linear"], "single_label", 4, x[y != 1], y[y != 1], x)
+    assert (predicted[:, [1, 3]] == 0).all()
+    assert np.allclose(predicted.sum(axis=1), 1)
+
+
+def grey(count):
+    """Dark and bright images, told by their name."""
+    rng = np.random.default_rng(count)
+    rows = []
+    for number in range(count):
+        level = number % 2
+        pixels = rng.integers(60, size=(32, 32)) + 150 * level
+        rows.append({"image": Image.fromarray(pixels.astype(np.uint8)), "label": level, "bright": float(level)})
+    data = Dataset.from_list(rows)
+    return data.cast_column("label", ClassLabel(names=["dark", "bright"]))
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return DatasetDict(train=grey(40), test=grey(20))
+
+
+def test_an_encoder_is_probed(encoder, splits):
+    task = load_source_task(splits, "single_label", label_column="label")
+    found = probe_scores(encoder, task)
+    assert set(found) == {"linear", "knn"}
+    for metrics in found.values():
+        assert metrics["accuracy"].value > 0.9
+        assert metrics["auc"].value > 0.95
+        assert metrics["accuracy"].n == 20
+
+
+def test_fewer_training_images_may_be_used(encoder, splits):
+    task = load_source_task(splits, "single_label", label_column="label")
+    assert probe_scores(encoder, task, ["knn"], images=4)["knn"]["accuracy"].n == 20
+
+
+def test_impossible_probes_are_refused(encoder, splits):
+    task = load_source_task(splits, "single_label", label_column="label")
+    with pytest.raises(ValueError, match=r"unknown probes \['tree'\].*linear, knn"):
+        probe_scores(encoder, task, ["tree"])
+    masks = load_source_task("phantoms:2", "segmentation", mask_columns=["heart"])
+    with pytest.raises(ValueError, match="is segmentation with the splits train"):
+        probe_scores(encoder, masks)
+
+
+def test_the_command_sets_encoders_side_by_side(splits, tmp_path):
+    for split, data in splits.items():
+        data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    finished = python(
+        "scripts/probe.py", "--model", "random:resnet18-half", "--size", "32", "--source", str(tmp_path / "data"),
+        "--output", str(tmp_path / "out"), "--probes", "knn",
+    )  # fmt: skip
+    page = finished.stdout.split()[-1]
+    assert "knn accuracy" in (tmp_path / page).read_text()
+    assert (tmp_path / "out" / "encoder-0" / "results.json").exists()

@@ -1,0 +1,419 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    BitImageProcessor,
+    Dinov2Model,
+    ResNetForImageClassification,
+    pipeline,
+)
+
+from eden_hf import EdenForPreTraining, EdenImageProcessor
+from eden_hf.data.phantoms import phantom_dataset
+from eden_hf.data.tasks import TaskError, load_source_task
+from eden_hf.evaluation.downstream import evaluate_finetuned
+from eden_hf.training.arguments import parse_settings, read_settings
+from eden_hf.training.downstream_data import TaskImages, augment, label_scale, row_masks, with_holdouts
+from eden_hf.training.downstream_metrics import measure, overlaps
+from eden_hf.training.finetune_arguments import (
+    AugmentationArguments,
+    FinetuneArguments,
+    FinetuneRunArguments,
+    FinetuneTrainingArguments,
+    Recipe,
+    StartArguments,
+    TaskArguments,
+)
+from eden_hf.training.finetuning import finetune, finetune_few_shot, load_start
+
+from ..tiny import BACKBONES, tiny_config
+
+STRUCTURES = ("heart", "left_lung")
+STILL = AugmentationArguments(rotation_degrees=0, scale=0, shift=0, contrast=0, brightness=0)
+
+
+@pytest.fixture(scope="module")
+def eden_folder(tmp_path_factory):
+    """A pretraining folder on a tiny trunk."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("eden")
+    EdenForPreTraining(tiny_config()).save_pretrained(folder)
+    EdenImageProcessor(size={"height": 32, "width": 32}, intensity="per_image").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Parquet of dark and bright images, with labels of every kind that follow from the brightness."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(40):
+        bright = index % 2
+        pixels = rng.integers(120 * bright, 120 * bright + 100, (40, 32), np.uint8)
+        known = float(bright) if index % 5 else None
+        rows.append(
+            {"image": _png(pixels), "source_id": f"image-{index}", "shade": ("dark", "bright")[bright]}
+            | {"bright": known, "dark": 1.0 - bright, "never": 0.0, "age": 40.0 + 20 * bright, "patient": index // 4}
+        )
+    features = Features({"image": Image(), "source_id": Value("string"), "shade": Value("string")})
+    features |= {name: Value("float32") for name in ("bright", "dark", "never", "age")} | {"patient": Value("int32")}
+    folder = tmp_path_factory.mktemp("labelled")
+    Dataset.from_list(rows, features=Features(features)).to_parquet(folder / "train-0.parquet")
+    return folder
+
+
+def _png(pixels):
+    from PIL import Image as PILImage
+
+    return PILImage.fromarray(pixels)
+
+
+def settings(folder, task, steps=12, start="random:resnet18-half", run=None, **model):
+    """Of a tiny run."""
+    return FinetuneArguments(
+        task=task,
+        model=StartArguments(name=str(start), **{"size": 32, **model}),
+        training=FinetuneTrainingArguments(steps=steps, batch_size=8, evaluations=3, learning_rate=3e-3),
+        run=FinetuneRunArguments(output_dir=str(folder), num_workers=0, cache_images=True, log_every=1, **(run or {})),
+    )
+
+
+def phantoms(**changes):
+    return TaskArguments(source="phantoms:20", mask_columns=list(STRUCTURES), id_column="image_id", **changes)
+
+
+@pytest.fixture(scope="module")
+def segmented(eden_folder, tmp_path_factory):
+    """A finished segmentation run with all of its checkpoints."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runs") / "segmented"
+    finetune(settings(folder, phantoms(), start=eden_folder, run={"keep_checkpoints": 9}))
+    return folder
+
+
+def logged(folder, key):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def test_segmentation_learns_and_its_folder_serves_auto_classes_and_pipeline(segmented):
+    losses = logged(segmented, "loss")
+    assert np.mean(losses[-3:]) < 0.7 * losses[0]
+    model = AutoModelForSemanticSegmentation.from_pretrained(segmented / "best")
+    assert type(model).__name__ == "EdenForSemanticSegmentation"
+    assert model.config.id2label == dict(enumerate(STRUCTURES))
+    image = phantom_dataset(1)[0]["image"]
+    found = pipeline("image-segmentation", model=str(segmented / "best"))(image)
+    assert [(part["label"], part["mask"].size) for part in found] == [(name, image.size) for name in STRUCTURES]
+
+
+def test_the_best_folder_is_the_checkpoint_of_the_best_validation(segmented):
+    scores = logged(segmented, "eval_dice")
+    assert len(scores) == 3
+    steps = logged(segmented, "eval_dice") and [4, 8, 12]
+    best = segmented / "checkpoints" / f"checkpoint-{steps[int(np.argmax(scores))]}"
+    assert_same_weights(segmented / "best", best)
+
+
+def test_results_of_the_test_split_are_those_of_the_pipeline(segmented):
+    results = evaluate_finetuned(segmented)
+    arguments = read_settings(FinetuneArguments, segmented / "config.yaml")
+    rows = with_holdouts(arguments.task.load(), arguments.task, 0)["test"]
+    assert results.values["dice"].n == len(rows) == results.settings["images"] == 4
+    segmenter, dices = pipeline("image-segmentation", model=str(segmented / "best")), []
+    for row in rows:
+        image = next(p["image"] for p in phantom_dataset(20) if p["image_id"] == row["source_id"])
+        predicted = np.stack([np.asarray(part["mask"]) > 0 for part in segmenter(image)])
+        true = row_masks(row)
+        dices.append(2 * (predicted & true).sum((1, 2)) / (predicted.sum((1, 2)) + true.sum((1, 2))))
+    assert results.values["dice"].value == pytest.approx(np.mean(dices), abs=1e-3)
+    assert results.values["dice_heart"].value == pytest.approx(np.mean(dices, axis=0)[0], abs=1e-3)
+    assert results.values["dice"].low <= results.values["dice"].value <= results.values["dice"].high
+    assert results.values["iou"].value < results.values["dice"].value
+    assert results.save(segmented).name == "results.json"
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(segmented, eden_folder, tmp_path):
+    folder = tmp_path / "resumed"
+    shutil.copytree(segmented, folder)
+    for later in ("checkpoints/checkpoint-8", "checkpoints/checkpoint-12", "best"):
+        shutil.rmtree(folder / later)
+    state = folder / "checkpoints" / "checkpoint-4" / "trainer_state.json"
+    state.write_text(state.read_text().replace(str(segmented), str(folder)))
+    finetune(settings(folder, phantoms(), start=eden_folder, run={"keep_checkpoints": 9}), resume=True)
+    for name in ("checkpoints/checkpoint-8", "checkpoints/checkpoint-12", "best"):
+        assert_same_weights(segmented / name, folder / name)
+    assert logged(folder, "loss") == logged(segmented, "loss")
+
+
+def test_a_run_is_not_written_over_nor_gone_on_with_by_other_settings(segmented, eden_folder, tmp_path):
+    with pytest.raises(FileExistsError, match="--resume"):
+        finetune(settings(segmented, phantoms(), start=eden_folder))
+    with pytest.raises(ValueError, match=r"training.steps: 12 -> 13"):
+        finetune(settings(segmented, phantoms(), steps=13, start=eden_folder), resume=True)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        finetune(settings(tmp_path, phantoms()), resume=True)
+
+
+def assert_same_weights(one, other):
+    one, other = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def labelled_task(folder, kind, *columns):
+    named = {"label_column": columns[0]} if kind == "single_label" else {"label_columns": list(columns)}
+    shares = {"test_share": 0.3, "validation_share": 0.3}
+    return TaskArguments(source=str(folder), kind=kind, id_column="source_id", **shares, **named)
+
+
+def test_single_label_classification(labelled, eden_folder, tmp_path):
+    # Shades are what tells the classes apart: the model's own per-image policy would hide them.
+    arguments = settings(tmp_path / "run", labelled_task(labelled, "single_label", "shade"), 40, intensity="fixed")
+    folder = finetune(arguments)
+    results = evaluate_finetuned(folder)
+    assert set(results.values) == {"accuracy", "auc", "auc_bright", "auc_dark"}
+    assert results.values["accuracy"].value > 0.7
+    model = AutoModelForImageClassification.from_pretrained(folder / "best")
+    assert model.config.problem_type == "single_label_classification"
+    classifier = pipeline("image-classification", model=str(folder / "best"))
+    rows = arguments.task.load().splits["train"].cast_column("image", Image())
+    right = [classifier(row["image"])[0]["label"] == ("bright", "dark")[row["label"]] for row in rows]
+    assert np.mean(right) > 0.8
+
+
+def test_multi_label_classification_reports_labels_without_auc(labelled, eden_folder, tmp_path, caplog):
+    task = labelled_task(labelled, "multi_label", "bright", "dark", "never")
+    folder = finetune(settings(tmp_path / "run", task, 40, intensity="fixed"))
+    results = evaluate_finetuned(folder)
+    assert results.settings["labels_without_auc"] == ["never"]
+    assert "no AUC for never" in caplog.text
+    assert set(results.values) == {"auc", "auc_bright", "auc_dark"}
+    assert results.values["auc"].value > 0.9
+    assert AutoConfig.from_pretrained(folder / "best").problem_type == "multi_label_classification"
+
+
+def test_regression_predicts_in_the_labels_own_units(labelled, tmp_path):
+    folder = finetune(settings(tmp_path / "run", labelled_task(labelled, "regression", "age"), 60, intensity="fixed"))
+    results = evaluate_finetuned(folder)
+    assert results.settings["metric"] == "mae"
+    assert results.values["mae"].value < 7  # of labels 40 and 60
+    assert results.values["r2"].value > 0
+    scores = logged(folder, "eval_mae")
+    assert min(scores) < 10
+    assert evaluate_finetuned(folder).values == results.values
+
+
+def test_a_frozen_trunk_stays_as_it_is(eden_folder, tmp_path):
+    folder = finetune(settings(tmp_path / "run", phantoms(), 4, start=eden_folder, freeze=True))
+    before, after = load_file(eden_folder / "model.safetensors"), load_file(folder / "best" / "model.safetensors")
+    trunk = [name for name in after if name.startswith("eden.")]
+    assert any("running_mean" in name for name in trunk)
+    assert [name for name in trunk if not torch.equal(before[name], after[name])] == []
+
+
+def test_lora_trains_beside_the_trunk_and_leaves_a_plain_folder(eden_folder, tmp_path):
+    folder = finetune(settings(tmp_path / "run", phantoms(), start=eden_folder, lora_rank=2))
+    before, after = load_file(eden_folder / "model.safetensors"), load_file(folder / "best" / "model.safetensors")
+    moved = [name for name in after if name.startswith("eden.") and not torch.equal(before[name], after[name])]
+    assert moved
+    assert all(name.endswith("weight") and before[name].ndim == 4 for name in moved)
+    AutoModelForSemanticSegmentation.from_pretrained(folder / "best")
+    saved = [name for name in (folder / "checkpoints" / "checkpoint-12").iterdir() if name.suffix == ".safetensors"]
+    assert [file.name for file in saved] == ["adapter_model.safetensors"]
+    assert evaluate_finetuned(folder).values["dice"].value == pytest.approx(max(logged(folder, "eval_dice")), abs=0.2)
+
+
+def stock_folder(path, kind):
+    torch.manual_seed(0)
+    if kind == "resnet":
+        config = AutoConfig.for_model(**BACKBONES["resnet"])
+        config.num_labels = 7
+        ResNetForImageClassification(config).save_pretrained(path)
+    else:
+        Dinov2Model(AutoConfig.for_model(**BACKBONES["dinov2"])).save_pretrained(path)
+    BitImageProcessor(
+        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, image_mean=[0.3] * 3, image_std=[0.2] * 3
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["resnet", "dinov2"])
+@pytest.mark.parametrize("task_kind", ["segmentation", "single_label"])
+def test_a_stock_transformers_model_gives_its_weights_to_the_trunk(kind, task_kind, tmp_path):
+    folder = stock_folder(tmp_path, kind)
+    model, processor = load_start(StartArguments(str(folder)), task_kind, ("a", "b"), seed=0)
+    stock = load_file(folder / "model.safetensors")
+    taken = model.eden.backbone.state_dict()
+    shared = [name for name in stock if name.removeprefix("resnet.") in taken]
+    assert len(shared) > 20
+    for name in shared:
+        assert torch.equal(stock[name], taken[name.removeprefix("resnet.")]), name
+    assert (processor.size["height"], processor.size["width"]) == (32, 32)  # what the stock one cuts images to
+    assert (processor.intensity, list(processor.image_mean)) == ("fixed", [0.3] * 3)
+    assert model(torch.rand(2, 3, 32, 32)).logits.shape[:2] == (2, 2)
+
+
+def test_fresh_weights_are_those_of_the_seed(eden_folder):
+    start = StartArguments(f"random:{eden_folder}")
+    one, again, other = (load_start(start, "segmentation", ("a",), seed)[0] for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+    weights = [next(p for p in model.eden.parameters() if p.ndim == 4) for model in (one, other)]
+    assert not torch.equal(*weights)
+
+
+def few_rows():
+    task = load_source_task(phantom_dataset(8), "segmentation", mask_columns=STRUCTURES, id_column="image_id")
+    rows = task.splits["train"]
+    return rows.select(range(3)), rows.select(range(3, 5)), rows.select(range(5, 8))
+
+
+def test_few_shots_are_scored_image_by_image_and_seeded(eden_folder):
+    train, validation, test = few_rows()
+    recipe = Recipe(
+        model=StartArguments(size=32), training=FinetuneTrainingArguments(steps=10, batch_size=4, evaluations=2)
+    )
+    dices = finetune_few_shot(str(eden_folder), train, validation, test, STRUCTURES, recipe, seed=1)
+    assert dices.shape == (3, 2)
+    assert ((dices > 0) & (dices <= 1)).all()
+    again = finetune_few_shot(str(eden_folder), train, validation, test, STRUCTURES, recipe, seed=1)
+    other = finetune_few_shot(str(eden_folder), train, None, test, STRUCTURES, recipe, seed=2)
+    assert np.array_equal(dices, again)
+    assert not np.array_equal(dices, other)
+
+
+def test_three_shots_are_learned_by_heart():
+    train, _, _ = few_rows()
+    recipe = Recipe(
+        StartArguments(size=64, intensity="per_image"),
+        STILL,
+        FinetuneTrainingArguments(steps=60, batch_size=3, learning_rate=3e-3),
+    )
+    dices = finetune_few_shot("random:resnet18-half", train, None, train, STRUCTURES, recipe, seed=0)
+    assert dices.min() > 0.85
+
+
+def test_masks_follow_their_images():
+    torch.manual_seed(0)
+    masks = (torch.rand(4, 2, 6, 8) > 0.5).float().repeat_interleave(8, 2).repeat_interleave(8, 3)
+    images = torch.stack([masks[:, 0], masks[:, 1], masks[:, 0]], dim=1)
+    settings = AugmentationArguments(rotation_degrees=30, scale=0.3, shift=0.1, contrast=0, brightness=0)
+    moved, moved_masks = augment(images, masks, settings, seed=(3, 1))
+    assert (moved_masks - masks).abs().mean() > 0.1
+    inside = (moved_masks[:, :1] + moved_masks[:, 1:]) > 0  # beyond the edge images repeat it and masks are empty
+    agree = ((moved[:, :2] > 0.5) == (moved_masks > 0.5))[inside.expand(-1, 2, -1, -1)].float().mean()
+    assert agree > 0.97
+
+
+def test_augmentation_follows_its_seed_and_can_be_off():
+    images = torch.rand(3, 3, 16, 16)
+    one, again, other = (augment(images, None, AugmentationArguments(), seed)[0] for seed in ((0, 1), (0, 1), (0, 2)))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.allclose(augment(images, None, STILL, (0, 1))[0], images, atol=1e-5)
+
+
+def test_a_quarter_turn_of_an_oblong_image_keeps_its_proportions():
+    image = torch.zeros(1, 3, 40, 20)
+    image[..., 16:24, 8:12] = 1  # 8 high, 4 wide
+    settings = dataclasses.replace(STILL, rotation_degrees=180)
+    turned = [augment(image, None, settings, (seed,))[0] for seed in range(30)]
+    areas = torch.stack([t[:, 0].sum() for t in turned])
+    assert (areas - 32).abs().max() < 3
+    assert max((t[0, 0] > 0.5).any(dim=0).sum() for t in turned) >= 7
+
+
+def test_patients_are_held_out_whole(labelled):
+    task = labelled_task(labelled, "single_label", "shade")
+    whole = task.load()
+    patients = [int(name.split("-")[1]) // 4 for name in whole.splits["train"]["source_id"]]
+    whole.splits["train"] = whole.splits["train"].add_column("patient", patients)
+    by_patient = dataclasses.replace(task, patient_column="patient")
+    splits = with_holdouts(whole, by_patient, seed=0)
+    seen = [set(splits[name]["patient"]) for name in ("train", "validation", "test")]
+    assert all(seen)
+    assert sum(map(len, seen)) == len(set(patients))
+    assert with_holdouts(whole, by_patient, seed=0)["test"]["source_id"] == splits["test"]["source_id"]
+    with pytest.raises(TaskError, match=r"'ward'.*source_id"):
+        with_holdouts(whole, dataclasses.replace(task, patient_column="ward"), seed=0)
+
+
+def test_labels_become_tensors(labelled):
+    processor = EdenImageProcessor(size={"height": 16, "width": 16})
+    several = labelled_task(labelled, "multi_label", "bright", "dark").load().splits["train"]
+    item = TaskImages(several, "multi_label", processor)[0]
+    assert item["pixel_values"].shape == (3, 16, 16)
+    assert item["labels"].isnan().tolist() == [True, False]
+    ages = labelled_task(labelled, "regression", "age").load().splits["train"]
+    scale = label_scale(ages)
+    assert [float(value) for value in scale] == [50, 10]
+    assert TaskImages(ages, "regression", processor, scale)[1]["labels"].tolist() == [1]
+    unknown = labelled_task(labelled, "regression", "bright").load().splits["train"]
+    with pytest.raises(TaskError, match=r"8 images .* image-0, image-5"):
+        label_scale(unknown)
+
+
+def test_metrics_by_hand():
+    pixels, true = np.array([[[3, 4], [0, 0]]]), np.array([[5, 0]])
+    dices, ious = overlaps(pixels, true)
+    assert dices.tolist() == [[6 / 9, 1]]
+    assert ious.tolist() == [[3 / 6, 1]]
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
+    found = measure("single_label", ("a", "b"), probabilities, np.array([0, 1, 1]))
+    assert found == pytest.approx({"accuracy": 2 / 3, "auc": 1, "auc_a": 1, "auc_b": 1})
+    truths = np.array([[1, np.nan], [0, 1], [np.nan, 1]])
+    found = measure("multi_label", ("a", "b"), probabilities, truths)
+    assert found["auc"] == found["auc_a"] == 1
+    assert np.isnan(found["auc_b"])
+    found = measure("regression", ("age",), np.array([[1.0], [2], [4]]), np.array([[1.0], [2], [3]]))
+    assert found == pytest.approx({"mae": 1 / 3, "r2": 0.5})
+
+
+def test_a_validation_split_that_cannot_judge_is_an_error(labelled, tmp_path):
+    task = labelled_task(labelled, "multi_label", "never")
+    with pytest.raises(ValueError, match=r"auc of the .* validation images .*task.validation_share"):
+        finetune(settings(tmp_path / "run", task, 3))
+
+
+def test_a_metric_of_another_kind_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"dice or iou, got 'auc'"):
+        finetune(settings(tmp_path / "run", phantoms(metric="auc")))
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--training.learningrate=1", ["training.learning_rate"]),
+        ("--training.learning_rate=0", ["training.learning_rate", "above 0"]),
+        ("--model.frieze=true", ["model.freeze"]),
+        ("--task.kind=segmentatoin", ["segmentation"]),
+        ("--task.name=scr_heart", ["task.data_dir"]),
+        ("--augmentation.scale=1.5", ["augmentation.scale", "[0, 1)"]),
+        ("--task.validation_share=0", ["task.validation_share"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_mend(option, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_settings(FinetuneArguments, [option], prog="eden finetune")
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_every_finetuning_config_reads_and_its_yaml_reads_back(tmp_path, pytestconfig):
+    files = sorted((pytestconfig.rootpath / "configs").glob("finetune_*.yaml"))
+    assert files
+    for file in files:
+        arguments = read_settings(FinetuneArguments, file)
+        (tmp_path / "config.yaml").write_text(arguments.to_yaml())
+        assert read_settings(FinetuneArguments, tmp_path / "config.yaml") == arguments
+        assert f"scripts/finetune.py --config configs/{file.name}" in file.read_text()
