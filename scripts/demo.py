@@ -1,4 +1,4 @@
-"""Pretrain a small Adam on phantoms or on your own images, load it in a new process and draw four pictures.
+"""Pretrain a small Adam on phantoms or your own images, load it in a new process, draw and measure what it learned.
 
 make demo
 make demo DATA=my_xrays/
@@ -18,14 +18,16 @@ from eden_hf.training.pretraining import pretrain
 REPOSITORY = Path(__file__).parents[1]
 #: Images of one stage, over its epochs: 24 epochs of the 512 phantoms, fewer of a larger set.
 IMAGES_PER_STAGE = 24 * 512
+#: Images of the report card: few, since every one is searched for the others' landmarks.
+REPORTED_IMAGES = 12
 
 
 def demo(data: str = "phantoms", output: str = "outputs/demo"):
-    """Pretrain through levels 0, 2, 4 by configs/demo.yaml and draw the pictures.
+    """Pretrain through levels 0, 2, 4 by configs/demo.yaml, draw the pictures and write a small report card.
 
     Args:
         data: A folder of images, Parquet, a Hub id, or `phantoms`.
-        output: Folder of the run and the pictures.
+        output: Folder of the run, the pictures and the report card.
     """
     arguments = read_arguments(REPOSITORY / "configs" / "demo.yaml")
     if data != "phantoms":
@@ -40,6 +42,21 @@ def demo(data: str = "phantoms", output: str = "outputs/demo"):
     command = [sys.executable, str(REPOSITORY / "scripts" / "gallery.py"), "--model", str(model), "--output", output]
     shown = "phantoms:64" if data == "phantoms" else data
     subprocess.run([*command, "--source", shown, "--images", str(min(64, count))], check=True)
+    _report_card(model, data, Path(output) / "report")
+
+
+def _report_card(model: Path, data: str, folder: Path) -> None:
+    """Measure the model beside its untrained self, on the data if it has landmarks, else on phantoms; print both."""
+    source = data if data != "phantoms" and _has_landmarks(data) else "phantoms:64"
+    command = [sys.executable, str(REPOSITORY / "scripts" / "evaluate.py"), "--model", str(model), f"random:{model}"]
+    command += ["--source", source, "--images", str(REPORTED_IMAGES), "--output", str(folder)]
+    subprocess.run(command, check=True)
+    print((folder / "comparison.md").read_text())
+
+
+def _has_landmarks(data: str) -> bool:
+    columns = load_source(data).column_names
+    return "landmarks" in columns or "landmarks_heart" in columns
 
 
 if __name__ == "__main__":

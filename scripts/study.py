@@ -5,23 +5,52 @@ python scripts/study.py --cxr cxr-pretrain --scr scr --output outputs/study
 Each step leaves a file and is not done again, so that an interrupted study goes on where it stopped.
 """
 
+import json
 import os
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from accelerate.utils import set_seed
 from jsonargparse import auto_cli
 
+from eden_hf.evaluation.few_shot import Score, compare_encoders, read_scores
+from eden_hf.evaluation.plots import plot_few_shot, plot_groups
+from eden_hf.evaluation.probes import probe
+from eden_hf.evaluation.report_card import evaluate
+from eden_hf.evaluation.results import Results
 from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.training.arguments import read_arguments
+from eden_hf.training.finetune_arguments import (
+    FinetuneTrainingArguments,
+    Recipe,
+    StartArguments,
+    TaskArguments,
+)
 from eden_hf.training.pretraining import image_processor
 
 REPOSITORY = Path(__file__).parents[1]
+#: Of the anatomy evaluations and the probes, what the study's table shows.
+SHOWN = {
+    "locality": ["retrieval_at_1", "prototype_accuracy", "side_accuracy", "auroc", "silhouette"],
+    "compositionality": ["own", "others", "margin", "auroc"],
+    "relations": ["decomposability margin", "symmetry margin", "scale margin"],
+    "correspondence": ["mean_radial_error_mm", "within_20_mm", "same_place_mm"],
+    "probe": ["linear accuracy", "knn accuracy"],
+}
+SHOTS = (3, 6, 12, 24)
+#: Table of the paper (arXiv 2309.15358), ResNet-50 at 224 pixels, 600 epochs of 75 k images: another scale.
+PAPER = {
+    "heart": {"Adam": (84.35, 86.70, 89.79, 90.45), "MoCo-v2": (44.84, 59.97, 69.90, 79.69)},
+    "clavicles": {"Adam": (66.69, 79.41, 83.96, 84.76), "MoCo-v2": (23.77, 29.24, 38.07, 44.47)},
+}
 
 
 def study(
@@ -30,6 +59,7 @@ def study(
     recipe: str = str(REPOSITORY / "configs" / "study.yaml"),
     output: str = "outputs/study",
     workers: int = 2,
+    pretrain_only: bool = False,
 ):
     """Run what is left of the study.
 
@@ -37,22 +67,98 @@ def study(
         cxr: Radiographs to pretrain on, with splits `train`, `validation`, `test` and a class `label`.
         scr: SCR's radiographs with masks and landmarks, splits `train` and `test`.
         recipe: Arms, seeds and settings.
-        output: Folder for runs (`runs/ARM-SEED`, complete model folders), scores, tables and figures.
+        output: Folder for runs (`runs/ARM-SEED`, complete model folders), scores, and `study.md` with its figures.
         workers: Arms pretrained at a time, one thread each; not more than there are CPU cores, or GPUs.
+        pretrain_only: Stop before anything is measured.
     """
     settings = yaml.safe_load(Path(recipe).read_text())
-    runs = Path(output) / "runs"
-    wanted = {
-        runs / f"{arm}-{seed}": (stages, seed)
-        for seed, (arm, stages) in product(settings["seeds"], settings["arms"].items())
-    }
+    root = Path(output)
+    runs = {(arm, seed): root / "runs" / f"{arm}-{seed}" for seed, arm in product(settings["seeds"], settings["arms"])}
     with ThreadPoolExecutor(workers) as pool:
-        done = [
-            pool.submit(_pretrain, folder, settings["pretrain"], stages, seed, cxr)
-            for folder, (stages, seed) in wanted.items()
+        submitted = [
+            pool.submit(_pretrain, folder, settings["pretrain"], settings["arms"][arm], seed, cxr)
+            for (arm, seed), folder in runs.items()
         ]
-    for finished in done:
-        finished.result()
+    for run in submitted:
+        run.result()
+    if pretrain_only:
+        return
+    measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (arm, _), folder in runs.items():
+        for result in _measure(folder, root / "measures" / folder.name, cxr, scr):
+            for name in SHOWN[result.evaluation]:
+                measured[f"{result.evaluation}: {name.replace('_', ' ')}"][arm].append(result.values[name].value)
+    few_shot = {
+        mode: _few_shot(mode, list(runs.values()), scr, root / "few_shot", settings["few_shot"][mode])
+        for mode in settings["few_shot"]
+    }
+    _write(root, measured, few_shot)
+
+
+def _measure(run: Path, output: Path, cxr: str, scr: str) -> list[Results]:
+    """Anatomy evaluations on SCR's test images and probes on the classes, of one run."""
+    model = str(run / "last")
+    if not (output / "probe.md").exists():
+        evaluate([model], scr, str(output), split="test", id_column="image_id")
+        probe([model], cxr, str(output), id_column="image_id", size=128)
+    return [Results.load(file) for file in sorted(output.glob("**/results.json"))]
+
+
+def _few_shot(mode: str, runs: list[Path], scr: str, output: Path, settings: dict[str, Any]) -> list[Score]:
+    """Scores of all runs on SCR's heart and clavicles; encoders named by their arm, draws by seed and draw."""
+    masks = {"heart": ["heart"], "clavicles": ["left_clavicle", "right_clavicle"]}
+    task = TaskArguments(source=scr, mask_columns=masks, id_column="image_id", validation_share=0.2)
+    recipe = Recipe(
+        StartArguments(**settings["model"]), training=FinetuneTrainingArguments(**settings.get("training", {}))
+    )
+    models = [str(run / "last") for run in runs]
+    page = compare_encoders(
+        models, task, recipe, mode == "frozen", SHOTS, settings["draws"], output=str(output / mode)
+    )
+    scores = [score for file in page.parent.glob("scores-*.jsonl") for score in read_scores(file)]
+    renamed = []
+    for score in scores:
+        arm, seed = re.fullmatch(r"(.+)-(\d+)", Path(score.encoder).parent.name).groups()
+        renamed.append(score._replace(encoder=arm, draw=1000 * int(seed) + score.draw))
+    return renamed
+
+
+def _write(root: Path, measured: dict[str, dict[str, list[float]]], few_shot: dict[str, list[Score]]) -> None:
+    """`study.md`: all numbers by arm, mean and standard deviation over seeds (and draws), with figures."""
+    arms = list(next(iter(measured.values())))
+    lines = [["", *arms], ["---"] * (1 + len(arms))]
+    lines += [[name, *(_mean(values[arm]) for arm in arms)] for name, values in measured.items()]
+    text = ["# The study's numbers", "", "Mean ± standard deviation over seeds.", "", _table(lines)]
+    plot_groups({name: dict(values) for name, values in measured.items()}).savefig(root / "study.png", dpi=90)
+    for mode, scores in few_shot.items():
+        rows = [["structure", "arm", *(f"k = {k}" for k in SHOTS)], ["---"] * (2 + len(SHOTS))]
+        for label in PAPER:
+            for arm in arms:
+                dice = [[100 * s.dice[label] for s in scores if (s.encoder, s.shots) == (arm, k)] for k in SHOTS]
+                rows.append([label, arm, *map(_mean, dice)])
+            rows += [[label, f"({name} in the paper)", *map(str, values)] for name, values in PAPER[label].items()]
+        text += [
+            "",
+            f"## Few-shot segmentation, {mode}",
+            "",
+            "Dice in percent over seeds and draws.",
+            "",
+            _table(rows),
+        ]
+        plot_few_shot([score._asdict() for score in scores]).savefig(root / f"few_shot-{mode}.png", dpi=90)
+    (root / "study.md").write_text("\n".join(text), encoding="utf-8")
+    (root / "study.json").write_text(json.dumps(measured, indent=2))
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return "-"
+    digits = 1 if abs(np.mean(values)) >= 10 else 3
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.{digits}f}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def _pretrain(folder: Path, shared: dict[str, Any], stages: list[dict], seed: int, source: str) -> None:

@@ -97,7 +97,7 @@ def test_class_indices_may_be_of_any_integer_type(pixel_values):
 
 
 def test_an_unknown_problem_is_refused():
-    with pytest.raises(Exception, match="problem_type.*(?s:.*)multi_label_classification"):
+    with pytest.raises(Exception, match=r"problem_type(.|\n)*multi_label_classification"):
         labelled(problem_type="multilabel")
 
 
@@ -116,6 +116,7 @@ def test_checkpointed_activations_change_no_gradient(head, backbone, pixel_value
         if checkpointed:
             model.gradient_checkpointing_enable()
         model.zero_grad()
+        torch.manual_seed(0)  # Swin drops paths
         model(pixel_values).logits.square().mean().backward()
         gradients.append(next(p.grad for name, p in model.named_parameters() if "proj" in name))
     assert gradients[0].abs().sum() > 0
@@ -294,6 +295,7 @@ def test_lora_trains_adapters_and_head_alone(head, backbone, tmp_path, pixel_val
 def test_the_documentation_runs(tmp_path, monkeypatch):
     pytest.importorskip("peft")
     pytest.importorskip("sklearn")
+    monkeypatch.setattr("eden_hf.evaluation.downstream.RESAMPLES", 50)
     EdenForPreTraining(tiny_config()).save_pretrained(tmp_path / "outputs/run/best")
     EdenImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "outputs/run/best")
     text = Path("docs/heads.md").read_text(encoding="utf-8")

@@ -307,3 +307,28 @@ def plot_few_shot(scores: Sequence[Mapping[str, Any]]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def plot_groups(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """A small panel a measure, with every group's single values as points and their mean as a line.
+
+    Args:
+        values: For each measure the values of each group.
+    """
+    columns = 4
+    rows = -(-len(values) // columns)
+    groups = list(next(iter(values.values())))
+    figure = Figure(figsize=(3.4 * columns, 0.5 + (0.7 + 0.22 * len(groups)) * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for axes, (measure, of_groups) in zip(grid, values.items(), strict=False):
+        for place, group in enumerate(reversed(groups)):
+            colour = COLOURS[groups.index(group) % len(COLOURS)]
+            axes.plot(of_groups[group], [place] * len(of_groups[group]), "o", color=colour, alpha=0.8)
+            axes.plot(np.mean(of_groups[group]), place, "|", color="black", markersize=14)
+        axes.set_title(measure, fontsize=9)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(values) :]:
+        axes.set_axis_off()
+    grid[0].set_yticks(range(len(groups)), [group.replace("_", " ") for group in reversed(groups)])
+    return figure

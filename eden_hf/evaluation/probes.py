@@ -3,6 +3,7 @@
 eden probe --model outputs/run/last random:outputs/run/last --source cxr --label_column label --output outputs/probe
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,10 @@ from eden_hf.data.tasks import Kind, Task, load_source_task
 from eden_hf.evaluation.downstream import intervals
 from eden_hf.evaluation.embeddings import embed
 from eden_hf.evaluation.encoders import Encoder, load_encoder
-from eden_hf.evaluation.results import Estimate, Results, data_hash, table
+from eden_hf.evaluation.results import Estimate, Results, data_hash, estimate, table
 from eden_hf.training.downstream_data import row_image
+
+logger = logging.getLogger(__name__)
 
 NEIGHBOURS = 20
 #: Inverse penalties that cross-validation on the training images chooses among.
@@ -64,6 +67,7 @@ def probe(
     task = load_source_task(
         source, kind, label_column=label_column, label_columns=label_columns or (), id_column=id_column
     )
+    _check_task(task, probes)
     test = task.splits["test"]
     digest = data_hash(test["source_id"], map(row_image, test))
     results = []
@@ -102,11 +106,33 @@ def probe_scores(
         seed: Of the bootstrap.
 
     Returns:
-        For each probe the metrics of the task's kind (see `eden_hf.training.downstream_metrics`).
+        For each probe the metrics of the task's kind (see `eden_hf.training.downstream_metrics`), without those that
+        the test images do not define, and for classes `balanced_accuracy`, the mean recall of those that occur.
 
     Raises:
-        ValueError: the task is a segmentation, has no `train` or `test`, or a probe is unknown.
+        ValueError: the task is a segmentation, has no `train` or `test`, lacks labels, or a probe is unknown.
     """
+    _check_task(task, probes)
+    train, test = task.splits["train"], task.splits["test"]
+    if images is not None:
+        train = train.select(range(min(images, len(train))))
+    train_y, test_y = (np.array(rows["label"][:]) for rows in (train, test))
+    _check_labels(task, train_y, test_y)
+    train_x, test_x = (embed(encoder, map(row_image, rows)).numpy() for rows in (train, test))
+    found = {}
+    for name in probes:
+        predictions = predict_by_probe(PROBES[name], task.kind, len(task.labels), train_x, train_y, test_x)
+        metrics = intervals(task, predictions, test_y, seed=seed)
+        if task.kind == "single_label":
+            pairs = np.column_stack([test_y, predictions.argmax(axis=1)])
+            metrics["balanced_accuracy"] = estimate(pairs, seed, _balanced_accuracy)
+        found[name] = {metric: value for metric, value in metrics.items() if not np.isnan(value.value)}
+        if undefined := metrics.keys() - found[name].keys():
+            logger.warning("not defined on these test images: %s", ", ".join(sorted(undefined)))
+    return found
+
+
+def _check_task(task: Task, probes: Sequence[str]) -> None:
     if unknown := set(probes).difference(PROBES):
         raise ValueError(f"unknown probes {sorted(unknown)}; there are {', '.join(PROBES)}")
     if task.kind == "segmentation" or not {"train", "test"} <= set(task.splits):
@@ -114,16 +140,23 @@ def probe_scores(
             f"probes need labels of images and the splits train and test; {task.name} is {task.kind} with the splits "
             f"{', '.join(task.splits)}"
         )
-    train, test = task.splits["train"], task.splits["test"]
-    if images is not None:
-        train = train.select(range(min(images, len(train))))
-    train_x, test_x = (embed(encoder, map(row_image, rows)).numpy() for rows in (train, test))
-    train_y, test_y = (np.array(rows["label"][:]) for rows in (train, test))
-    found = {}
-    for name in probes:
-        predictions = predict_by_probe(PROBES[name], task.kind, len(task.labels), train_x, train_y, test_x)
-        found[name] = intervals(task, predictions, test_y, seed=seed)
-    return found
+
+
+def _check_labels(task: Task, train_y: np.ndarray, test_y: np.ndarray) -> None:
+    """Regression needs every number; of several labels each needs an image in which it is known."""
+    if task.kind == "regression" and (missing := int(np.isnan(train_y).sum() + np.isnan(test_y).sum())):
+        raise ValueError(f"{missing} numbers of {task.name} are missing: leave those images out")
+    if task.kind == "multi_label":
+        known = (~np.isnan(train_y)).any(axis=0)
+        if unknown := [label for label, is_known in zip(task.labels, known, strict=True) if not is_known]:
+            raise ValueError(f"no training image of {task.name} tells of {', '.join(unknown)}: leave the label out")
+
+
+def _balanced_accuracy(pairs: np.ndarray) -> float:
+    """Mean recall of the classes among `pairs` `[N, 2]` of true and predicted classes."""
+    true, predicted = pairs.astype(int).T
+    count, hit = np.bincount(true), np.bincount(true, weights=true == predicted)
+    return float((hit[count > 0] / count[count > 0]).mean())
 
 
 def linear_probe(kind: Kind, count: int) -> Any:
@@ -166,11 +199,25 @@ def predict_by_probe(
     """
     predicted = np.zeros((len(test_x), labels))
     if kind == "single_label":
-        fitted = make(kind, len(train_x)).fit(train_x, train_y)
-        predicted[:, np.unique(train_y)] = fitted.predict_proba(test_x)
+        classes, found = _class_probabilities(make, kind, train_x, train_y, test_x)
+        predicted[:, classes] = found
         return predicted
     for label in range(labels):
         known = ~np.isnan(train_y[:, label])
-        fitted = make(kind, int(known.sum())).fit(train_x[known], train_y[known, label])
-        predicted[:, label] = fitted.predict(test_x) if kind == "regression" else fitted.predict_proba(test_x)[:, -1]
+        own_x, own_y = train_x[known], train_y[known, label]
+        if kind == "regression":
+            predicted[:, label] = make(kind, len(own_x)).fit(own_x, own_y).predict(test_x)
+        else:
+            classes, found = _class_probabilities(make, kind, own_x, own_y, test_x)
+            predicted[:, label] = found[:, classes == 1].sum(axis=1)
     return predicted
+
+
+def _class_probabilities(
+    make: Callable[[Kind, int], Any], kind: Kind, train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The classes that occur in training, and their probabilities `[M, classes]`; a lone one is certain."""
+    classes = np.unique(train_y)
+    if len(classes) == 1:
+        return classes, np.ones((len(test_x), 1))
+    return classes, make(kind, len(train_x)).fit(train_x, train_y).predict_proba(test_x)

@@ -116,12 +116,14 @@ def _of_neighbouring_windows(
         "extrapolation": (2 * middle - left, right),
     }
     return {
-        name: (_cosine(guess, target), _cosine(guess, target[other])) for name, (guess, target) in predicted.items()
+        name: (cosines(guess.numpy(), target.numpy()), cosines(guess.numpy(), target[other].numpy()))
+        for name, (guess, target) in predicted.items()
     }
 
 
-def _cosine(a: Tensor, b: Tensor) -> np.ndarray:
-    return F.cosine_similarity(a, b, dim=-1).numpy()
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine `[...]` of vectors `[..., C]`."""
+    return F.cosine_similarity(torch.from_numpy(a), torch.from_numpy(b), dim=-1).numpy()
 
 
 def _mirrored(item: LandmarkedImage) -> LandmarkedImage:

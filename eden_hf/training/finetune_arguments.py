@@ -65,6 +65,7 @@ class TaskArguments:
             mask_columns=self.mask_columns,
             image_column=self.image_column,
             id_column=self.id_column,
+            patient_column=self.patient_column,
         )
 
 

@@ -81,16 +81,24 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
     """
     folder = Path(arguments.run.output_dir)
     check_folder(folder, arguments, resume)
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    processes.wait_for_everyone()  # before one of them writes to the folder
     task, metric = load_task_and_metric(arguments)
     model, processor = load_start(arguments.model, task.kind, task.labels, arguments.training.seed)
-    main = PartialState().is_main_process
-    if main and not resume:
-        images = {name: len(rows) for name, rows in task.splits.items()}
-        record_run(folder, arguments, PartialState().device, task=task.name, labels=task.labels, images=images)
+    if processes.is_main_process and not resume:
+        record_run(
+            folder,
+            arguments,
+            processes.device,
+            processes=processes.num_processes,
+            task=task.name,
+            labels=task.labels,
+            images={name: len(rows) for name, rows in task.splits.items()},
+        )
     model, history = fit(
         model, processor, task, arguments, metric=metric, folder=folder / "checkpoints", resume=resume
     )
-    if main:
+    if processes.is_main_process:
 
         def write(best: Path) -> None:
             model.save_pretrained(best)

@@ -156,5 +156,5 @@ def test_one_command_compares_encoders(mode, tmp_path):
 
 def test_a_task_without_masks_is_refused(tmp_path):
     task = TaskArguments(source="phantoms:12", kind="regression", label_columns=["age"])
-    with pytest.raises(ValueError, match="age|segmentation"):
+    with pytest.raises(ValueError, match="age"):
         compare_encoders(["random:resnet18-half"], task, output=str(tmp_path))

@@ -45,3 +45,17 @@ def test_landmark_error():
     assert found == pytest.approx(
         {"mean_radial_error_mm": 35 / 3, "within_5_mm": 2 / 3, "within_10_mm": 2 / 3, "within_20_mm": 2 / 3}
     )
+
+
+def test_relations():
+    metric = evaluate.load(str(METRICS / "relations"))
+    found = metric.compute(predictions=[[1, 0], [0, 2.0]], references=[[3, 0], [0, 1.0]])
+    assert found == pytest.approx({"own": 1, "others": 0, "margin": 1, "auroc": 1})
+    with pytest.raises(ValueError, match="at least two rows"):
+        metric.compute(predictions=[[1, 0]], references=[[3, 0]])
+
+
+def test_pruned_negatives():
+    metric = evaluate.load(str(METRICS / "pruned_negatives"))
+    found = metric.compute(predictions=[0.9, 0.85, 0.8, 0.1], references=[1, 0, 1, 1], gamma=0.8)
+    assert found == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "pruned_share": 0.75, "base_rate": 0.75})

@@ -1,11 +1,19 @@
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from eden_hf.data.tasks import load_source_task
+from eden_hf.evaluation import downstream, results
 from eden_hf.evaluation.probes import PROBES, predict_by_probe, probe_scores
 from tests.launching import python
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    for module in (downstream, results):
+        monkeypatch.setattr(module, "RESAMPLES", 50)
 
 
 def blobs(count, kind):
@@ -47,6 +55,16 @@ def test_a_class_without_training_images_has_no_probability():
     assert np.allclose(predicted.sum(axis=1), 1)
 
 
+@pytest.mark.parametrize("name", PROBES)
+def test_a_label_of_one_value_is_constant(name):
+    x, y = blobs(60, "multi_label")
+    y[:, 1], y[:, 2] = 0, 1
+    predicted = predict_by_probe(PROBES[name], "multi_label", 3, x, y, x)
+    assert (predicted[:, 1] == 0).all()
+    assert (predicted[:, 2] == 1).all()
+    assert predicted[:, 0].std() > 0.1
+
+
 def grey(count):
     """Dark and bright images, told by their name."""
     rng = np.random.default_rng(count)
@@ -74,6 +92,40 @@ def test_an_encoder_is_probed(encoder, splits):
         assert metrics["accuracy"].n == 20
 
 
+def test_balanced_accuracy_weighs_classes_alike(encoder):
+    """All 30 of one class and none of 10 of the other: the images are alike, and the first class the commoner."""
+    rows = [{"image": Image.new("L", (16, 16), 90), "label": number % 4 == 3} for number in range(40)]
+    data = Dataset.from_list([row | {"label": int(row["label"])} for row in rows])
+    same = data.cast_column("label", ClassLabel(names=["common", "rare"]))
+    task = load_source_task(DatasetDict(train=same, test=same), "single_label", label_column="label")
+    metrics = probe_scores(encoder, task, ["knn"])["knn"]
+    assert metrics["accuracy"].value == 0.75
+    assert metrics["balanced_accuracy"].value == 0.5
+
+
+def findings(labels):
+    rows = [{"image": Image.new("L", (16, 16), 8 * n), "a": float(n % 2), "b": b} for n, b in enumerate(labels)]
+    return Dataset.from_list(rows, features=Features(image=ImageFeature(), a=Value("float32"), b=Value("float32")))
+
+
+def test_what_test_images_do_not_define_is_left_out_and_logged(encoder, caplog):
+    splits = DatasetDict(train=findings([0.0, 0.0, 1.0, 1.0] * 4), test=findings([0.0] * 8))
+    task = load_source_task(splits, "multi_label", label_columns=["a", "b"])
+    metrics = probe_scores(encoder, task, ["knn"])["knn"]
+    assert set(metrics) == {"auc", "auc_a"}
+    assert "auc_b" in caplog.text
+
+
+def test_labels_that_are_not_there_are_named(encoder):
+    splits = DatasetDict(train=findings([None] * 8), test=findings([0.0, 1.0] * 4))
+    task = load_source_task(splits, "multi_label", label_columns=["a", "b"])
+    with pytest.raises(ValueError, match="tells of b: leave"):
+        probe_scores(encoder, task)
+    task = load_source_task(splits, "regression", label_columns=["a", "b"])
+    with pytest.raises(ValueError, match=r"8 numbers .* are missing"):
+        probe_scores(encoder, task)
+
+
 def test_fewer_training_images_may_be_used(encoder, splits):
     task = load_source_task(splits, "single_label", label_column="label")
     assert probe_scores(encoder, task, ["knn"], images=4)["knn"]["accuracy"].n == 20
@@ -88,6 +140,7 @@ def test_impossible_probes_are_refused(encoder, splits):
         probe_scores(encoder, masks)
 
 
+@pytest.mark.slow
 def test_the_command_sets_encoders_side_by_side(splits, tmp_path):
     for split, data in splits.items():
         data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
