@@ -36,8 +36,8 @@ def benchmark(model: str, source: str = "phantoms:1", side: int = 256, window: i
         cosine = (windows * dilated).sum(dim=-1).mean().item()
         ratio = seconds[0] / seconds[1]
         print(
-            f"intensity {intensity}: {windows[..., 0].numel()} windows {seconds[0]:.2f} s, dilated {seconds[1]:.3f} s: "
-            f"{ratio:.1f} times; mean cosine of the two {cosine:.2f}; {torch.get_num_threads()} threads"
+            f"{intensity}: {windows[..., 0].numel()} windows {seconds[0]:.2f} s, dilated {seconds[1]:.3f} s, ratio "
+            f"{ratio:.1f}; mean cosine of the two {cosine:.2f}; {torch.get_num_threads()} threads"
         )
 
 

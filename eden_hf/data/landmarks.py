@@ -18,6 +18,7 @@ from eden_hf.data.sources import load_source, read_cell
 logger = logging.getLogger(__name__)
 
 Outline = np.ndarray  # [n, 2] float: x, y in [0, 1], in order round the structure
+TOUCH = 0.01  # outlines nearer than this share of the side run along one another
 
 
 class LandmarkedImage(NamedTuple):
@@ -36,15 +37,26 @@ def _furthest(outline: Outline, x: float, y: float) -> Outline:
     return outline[np.argmax(outline @ (x, y))]
 
 
-def _dome_top(lung: Outline, sign: int) -> Outline:
-    """The top of the diaphragm: highest point of the lung's base, a quarter of its width away from both corners."""
-    outer, inner = (int(np.argmax(lung @ direction)) for direction in ((sign * 0.5, 1), (-sign, 1)))
+def _dome_top(lung: Outline, sign: int, heart: Outline) -> Outline:
+    """The top of the diaphragm: highest point of the lung's base, a quarter of its width away from both corners.
+
+    The left dome goes on behind the heart: this is the top of what shows beside it.
+    """
+    outer, inner = int(np.argmax(lung @ (sign * 0.5, 1))), _lowest_touching(lung, heart)
     base = _shorter_way(lung, outer, inner)
     low, high = sorted((lung[outer, 0], lung[inner, 0]))
     x = np.linspace(low + (high - low) / 4, high - (high - low) / 4, 9)
     order = np.argsort(base[:, 0])
     y = np.interp(x, base[order, 0], base[order, 1])
     return np.array([x[y.argmin()], y.min()])
+
+
+def _lowest_touching(lung: Outline, heart: Outline) -> int:
+    """The index of the lung's lowest point along the heart's border: the inner corner of its base."""
+    share = np.linspace(0, 1, 20, endpoint=False)[:, None, None]
+    border = ((1 - share) * heart + share * np.roll(heart, -1, axis=0)).reshape(-1, 2)
+    distance = np.linalg.norm(lung[:, None] - border, axis=2).min(axis=1)
+    return int(np.argmax(np.where(distance <= distance.min() + TOUCH, lung[:, 1], -np.inf)))
 
 
 def _shorter_way(outline: Outline, start: int, stop: int) -> Outline:
@@ -54,7 +66,7 @@ def _shorter_way(outline: Outline, start: int, stop: int) -> Outline:
     return min(forth, back, key=len)
 
 
-def _hilum(lung: Outline, sign: int) -> Outline:
+def _hilum(lung: Outline, sign: int, heart: Outline) -> Outline:
     """The lung's inner border at the height of its root, two fifths of the way from apex to base."""
     top, bottom = lung[:, 1].min(), lung[:, 1].max()
     closed = np.concatenate([lung, lung[:1]])
@@ -68,14 +80,14 @@ def _hilum(lung: Outline, sign: int) -> Outline:
 
 
 #: Landmarks of SCR: the outline each is taken from (on both sides, or in the middle), and how.
-_OF_A_SIDE: dict[str, tuple[str, Callable[[Outline, int], Outline]]] = {
-    "lung_apex": ("lung", lambda lung, sign: _furthest(lung, 0, -1)),
-    "costophrenic_angle": ("lung", lambda lung, sign: _furthest(lung, sign * 0.5, 1)),
+_OF_A_SIDE: dict[str, tuple[str, Callable[[Outline, int, Outline], Outline]]] = {
+    "lung_apex": ("lung", lambda lung, sign, heart: _furthest(lung, 0, -1)),
+    "costophrenic_angle": ("lung", lambda lung, sign, heart: _furthest(lung, sign * 0.5, 1)),
     "dome_top": ("lung", _dome_top),
     "hilum": ("lung", _hilum),
-    "clavicle_medial_end": ("clavicle", lambda clavicle, sign: _furthest(clavicle, -sign, 0)),
-    "clavicle_middle": ("clavicle", lambda clavicle, sign: clavicle.mean(axis=0)),
-    "clavicle_lateral_end": ("clavicle", lambda clavicle, sign: _furthest(clavicle, sign, 0)),
+    "clavicle_medial_end": ("clavicle", lambda clavicle, sign, heart: _furthest(clavicle, -sign, 0)),
+    "clavicle_middle": ("clavicle", lambda clavicle, sign, heart: clavicle.mean(axis=0)),
+    "clavicle_lateral_end": ("clavicle", lambda clavicle, sign, heart: _furthest(clavicle, sign, 0)),
 }
 _OF_THE_HEART: dict[str, Callable[[Outline], Outline]] = {
     "heart_apex": lambda heart: _furthest(heart, 1, 0.7),
@@ -102,11 +114,10 @@ def scr_landmarks(outlines: Mapping[str, Any]) -> dict[str, tuple[float, float]]
     Returns:
         `(x, y)` in [0, 1] by name.
     """
-    points = {}
+    points, heart = {}, np.asarray(outlines["landmarks_heart"], float)
     for side, sign in SIDES.items():
         for name, (structure, find) in _OF_A_SIDE.items():
-            points[f"{side}_{name}"] = find(np.asarray(outlines[f"landmarks_{side}_{structure}"], float), sign)
-    heart = np.asarray(outlines["landmarks_heart"], float)
+            points[f"{side}_{name}"] = find(np.asarray(outlines[f"landmarks_{side}_{structure}"], float), sign, heart)
     points |= {name: find(heart) for name, find in _OF_THE_HEART.items()}
     return {name: (float(x), float(y)) for name, (x, y) in points.items()}
 

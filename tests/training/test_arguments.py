@@ -8,7 +8,7 @@ from eden_hf.training.arguments import PretrainArguments, Stage, parse_arguments
 CONFIGS = [
     path
     for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-    if path.stem != "study" and not path.stem.startswith("finetune_")  # of other commands
+    if not path.stem.startswith(("study", "finetune_", "few_shot"))  # of other commands
 ]
 
 
