@@ -18,6 +18,7 @@ from eden_hf.data.sources import load_source, read_cell
 logger = logging.getLogger(__name__)
 
 Outline = np.ndarray  # [n, 2] float: x, y in [0, 1], in order round the structure
+BEYOND = 0.1  # a landmark may lie this share of the side off the picture, as where a lung is cut off
 TOUCH = 0.01  # outlines nearer than this share of the side run along one another
 
 
@@ -149,7 +150,7 @@ def load_landmarked(
 
     Args:
         source: As for `load_source`, with the columns `landmarks_heart`, `landmarks_left_lung`, ... of SCR, or one
-            column `landmarks` with `(x, y)` in [0, 1] for each name.
+            column `landmarks` with `(x, y)` in [0, 1], or null, for each name.
         split: Split of the source.
         id_column: Column whose values name the images.
         images: How many of the first images with landmarks; all of them by default.
@@ -158,8 +159,10 @@ def load_landmarked(
         Images of mode L with their landmarks. Rows without any are counted in a warning that names them.
 
     Raises:
-        ValueError: the source has no such columns, or fewer images with landmarks.
+        ValueError: the source has no such columns, fewer images with landmarks, or landmarks well outside [0, 1].
     """
+    if images is not None and images < 1:
+        raise ValueError(f"at least one image is needed, got images={images}")
     data = load_source(source, split=split, id_column=id_column)
     columns = set(data.column_names)
     needed = {"landmarks_heart", *(f"landmarks_{side}_{s}" for side in SIDES for s in ("lung", "clavicle"))}
@@ -173,7 +176,8 @@ def load_landmarked(
     if missing:
         logger.warning("%s: %d images have no landmarks and are left out: %s", source, len(missing), missing[:5])
     if not loaded or (images is not None and len(loaded) < images):
-        raise ValueError(f"{source} has {len(loaded)} images with landmarks in split {split!r}, {images} were asked")
+        asked = "none at all" if images is None else f"{images} were asked"
+        raise ValueError(f"{source} has {len(loaded)} images with landmarks in split {split!r}, {asked}")
     return loaded
 
 
@@ -185,12 +189,17 @@ def _landmarked(
     for row in data:
         if count == images:
             return
-        if row.get("landmarks"):
-            landmarks = {name: (float(x), float(y)) for name, (x, y) in row["landmarks"].items()}
-        elif all(row.get(column) for column in needed):
+        given = (row.get("landmarks") or {}).items()
+        landmarks = {name: (float(point[0]), float(point[1])) for name, point in given if point is not None}
+        if not landmarks and all(row.get(column) for column in needed):
             landmarks = scr_landmarks(row)
-        else:
+        if not landmarks:
             missing.append(row["source_id"])
             continue
+        if astray := [name for name, (x, y) in landmarks.items() if max(abs(x - 0.5), abs(y - 0.5)) > 0.5 + BEYOND]:
+            raise ValueError(
+                f"{row['source_id']}: {astray[0]} lies at {landmarks[astray[0]]}; landmarks are shares of the image's "
+                "width and height in [0, 1]: divide pixels by them, and make points off the picture null"
+            )
         count += 1
         yield LandmarkedImage(read_cell(row["image"], row["source_id"]).convert("L"), row["source_id"], landmarks)

@@ -38,10 +38,10 @@ def compositionality(
     With c(w, p) = cos(E(w), mean of E(p_i)) over all random wholes w and cuts p:
 
     - `own`: mean of c for a whole and its own parts; `own_std`: its standard deviation.
-    - `others`: the same against the parts of another patient's whole.
+    - `others`, `others_std`: the same against the parts of another patient's whole.
     - `margin`: own - others. Near 0 for a collapsed encoder, however high `own` is.
     - `auroc`: probability that own parts fit better than another patient's. Chance 0.5.
-    - `margin` for each of the three cuts.
+    - `own` and `margin` for each of the three cuts.
 
     Good is a high `own` with a high `margin`.
 
@@ -74,10 +74,12 @@ def compositionality(
         "own": estimate(own, seed),
         "own_std": estimate(own, seed, np.std),
         "others": estimate(others, seed),
+        "others_std": estimate(others, seed, np.std),
         "margin": estimate(own - others, seed),
         "auroc": estimate([own_against_other(a, b) for a, b in zip(own, others, strict=True)], seed),
     }
     for index, name in enumerate(CUTS):
+        values[f"own, {name}"] = estimate(own[:, index], seed)
         values[f"margin, {name}"] = estimate((own - others)[:, index], seed)
     figure = plot_densities(
         {f"own parts, {name}": own[:, index].ravel() for index, name in enumerate(CUTS)}

@@ -67,28 +67,31 @@ def landmark_embeddings(
 
 
 def locality_scores(vectors: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Scores of landmark embeddings; a patch is only ever compared with those of *other* patients.
+    """Scores of landmark embeddings: is a patch like those of the same landmark in *other* patients?
 
     With v_pl the vector of landmark l in patient p, and s the cosine:
 
     - `retrieval_at_1`: share of patches whose nearest patch is of the same landmark. Chance 1 / L.
     - `knn_accuracy`: the landmark by vote of the 5 nearest patches, weighted by similarity. Chance 1 / L.
     - `prototype_accuracy`: the nearest of the landmarks' means over the other patients. Chance 1 / L.
-    - `side_accuracy`: of the two prototypes of a landmark and of its mirror (left and right), the right one is
-      nearer. Chance 0.5; the hard part, since both look alike.
+    - `side_accuracy`: of the two prototypes of a landmark and of its mirror (left and right), its own is nearer.
+      Chance 0.5; the hard part, since both look alike.
+    - `mirror_confusion`: share of the patches with a mirror whose nearest prototype of all is that mirror's. Here low
+      is good; chance 1 / L. Beside 1 - `prototype_accuracy` it says how many errors are left taken for right.
     - `auroc`: probability that a patch of the same landmark is more alike than one of another. Chance 0.5.
     - `silhouette`: (b - a) / max(a, b) with a the mean cosine distance to the own landmark and b to the nearest
-      other one; from -1 to 1, above 0 where landmarks form clusters of their own.
+      other one; from -1 to 1, above 0 where landmarks form clusters of their own. By scikit-learn's definition, so b
+      takes in the patient's own patches too, one of N.
 
-    Near 1 is good in all. A random trunk on well-aligned images already reaches 0.9 in some: compare with it.
+    Near 1 is good in all others. A random trunk on well-aligned images already reaches 0.9 in some: compare with it.
 
     Args:
         vectors: `[N, L, C]`, unit rows, N >= 2 patients.
         names: Of the L landmarks.
 
     Returns:
-        For each score `[N]`, the mean over each patient's patches; `side_accuracy` only where there are mirrored
-        landmarks.
+        For each score `[N]`, the mean over each patient's patches; `side_accuracy` and `mirror_confusion` only where
+        there are mirrored landmarks.
     """
     patients, landmarks = vectors.shape[:2]
     rows = F.normalize(vectors, dim=2).flatten(0, 1)
@@ -109,6 +112,7 @@ def locality_scores(vectors: Tensor, names: Sequence[str]) -> dict[str, np.ndarr
     if pairs:
         here, there = torch.tensor(pairs).T
         scores["side_accuracy"] = to_prototypes[:, here, here] > to_prototypes[:, here, there]
+        scores["mirror_confusion"] = to_prototypes.argmax(dim=2)[:, here] == there
     found = {name: hits.double().view(patients, -1).mean(dim=1).numpy() for name, hits in scores.items()}
     found["auroc"] = _auroc(similarity, label, patient)
     silhouettes = silhouette_samples(

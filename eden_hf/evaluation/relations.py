@@ -48,7 +48,12 @@ def relations(
       others are that patient's other landmarks.
 
     The first three are compared with the same windows' targets of another patient at another place. Each gives
-    `own`, `margin` and `auroc`; good are a high `own` and a high `margin` together.
+    `own` (under its plain name), `margin` and `auroc`; good are a high `own` and a high `margin` together.
+
+    - `gain` of the first three: own - the target's cosine with what is known as it stands (whole; left and right, the
+      mean of both cosines; middle). Overlapping windows are alike without any arithmetic: above 0 it has helped.
+    - `retrieval` of the last two: share of patches that are nearer to their own target than to any of the others.
+      Near 1 is good; chance is 1 / number of landmarks (of pairs, for symmetry).
 
     Args:
         encoder: As in `embed`.
@@ -59,7 +64,7 @@ def relations(
         batch_size: Patches in one forward pass.
     """
     rng = np.random.default_rng(seed)
-    found = _of_neighbouring_windows(encoder, images, window, wholes, rng, batch_size)
+    found, gains = _of_neighbouring_windows(encoder, images, window, wholes, rng, batch_size)
     patches, names = landmark_embeddings(encoder, images, window=window, batch_size=batch_size)
     sides = [(name, mirror) for name in names if (mirror := mirror_of(name)) in names and name < mirror]
     if len(sides) > 1:
@@ -74,6 +79,11 @@ def relations(
         values[name] = estimate(own, seed)
         values[f"{name} margin"] = estimate(own.mean(axis=1) - others.mean(axis=1), seed)
         values[f"{name} auroc"] = estimate([own_against_other(a, b) for a, b in zip(own, others, strict=True)], seed)
+        if name in gains:
+            values[f"{name} gain"] = estimate(gains[name], seed)
+        else:
+            nearest = others.reshape(*own.shape, -1).max(axis=2)
+            values[f"{name} retrieval"] = estimate((own > nearest).mean(axis=1), seed)
     densities = {
         f"{name}, {which}": pair[i].ravel()
         for name, pair in found.items()
@@ -92,8 +102,8 @@ def _of_neighbouring_windows(
     wholes: int,
     rng: np.random.Generator,
     batch_size: int,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Own and others' cosines `[N, wholes]` of decomposability, interpolation and extrapolation.
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, np.ndarray]]:
+    """Decomposability, interpolation and extrapolation: own and others' cosines, and gains, all `[N, wholes]`.
 
     A whole is two windows wide: its left half, its middle and its right half are windows half a window apart.
     """
@@ -110,15 +120,17 @@ def _of_neighbouring_windows(
     vectors = embed(encoder, windows(), batch_size).unflatten(0, (len(images), wholes, 4))
     whole, left, middle, right = vectors.unbind(dim=2)  # [N, wholes, C] each
     other = other_patients(len(images), rng)
-    predicted = {
-        "decomposability": (2 * whole - left, right),
-        "interpolation": (left + right, middle),
-        "extrapolation": (2 * middle - left, right),
+    predicted = {  # guess, target, and what is known as it stands
+        "decomposability": (2 * whole - left, right, (whole,)),
+        "interpolation": (left + right, middle, (left, right)),
+        "extrapolation": (2 * middle - left, right, (middle,)),
     }
-    return {
-        name: (cosines(guess.numpy(), target.numpy()), cosines(guess.numpy(), target[other].numpy()))
-        for name, (guess, target) in predicted.items()
-    }
+    found, gains = {}, {}
+    for name, (guess, target, known) in predicted.items():
+        own, others = (cosines(guess.numpy(), true.numpy()) for true in (target, target[other]))
+        found[name] = own, others
+        gains[name] = own - np.mean([cosines(vector.numpy(), target.numpy()) for vector in known], axis=0)
+    return found, gains
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

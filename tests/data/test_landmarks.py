@@ -50,6 +50,18 @@ def test_landmarks_lie_where_the_outlines_say():
     assert points["heart_right_border"][0] == pytest.approx(0.4)
 
 
+def test_the_dome_is_apart_from_the_angle_of_a_steep_base():
+    """A lung that falls away steeply beside the heart, as in one SCR image in eight on the left."""
+    heart = [[0.4, 0.45], [0.6, 0.45], [0.72, 0.6], [0.74, 0.78], [0.4, 0.78]]
+    lung = [[0.65, 0.1], [0.85, 0.4], [0.85, 0.7], [0.83, 0.95], [0.81, 0.9], [0.78, 0.82], [0.745, 0.78]]
+    lung += [[0.74, 0.7], [0.72, 0.6], [0.6, 0.45], [0.55, 0.3]]
+    points = scr_landmarks(OUTLINES | {"landmarks_heart": heart, "landmarks_left_lung": lung})
+    assert points["left_costophrenic_angle"] == pytest.approx((0.83, 0.95))
+    x, y = points["left_dome_top"]
+    assert x == pytest.approx(0.745 + (0.83 - 0.745) / 4)
+    assert 0.78 < y < 0.82
+
+
 def test_a_mirrored_radiograph_has_mirrored_landmarks():
     flipped = {
         name.replace("left", "x").replace("right", "left").replace("x", "right"): [[1 - x, y] for x, y in points]
@@ -93,6 +105,19 @@ def test_images_without_landmarks_are_counted_and_named(caplog):
         load_landmarked(Dataset.from_list(rows), id_column="image_id", images=3)
 
 
+def test_landmarks_may_be_null_but_not_pixels(caplog):
+    rows = [{"image": row["image"], "landmarks": {"a": [0.5, 0.5], "b": None}} for row in phantom_dataset(3)]
+    rows[1]["landmarks"] = {"a": None, "b": None}
+    first, second = load_landmarked(Dataset.from_list(rows))
+    assert first.landmarks == second.landmarks == {"a": (0.5, 0.5)}
+    assert "1 images have no landmarks and are left out: ['1']" in caplog.text
+    rows[2]["landmarks"]["b"] = [100, 20]
+    with pytest.raises(ValueError, match=r"^2: b lies at \(100.0, 20.0\).*divide pixels"):
+        load_landmarked(Dataset.from_list(rows))
+    with pytest.raises(ValueError, match="images=0"):
+        load_landmarked("phantoms:3", images=0)
+
+
 def test_a_source_without_landmark_columns_is_refused():
     with pytest.raises(ValueError, match=r"no landmarks.*'landmarks'"):
         load_landmarked(phantom_dataset(2).remove_columns("landmarks"))
@@ -124,6 +149,9 @@ def test_scr_landmarks_lie_in_or_near_their_structures(shared_data):
             continue
         points = loaded[row["source_id"]].landmarks
         assert points["left_hilum"][0] > points["right_hilum"][0]
+        for side in ("left", "right"):
+            dome, angle = points[f"{side}_dome_top"], points[f"{side}_costophrenic_angle"]
+            assert np.hypot(*np.subtract(dome, angle)) * 512 > 12
         heart = np.asarray(row["heart"])
         rows, columns = np.nonzero(heart)
         assert abs(points["heart_base"][1] * 512 - rows.min()) < 6

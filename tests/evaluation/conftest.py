@@ -60,6 +60,13 @@ class Colours(Places):
         return SimpleNamespace(pooler_output=pixel_values.mean(dim=(2, 3)))
 
 
+class Noise(Places):
+    """An encoder that has nothing to do with the image."""
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(pooler_output=torch.randn(len(pixel_values), 64))
+
+
 def _as_it_is(images, return_tensors):
     pixels = [np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=np.float32) / 255 for image in images]
     return {"pixel_values": torch.tensor(np.stack(pixels)).movedim(-1, 1)}
@@ -73,6 +80,11 @@ def places():
 @pytest.fixture(scope="session")
 def collapsed():
     return Encoder(Collapsed(), _as_it_is, "collapsed")
+
+
+@pytest.fixture(scope="session")
+def noise():
+    return Encoder(Noise(), _as_it_is, "noise")
 
 
 @pytest.fixture(scope="session")

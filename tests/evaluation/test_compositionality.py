@@ -13,13 +13,20 @@ def test_an_encoder_that_averages_its_parts_composes(colours, charts):
     assert values["auroc"].value > 0.8
     assert values["own"].n == len(charts)
     assert values["own"].value - values["others"].value == pytest.approx(values["margin"].value)
-    assert {f"margin, {name}" for name in CUTS} < values.keys()
+    assert {f"{value}, {name}" for name in CUTS for value in ("own", "margin")} < values.keys()
 
 
 def test_a_collapsed_encoder_has_no_margin(collapsed, charts):
     values = compositionality(collapsed, charts).values
     assert values["own"].value > 0.999
     assert abs(values["margin"].value) < 1e-6
+
+
+def test_an_encoder_of_noise_does_not_compose(noise, charts):
+    values = compositionality(noise, charts, wholes=8).values
+    assert abs(values["margin"].value) < 0.05
+    assert values["auroc"].value == pytest.approx(0.5, abs=0.08)
+    assert values["own_std"].value == pytest.approx(values["others_std"].value, rel=0.3)
 
 
 def test_the_same_seed_gives_the_same_numbers(places, charts):

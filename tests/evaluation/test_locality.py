@@ -13,6 +13,7 @@ def test_an_encoder_that_knows_places_is_perfect(places, charts):
     assert result.values["prototype_accuracy"].value == 1
     assert result.values["side_accuracy"].value == 1
     assert result.values["auroc"].value == 1
+    assert result.values["mirror_confusion"].value == 0
     assert result.values["silhouette"].value > 0.7
     assert result.values["retrieval_at_1"].n == 6
     assert result.settings["chance"] == 1 / 5
@@ -30,6 +31,9 @@ def test_an_encoder_that_cannot_tell_left_from_right_shows_it(charts, places):
     scores = locality_scores(twins, names)
     assert scores["side_accuracy"].mean() < 0.9
     assert scores["retrieval_at_1"].mean() < 0.95
+    errors = 1 - scores["prototype_accuracy"].mean()
+    assert errors > 0.1
+    assert scores["mirror_confusion"].mean() == pytest.approx(errors * 5 / 4)  # 4 of 5 landmarks have a mirror
 
 
 def test_noise_scores_at_chance():
@@ -37,19 +41,21 @@ def test_noise_scores_at_chance():
     vectors = F.normalize(torch.randn(60, 10, 32, generator=rng), dim=2)
     names = [f"{side}_{i}" for i in range(5) for side in ("left", "right")]
     scores = {name: values.mean() for name, values in locality_scores(vectors, names).items()}
-    for name in ("retrieval_at_1", "knn_accuracy", "prototype_accuracy"):
+    for name in ("retrieval_at_1", "knn_accuracy", "prototype_accuracy", "mirror_confusion"):
         assert scores[name] == pytest.approx(0.1, abs=0.05)
     assert scores["side_accuracy"] == pytest.approx(0.5, abs=0.08)
     assert scores["auroc"] == pytest.approx(0.5, abs=0.02)
     assert scores["silhouette"] < 0
 
 
-def test_patches_of_the_same_patient_are_never_compared():
-    """Each patient has one vector for everything: within a patient all is alike, across patients nothing is known."""
-    vectors = F.normalize(torch.randn(5, 1, 16), dim=2).expand(5, 4, 16).contiguous()
+def test_patches_of_the_same_patient_are_never_neighbours():
+    """Each vector is mostly its patient's and a little its landmark's: a patient's own patches would be nearest."""
+    patient = 3 * torch.eye(7)[:, None].expand(7, 4, 7)
+    vectors = F.normalize(torch.cat([patient, torch.eye(4).expand(7, 4, 4)], dim=2), dim=2)
     scores = locality_scores(vectors, list("abcd"))
     assert "side_accuracy" not in scores
-    assert scores["auroc"].mean() == pytest.approx(0.5)
+    for name in ("retrieval_at_1", "knn_accuracy", "prototype_accuracy", "auroc"):
+        assert (scores[name] == 1).all(), name
 
 
 def test_scores_are_those_of_a_plain_loop():

@@ -36,7 +36,7 @@ def test_compositionality():
     metric = evaluate.load(str(METRICS / "compositionality"))
     parts = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[0, 0, 2.0], [0, 0, 1]]])
     found = metric.compute(predictions=parts.tolist(), references=[[1.0, 1, 0], [0, 0, 5]])
-    assert found == pytest.approx({"own": 1, "own_std": 0, "others": 0, "margin": 1}, abs=1e-6)
+    assert found == pytest.approx({"own": 1, "own_std": 0, "others": 0, "others_std": 0, "margin": 1}, abs=1e-6)
 
 
 def test_landmark_error():

@@ -13,6 +13,26 @@ def test_an_encoder_that_knows_places_follows_the_relations(places, charts):
     assert values["interpolation margin"].value > 0.1
     assert values["decomposability margin"].value > 0
     assert values["scale"].n == len(charts)
+    assert values["scale retrieval"].value == 1
+    assert values["interpolation gain"].value > 0.05
+
+
+def test_an_encoder_of_mean_colours_takes_wholes_apart(colours, charts):
+    """Its embeddings are affine in place: arithmetic on them gains."""
+    values = relations(colours, charts, window=0.2).values
+    for name in NAMES[:3]:
+        assert values[f"{name} gain"].value > 0
+        assert values[name].value > 0.99
+
+
+def test_an_encoder_of_noise_scores_at_chance(noise, charts):
+    values = relations(noise, charts, wholes=12).values
+    assert values["scale retrieval"].value == pytest.approx(1 / 5, abs=0.2)
+    for name in NAMES:
+        assert abs(values[f"{name} margin"].value) < 0.06
+    for name in NAMES[:3]:
+        assert values[f"{name} auroc"].value == pytest.approx(0.5, abs=0.15)
+        assert values[f"{name} gain"].value == pytest.approx(0, abs=0.06)
 
 
 def test_mirrored_charts_are_not_symmetric_for_an_encoder_of_colours(places, charts):
@@ -26,6 +46,8 @@ def test_a_collapsed_encoder_has_no_margins(collapsed, charts):
     for name in NAMES:
         assert values[name].value > 0.999
         assert abs(values[f"{name} margin"].value) < 1e-6
+    for name in NAMES[:3]:
+        assert abs(values[f"{name} gain"].value) < 1e-6
 
 
 def test_symmetry_is_left_out_without_sides(places, charts):

@@ -15,7 +15,7 @@ Args:
     predictions: the embeddings of each whole's parts: a list of lists of floats.
     references: the embedding of each whole: a list of floats.
 Returns:
-    own, own_std, others, margin.
+    own, own_std, others, others_std, margin.
 """
 
 
@@ -42,5 +42,6 @@ class Compositionality(evaluate.Metric):
             "own": own.mean().item(),
             "own_std": own.std(correction=0).item(),
             "others": others.mean().item(),
+            "others_std": others.std(correction=0).item(),
             "margin": (own - others).mean().item(),
         }
