@@ -26,10 +26,15 @@ from tqdm.auto import tqdm
 from eden_hf.evaluation.encoders import Encoder, load_encoder
 from eden_hf.evaluation.plots import plot_few_shot
 from eden_hf.training.downstream_data import row_image, row_masks, with_holdouts
-from eden_hf.training.finetune_arguments import Recipe, TaskArguments
+from eden_hf.training.finetune_arguments import FinetuneTrainingArguments, Recipe, TaskArguments
 from eden_hf.training.finetuning import finetune_few_shot
 
 SHOTS = (3, 6, 12, 24)
+#: The paper's few-shot structures, by the columns of SCR and of phantoms.
+HEART_AND_CLAVICLES = TaskArguments(
+    mask_columns={"heart": ["heart"], "clavicles": ["left_clavicle", "right_clavicle"]}, validation_share=0.2
+)
+SHORT_RECIPE = Recipe(training=FinetuneTrainingArguments(steps=200, batch_size=8, evaluations=4))
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,8 @@ class Score(NamedTuple):
 
 def compare_encoders(
     encoders: list[str],
-    task: TaskArguments = TaskArguments(),  # noqa: B008 (its fields are options of their own)
-    recipe: Recipe = Recipe(),  # noqa: B008
+    task: TaskArguments = HEART_AND_CLAVICLES,
+    recipe: Recipe = SHORT_RECIPE,
     frozen: bool = False,
     shots: Sequence[int] = SHOTS,
     draws: int = 3,
@@ -86,7 +91,7 @@ def compare_encoders(
 
     Args:
         encoders: As for `load_encoder`; the first is the one that the others are tested against.
-        task: A segmentation task.
+        task: A segmentation task; the heart and the clavicles of phantoms or of `task.source` by default.
         recipe: Of fine-tuning; frozen scores take `model.size` and `model.intensity` from it.
         frozen: Train a ridge classifier on frozen features instead (see `FrozenSegmentation`).
         shots: Numbers of training images.

@@ -7,14 +7,14 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm.auto import tqdm
 
-from eden_hf.data.landmarks import LandmarkedImage, load_landmarked
+from eden_hf.data.landmarks import load_landmarked
 from eden_hf.evaluation.compositionality import compositionality
-from eden_hf.evaluation.correspondence import correspondence
-from eden_hf.evaluation.encoders import FRESH, Encoder, load_encoder
+from eden_hf.evaluation.correspondence import SCR_SIDE_MM, correspondence
+from eden_hf.evaluation.encoders import FRESH, load_encoder
 from eden_hf.evaluation.locality import locality, locality_scores
 from eden_hf.evaluation.relations import relations
 from eden_hf.evaluation.results import Evaluation, Results, data_hash, table
@@ -40,6 +40,8 @@ def evaluate(
     size: int | None = None,
     intensity: Literal["fixed", "per_image"] | None = None,
     window: float = 0.25,
+    side_mm: float = SCR_SIDE_MM,
+    dilated: bool = False,
     seed: int = 0,
 ) -> list[Path]:
     """Measure what encoders know of anatomy, on radiographs with landmarks.
@@ -55,6 +57,8 @@ def evaluate(
         size: Pixels a side that patches are brought to, instead of each processor's own.
         intensity: How intensities are normalised, instead of each processor's own way.
         window: Side of patches, as a share of the image's smaller side.
+        side_mm: Millimetres along an image's width, for the errors of correspondence (SCR's by default).
+        dilated: Search for landmarks in one pass over each image (`dilated_embeddings`; convolutional trunks only).
         seed: Of all that is drawn.
 
     Returns:
@@ -68,12 +72,15 @@ def evaluate(
     folders = _folders(model)
     data = load_landmarked(source, split, id_column=id_column, images=images)
     digest = data_hash([item.source_id for item in data], [item.image for item in data])
+    patches = {"window": window}  # wholes of compositionality have sizes of their own
+    searched = {**patches, "side_mm": side_mm, "dilated": dilated}
+    options = {"locality": patches, "compositionality": {}, "relations": patches, "correspondence": searched}
     written, everything = [], []
     for name, folder in folders.items():
         encoder = load_encoder(name, size=size, intensity=intensity, seed=seed)
         results = []
         for chosen in tqdm(evaluations, desc=name):
-            evaluation = _run(chosen, encoder, data, window, seed)
+            evaluation = EVALUATIONS[chosen](encoder, data, seed=seed, **options[chosen])
             settings = evaluation.settings | {"size": size, "intensity": intensity}
             where = f"{source} ({split}, {len(data)} images)"
             result = Results(chosen, name, encoder.revision, where, digest, seed, evaluation.values, settings)
@@ -89,12 +96,6 @@ def evaluate(
         page.write_text(_comparison(everything, folders), encoding="utf-8")
         written.append(page)
     return written
-
-
-def _run(name: str, encoder: Encoder, data: Sequence[LandmarkedImage], window: float, seed: int) -> Evaluation:
-    """One evaluation; wholes of compositionality have sizes of their own."""
-    settings: dict[str, Any] = {} if name == "compositionality" else {"window": window}
-    return EVALUATIONS[name](encoder, data, seed=seed, **settings)
 
 
 def _folders(names: Sequence[str]) -> dict[str, str]:

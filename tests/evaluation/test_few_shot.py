@@ -141,7 +141,7 @@ def test_a_score_is_one_line_of_json(tmp_path):
 @pytest.mark.parametrize("mode", ["--frozen", None])
 def test_one_command_compares_encoders(mode, tmp_path):
     options = [
-        "--encoders", "random:resnet18-half", "--task.source", "phantoms:12", "--task.mask_columns", "[heart]",
+        "--encoders", "random:resnet18-half", "--task.source", "phantoms:12",
         "--recipe.model.size", "32", "--recipe.training.steps", "2", "--recipe.training.batch_size", "2",
         "--recipe.training.evaluations", "1", "--shots", "2", "3", "--draws", "2", "--output", str(tmp_path),
     ]  # fmt: skip
@@ -149,6 +149,7 @@ def test_one_command_compares_encoders(mode, tmp_path):
     text = (tmp_path / page).read_text()
     assert "| structure | encoder | k = 2 | k = 3 |" in text
     assert "test 2" in text
+    assert "| clavicles | random:resnet18-half |" in text
     assert len(list(tmp_path.glob("*.png"))) == 1
     (file,) = tmp_path.glob("scores-*.jsonl")
     assert len(read_scores(file)) == 4
