@@ -77,7 +77,7 @@ def finetune(arguments: list[str] | None = None) -> None:
     """Fine-tune on a labelled task by a YAML file of settings and --dotted.key overrides, and measure it."""
     from accelerate import PartialState
 
-    from eden_hf.evaluation.downstream import evaluate_finetuned
+    from eden_hf.evaluation.downstream import draw_masks, evaluate_finetuned
     from eden_hf.evaluation.results import table
     from eden_hf.training.arguments import parse_settings
     from eden_hf.training.finetune_arguments import FinetuneArguments
@@ -88,6 +88,8 @@ def finetune(arguments: list[str] | None = None) -> None:
     if PartialState().is_main_process:
         results = evaluate_finetuned(folder)
         print(f"{results.save(folder)}\n{table([results])}")
+        if "dice" in results.values:
+            print(draw_masks(folder))
 
 
 def _call(function: Callable, arguments: list[str] | None, prog: str, several: Sequence[str] = ()) -> Any:

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from eden_hf.data.tasks import Task
+from eden_hf.evaluation.plots import plot_masks
 from eden_hf.evaluation.results import RESAMPLES, Estimate, Results, data_hash
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import weights_revision
 from eden_hf.training.arguments import read_settings
-from eden_hf.training.downstream_data import row_image
-from eden_hf.training.downstream_metrics import labels_without_auc, measure, predict
+from eden_hf.training.downstream_data import row_image, row_masks
+from eden_hf.training.downstream_metrics import dice, labels_without_auc, measure, predict
 from eden_hf.training.finetune_arguments import FinetuneArguments
 from eden_hf.training.finetuning import load_task_and_metric
 
@@ -38,11 +39,7 @@ def evaluate_finetuned(folder: str | Path) -> Results:
     """
     arguments = read_settings(FinetuneArguments, Path(folder) / "config.yaml")
     task, metric = load_task_and_metric(arguments)
-    best = str(Path(folder) / "best")
-    auto = AutoModelForSemanticSegmentation if task.kind == "segmentation" else AutoModelForImageClassification
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    model = auto.from_pretrained(best).to(device or "cpu")
-    processor = EdenImageProcessor.from_pretrained(best)
+    model, processor = _best(folder, task)
     rows, seed = task.splits["test"], arguments.training.seed
     predictions, truths = predict(model, processor, rows, task.kind, arguments.training.batch_size)
     column = arguments.task.patient_column
@@ -52,13 +49,50 @@ def evaluate_finetuned(folder: str | Path) -> Results:
     return Results(
         evaluation=f"finetuned {task.name}",
         encoder=arguments.model.name,
-        revision=weights_revision(best, model),
+        revision=weights_revision(str(Path(folder) / "best"), model),
         source=task.name,
         data_hash=data_hash(rows["source_id"], (row_image(row) for row in rows)),
         seed=seed,
         values={name: value for name, value in values.items() if not np.isnan(value.value)},
         settings={"metric": metric, "images": len(rows), "labels_without_auc": absent},
     )
+
+
+def draw_masks(folder: str | Path, images: int = 6) -> Path:
+    """Draw what the best model of a segmentation run outlines on test images, beside the true outlines.
+
+    Args:
+        folder: Of `eden_hf.training.finetuning.finetune`.
+        images: How many of the first test images.
+
+    Returns:
+        The picture, `masks.png` in the folder.
+    """
+    arguments = read_settings(FinetuneArguments, Path(folder) / "config.yaml")
+    task, _ = load_task_and_metric(arguments)
+    model, processor = _best(folder, task)
+    rows = task.splits["test"].select(range(min(images, len(task.splits["test"]))))
+    pictures, true, predicted = [row_image(row) for row in rows], [row_masks(row) for row in rows], []
+    for picture in pictures:
+        with torch.inference_mode():
+            outputs = model(processor(picture, return_tensors="pt")["pixel_values"].to(model.device))
+        found = processor.post_process_instance_segmentation(outputs, target_sizes=[(picture.height, picture.width)])
+        predicted.append(found[0]["segmentation"].masks.cpu().numpy())
+    titles = []
+    for row, ours, theirs in zip(rows, predicted, true, strict=True):
+        titles.append(f"{row['source_id']}: Dice " + ", ".join(f"{value:.2f}" for value in dice(ours, theirs)))
+    figure = plot_masks(pictures, predicted, true, task.labels, titles)
+    file = Path(folder) / "masks.png"
+    figure.savefig(file, dpi=100)
+    return file
+
+
+def _best(folder: str | Path, task: Task) -> tuple[PreTrainedModel, EdenImageProcessor]:
+    """The best model of a run, on its device, and its image processor."""
+    best = str(Path(folder) / "best")
+    auto = AutoModelForSemanticSegmentation if task.kind == "segmentation" else AutoModelForImageClassification
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return auto.from_pretrained(best).to(device or "cpu").eval(), EdenImageProcessor.from_pretrained(best)
 
 
 def intervals(

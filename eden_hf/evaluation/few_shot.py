@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from eden_hf.evaluation.encoders import Encoder, load_encoder
 from eden_hf.evaluation.plots import plot_few_shot
 from eden_hf.training.downstream_data import row_image, row_masks, with_holdouts
+from eden_hf.training.downstream_metrics import dice
 from eden_hf.training.finetune_arguments import FinetuneTrainingArguments, Recipe, TaskArguments
 from eden_hf.training.finetuning import finetune_few_shot
 
@@ -230,13 +231,6 @@ def draw_shots(count: int, shots: int, draw: int, seed: int = 0) -> np.ndarray:
     if not 1 <= shots <= count:
         raise ValueError(f"shots must be between 1 and the {count} training images, got {shots}")
     return np.random.default_rng([seed, draw]).permutation(count)[:shots]
-
-
-def dice(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Dice of masks over the last two axes, `2 |A and B| / (|A| + |B|)`; 1 where both are empty."""
-    overlap = (predicted & true).sum(axis=(-2, -1))
-    total = predicted.sum(axis=(-2, -1)) + true.sum(axis=(-2, -1))
-    return np.where(total == 0, 1.0, 2 * overlap / np.maximum(total, 1))
 
 
 class FrozenSegmentation:

@@ -16,6 +16,7 @@ from eden_hf.anatomy import Box, grid_shape, part_boxes
 try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.patches import ConnectionPatch, Rectangle
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import PercentFormatter
@@ -24,6 +25,7 @@ except ImportError as error:
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+MASK_LINES: dict[str, Any] = {"predicted": "solid", "true": "dotted"}
 OUTLINE = [withStroke(linewidth=2.5, foreground="white")]
 
 
@@ -306,6 +308,40 @@ def plot_few_shot(scores: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_masks(
+    images: Sequence[Image.Image],
+    predicted: Sequence[np.ndarray],
+    true: Sequence[np.ndarray],
+    labels: Sequence[str],
+    titles: Sequence[str],
+) -> Figure:
+    """Images with the outlines of predicted structures (drawn through) and true ones (dotted), a colour a label.
+
+    Args:
+        images: N images.
+        predicted: For each bool `[labels, H, W]`, of its size.
+        true: The same.
+        labels: Names of the structures.
+        titles: What to write above each image.
+    """
+    columns = min(3, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(4 * columns, 4.3 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, image, found, wanted, title in zip(grid, images, predicted, true, titles, strict=False):
+        show(axes, image).set_title(title, fontsize=10)
+        for masks, style in zip((found, wanted), MASK_LINES.values(), strict=True):
+            for index, mask in enumerate(masks):
+                if mask.any() and not mask.all():
+                    axes.contour(mask, [0.5], colors=COLOURS[index % 7], linestyles=style, linewidths=1.6)
+    for axes in grid[len(images) :]:
+        axes.set_axis_off()
+    lines = [Line2D([], [], color=COLOURS[index % 7], label=label) for index, label in enumerate(labels)]
+    lines += [Line2D([], [], color="grey", linestyle=style, label=name) for name, style in MASK_LINES.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
     return figure
 
 

@@ -77,6 +77,12 @@ def overlaps(pixels: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.where(empty, 1.0, 2 * hit / np.maximum(total, 1)), np.where(empty, 1.0, hit / np.maximum(total - hit, 1))
 
 
+def dice(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Dice `[...]` of bool masks `[..., H, W]`; 1 where both are empty."""
+    pixels, inside = mask_pixels(torch.from_numpy(predicted), torch.from_numpy(true))
+    return overlaps(pixels.numpy(), inside.numpy())[0]
+
+
 def _aucs(scores: np.ndarray, truths: np.ndarray) -> np.ndarray:
     """For each label the area under the ROC curve over the images where it is known; NaN without both classes."""
     aucs = []

@@ -18,12 +18,12 @@ from eden_hf.evaluation.few_shot import (
     Segmented,
     _resized_pixels,
     compare_encoders,
-    dice,
     draw_shots,
     few_shot,
     few_shot_table,
     read_scores,
 )
+from eden_hf.training.downstream_metrics import dice
 from eden_hf.training.finetune_arguments import TaskArguments
 from tests.launching import python
 

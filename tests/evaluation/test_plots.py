@@ -7,6 +7,7 @@ from PIL import Image
 
 from eden_hf.anatomy import part_boxes
 from eden_hf.data.phantoms import draw_phantom
+from eden_hf.evaluation import plots
 from eden_hf.evaluation.plots import (
     Part,
     plot_correspondence,
@@ -130,3 +131,38 @@ def test_neighbours_that_do_not_fit_are_refused(image):
     part = Part(image, part_boxes(64, 64, 0)[0], "a.png")
     with pytest.raises(ValueError, match=r"1 queries with \[2\] neighbours .* got \[1, 3\]"):
         plot_neighbours([part], [[part, part]], torch.zeros(1, 3))
+
+
+def test_masks_are_outlined_in_a_panel_each():
+    images = [Image.new("L", (20, 16), 100)] * 4
+    masks = np.zeros((2, 16, 20), bool)
+    masks[0, 4:10, 5:15] = True
+    figure = plots.plot_masks(images, [masks] * 4, [~masks] * 4, ["heart", "lung"], list("abcd"))
+    assert [axes.get_title() for axes in figure.axes[:4]] == list("abcd")
+    outlined = figure.axes[0].collections
+    assert len(outlined) == 2  # of the heart, found and true; nothing of the lung, which is nowhere or everywhere
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["heart", "lung", "predicted", "true"]
+
+
+def test_densities_and_groups_show_every_sample():
+    figure = plots.plot_densities({"own": np.array([0.1, 0.2, 0.4]), "others": np.array([0.0, 0.3])}, "cosine")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["own", "others"]
+    with pytest.raises(ValueError, match="too few in single"):
+        plots.plot_densities({"single": np.array([1.0])}, "cosine")
+    figure = plots.plot_groups(
+        {"retrieval": {"adam": [0.9, 0.8], "moco_v2": [0.7]}, "margin": {"adam": [1], "moco_v2": [2]}}
+    )
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["retrieval", "margin"]
+
+
+def test_few_shot_curves_go_through_the_means():
+    scores = [
+        {"encoder": name, "shots": k, "draw": draw, "dice": {"heart": base + 0.01 * k + 0.1 * draw}}
+        for name, base in (("ours", 0.5), ("theirs", 0.3))
+        for k in (3, 6)
+        for draw in (0, 1)
+    ]
+    axes = plots.plot_few_shot(scores).axes[0]
+    line = axes.containers[0].lines[0]
+    assert line.get_xdata().tolist() == [3, 6]
+    assert line.get_ydata() == pytest.approx([58, 61])
