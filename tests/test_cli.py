@@ -14,7 +14,7 @@ def eden(*arguments):
 def test_help_lists_the_commands():
     finished = eden("--help")
     assert finished.returncode == 0
-    for name in ("pretrain", "crops", "gallery"):
+    for name in ("pretrain", "crops", "gallery", "evaluate", "audit", "probe", "few-shot", "finetune"):
         assert name in finished.stdout
     assert eden().stdout == finished.stdout
 
@@ -27,7 +27,17 @@ def test_an_unknown_command_says_which_there_are():
 
 
 @pytest.mark.parametrize(
-    ("command", "option"), [("pretrain", "--training.batch_size"), ("crops", "--num_proc"), ("gallery", "--source")]
+    ("command", "option"),
+    [
+        ("pretrain", "--training.batch_size"),
+        ("crops", "--num_proc"),
+        ("gallery", "--source"),
+        ("evaluate", "--evaluations"),
+        ("audit", "--gammas"),
+        ("probe", "--label_columns"),
+        ("few-shot", "--recipe.training.steps"),
+        ("finetune", "--task.data_dir"),
+    ],
 )
 def test_each_command_explains_its_options(command, option):
     finished = eden(command, "--help")

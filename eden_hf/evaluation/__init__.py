@@ -1,1 +1,1 @@
-"""Looking at what was learned: embeddings of parts, correspondence, plots and the gallery that draws them."""
+"""What was learned: embeddings, anatomy evaluations, probes, few-shot segmentation, and pictures of them."""
