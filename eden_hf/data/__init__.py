@@ -1,4 +1,4 @@
-"""Medical images in: files and DICOM, sources, anatomy crops, prepared images and their views, phantoms, downstream tasks."""
+"""Medical images in: files, DICOM, sources, anatomy crops, prepared images and views, phantoms, downstream tasks."""
 
 from eden_hf.data.anatomy_crops import AnatomyCrops, build_anatomy_crops
 from eden_hf.data.phantoms import phantom_dataset
