@@ -101,7 +101,8 @@ def _measure(run: Path, output: Path, cxr: str, scr: str) -> list[Results]:
     if not (output / "probe.md").exists():
         evaluate([model], scr, str(output), split="test", id_column="image_id")
         probe([model], cxr, str(output), id_column="image_id", size=128)
-    return [Results.load(file) for file in sorted(output.glob("**/results.json"))]
+    found = [Results.load(file) for file in output.glob("**/results.json")]
+    return sorted(found, key=lambda result: list(SHOWN).index(result.evaluation))
 
 
 def _few_shot(mode: str, runs: list[Path], scr: str, output: Path, settings: dict[str, Any]) -> list[Score]:

@@ -1,0 +1,47 @@
+"""The study runs from end to end on phantoms, and again without doing anything twice."""
+
+import json
+
+import pytest
+import yaml
+from datasets import ClassLabel
+
+from eden_hf.data.phantoms import phantom_dataset
+
+from .launching import python
+
+RECIPE = {
+    "seeds": [0],
+    "arms": {"random": [], "moco_v2": [{"level": 0, "epochs": 1, "learning_rate": 0.01}]},
+    "pretrain": {
+        "model": {"backbone": "resnet18-half", "memory_bank_size": 16, "memory_bank_init": "empty"},
+        "data": {"id_column": "image_id", "side": 64},
+        "views": {"size": 32, "intensity": "per_image"},
+        "training": {"batch_size": 8},
+        "run": {"num_workers": 0},
+    },
+    "few_shot": {"frozen": {"model": {"size": 32}, "draws": 1}},
+}
+
+
+@pytest.mark.slow
+def test_a_study_is_written_and_not_done_twice(tmp_path):
+    rows = phantom_dataset(34, size=64)
+    rows = rows.add_column("label", [index % 2 for index in range(34)]).cast_column("label", ClassLabel(2))
+    for split, chosen in (("train", range(31)), ("test", range(31, 34))):
+        rows.select(chosen).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    data, output = str(tmp_path / "data"), tmp_path / "study"
+    arguments = ["--cxr", data, "--scr", data, "--recipe", str(tmp_path / "study.yaml"), "--output", str(output)]
+    python("scripts/study.py", *arguments, "--workers", "1")
+    text = (output / "study.md").read_text()
+    assert "|  | random | moco_v2 |" in text
+    assert "| heart | (Adam in the paper) | 84.35 | 86.7 | 89.79 | 90.45 |" in text
+    numbers = json.loads((output / "study.json").read_text())
+    assert 0 <= numbers["locality: retrieval at 1"]["random"][0] <= 1
+    for run in ("random-0", "moco_v2-0"):
+        assert (output / "runs" / run / "last" / "model.safetensors").exists()
+    scores = next((output / "few_shot" / "frozen").glob("scores-*.jsonl"))
+    before = scores.read_text(), (output / "measures" / "moco_v2-0" / "probe.md").stat().st_mtime_ns
+    python("scripts/study.py", *arguments, "--workers", "1")
+    assert (scores.read_text(), (output / "measures" / "moco_v2-0" / "probe.md").stat().st_mtime_ns) == before
