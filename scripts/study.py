@@ -41,7 +41,10 @@ REPOSITORY = Path(__file__).parents[1]
 SHOWN = {
     "locality": ["retrieval_at_1", "prototype_accuracy", "side_accuracy", "auroc", "silhouette"],
     "compositionality": ["own", "others", "margin", "auroc"],
-    "relations": ["decomposability margin", "symmetry margin", "scale margin"],
+    "relations": [
+        *("decomposability margin", "symmetry margin", "scale margin"),
+        *("decomposability gain", "interpolation gain", "extrapolation gain"),
+    ],
     "correspondence": ["mean_radial_error_mm", "within_20_mm", "same_place_mm"],
     "probe": ["linear accuracy", "knn accuracy"],
 }
