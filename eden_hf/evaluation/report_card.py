@@ -101,10 +101,7 @@ def evaluate(
 def _folders(names: Sequence[str]) -> dict[str, str]:
     """A folder name for each encoder: the end of its own name that tells it from the others."""
     for parts in (1, 2, 3, 4):
-        folders = {name: re.sub(r"[^\w.-]+", "-", "-".join(re.split(r"[/\\]", name)[-parts:])) for name in names}
-        folders = {
-            n: f"random-{f.removeprefix('random-')}" if n.startswith("random:") else f for n, f in folders.items()
-        }
+        folders = {name: _short(name, parts) for name in names}
         if len(set(folders.values())) == len(names):
             return folders
     raise ValueError(f"encoders must differ, got {', '.join(names)}")
@@ -113,7 +110,7 @@ def _folders(names: Sequence[str]) -> dict[str, str]:
 def _short(name: str, parts: int) -> str:
     """The last `parts` folders of a name, as one folder's name."""
     origin = name.removeprefix(FRESH)
-    ending = "-".join([part for part in re.split(r"[/\\]", origin) if part][-parts:])
+    ending = "-".join([part for part in re.split(r"[/\\]", origin) if part not in ("", ".")][-parts:])
     return ("random-" if origin != name else "") + re.sub(r"[^\w.-]+", "-", ending)
 
 

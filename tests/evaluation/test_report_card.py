@@ -58,3 +58,16 @@ def test_unknown_evaluations_are_refused_with_the_known_ones(folder, tmp_path):
 def test_the_same_encoder_twice_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="must differ"):
         evaluate([folder, folder], "phantoms:2", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["runs/x/last/"], ["last"]),
+        (["runs/x/last/", "random:runs/x/last/"], ["last", "random-last"]),
+        (["runs/x/last", "runs/y/last/"], ["x-last", "y-last"]),
+        (["random:resnet18", "org/model"], ["random-resnet18", "model"]),
+    ],
+)
+def test_folders_are_named_by_the_end_of_the_encoders_name(names, folders):
+    assert list(_folders(names).values()) == folders
