@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eden_hf import EdenImageProcessor, EdenModel
-from eden_hf.evaluation.report_card import EVALUATIONS, evaluate
+from eden_hf.evaluation.report_card import EVALUATIONS, _folders, evaluate
 from eden_hf.evaluation.results import Results
 from tests.launching import python
 from tests.tiny import tiny_config
