@@ -21,7 +21,7 @@ import yaml
 from accelerate.utils import set_seed
 from jsonargparse import auto_cli
 
-from eden_hf.evaluation.few_shot import Score, compare_encoders, read_scores
+from eden_hf.evaluation.few_shot import Score, compare_encoders, few_shot_table, read_scores
 from eden_hf.evaluation.plots import plot_few_shot, plot_groups
 from eden_hf.evaluation.probes import probe
 from eden_hf.evaluation.report_card import evaluate
@@ -135,19 +135,19 @@ def _write(root: Path, measured: dict[str, dict[str, list[float]]], few_shot: di
     text = ["# The study's numbers", "", "Mean ± standard deviation over seeds.", "", _table(lines)]
     plot_groups({name: dict(values) for name, values in measured.items()}).savefig(root / "study.png", dpi=90)
     for mode, scores in few_shot.items():
-        rows = [["structure", "arm", *(f"k = {k}" for k in SHOTS)], ["---"] * (2 + len(SHOTS))]
-        for label in PAPER:
-            for arm in arms:
-                dice = [[100 * s.dice[label] for s in scores if (s.encoder, s.shots) == (arm, k)] for k in SHOTS]
-                rows.append([label, arm, *map(_mean, dice)])
-            rows += [[label, f"({name} in the paper)", *map(str, values)] for name, values in PAPER[label].items()]
+        paper = [
+            [label, f"({name} in the paper)", *map(str, values)]
+            for label, rows in PAPER.items()
+            for name, values in rows.items()
+        ]
         text += [
             "",
             f"## Few-shot segmentation, {mode}",
             "",
-            "Dice in percent over seeds and draws.",
+            "Dice in percent, mean ± standard deviation over seeds and draws; p of a paired t-test over them against "
+            f"`{arms[-1]}`, not corrected for their number.",
             "",
-            _table(rows),
+            few_shot_table(sorted(scores, key=lambda score: -arms.index(score.encoder))) + _table(paper),
         ]
         plot_few_shot([score._asdict() for score in scores]).savefig(root / f"few_shot-{mode}.png", dpi=90)
     (root / "study.md").write_text("\n".join(text), encoding="utf-8")
