@@ -135,6 +135,7 @@ def _write(root: Path, measured: dict[str, dict[str, list[float]]], few_shot: di
     text = ["# The study's numbers", "", "Mean ± standard deviation over seeds.", "", _table(lines)]
     plot_groups({name: dict(values) for name, values in measured.items()}).savefig(root / "study.png", dpi=90)
     for mode, scores in few_shot.items():
+        scores.sort(key=lambda score: arms.index(score.encoder))
         paper = [
             [label, f"({name} in the paper)", *map(str, values)]
             for label, rows in PAPER.items()

@@ -362,6 +362,7 @@ def plot_groups(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
             axes.plot(of_groups[group], [place] * len(of_groups[group]), "o", color=colour, alpha=0.8)
             axes.plot(np.mean(of_groups[group]), place, "|", color="black", markersize=14)
         axes.set_title(measure, fontsize=9)
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(values) :]:
