@@ -1,0 +1,305 @@
+"""Publishing on the Hub: one commit a push, and nothing where nothing changed.
+
+A push compares the folder with the repository's last revision, uploads what differs, and makes one commit of it, so
+that a stranger sees the old revision or the new one and nothing between. Interrupted, it is simply done again.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # the base class of the HTTP library that this version of huggingface_hub uses
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+
+from eden_hf.hub.cards import check_card
+from eden_hf.hub.refusals import Override, Refusal, file_refusals, refuse
+
+logger = logging.getLogger(__name__)
+
+RepoType = Literal["model", "dataset"]
+WAITS = (1, 2, 4, 8)  # seconds before a push that failed is tried again
+LAST = ("config.json", "README.md")  # of the operations of a commit
+KEPT = (".gitattributes",)  # the Hub's own
+
+
+class PublishingError(RuntimeError):
+    """The Hub did not take a push; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file of a push: its path in the repository, its bytes, and what becomes of it."""
+
+    path: str
+    size: int
+    change: Literal["new", "changed", "unchanged", "deleted"]
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a push did, or in a dry run would do.
+
+    Attributes:
+        repo_id: The repository.
+        files: Every file of the folder, and those that are deleted.
+        commit: The revision that now holds the folder; `None` after a dry run of changes.
+        tags: Tags of that revision that were asked for.
+    """
+
+    repo_id: str
+    files: list[PlannedFile]
+    commit: str | None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> list[PlannedFile]:
+        """The files that differ from the last revision."""
+        return [file for file in self.files if file.change != "unchanged"]
+
+    def __str__(self) -> str:
+        size = sum(file.size for file in self.changes if file.change != "deleted")
+        lines = [f"{file.change:10}{file.size:>14,}  {file.path}" for file in self.files]
+        where = f"{self.repo_id} at {self.commit}" if self.commit else f"{self.repo_id}, nothing sent (dry run)"
+        return "\n".join([*lines, f"{len(self.changes)} of {len(self.files)} files differ, {size:,} bytes: {where}"])
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """The last revision of a repository."""
+
+    head: str
+    private: bool
+    files: dict[str, RepoFile]
+
+
+def publish_model(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    public: bool = False,
+    tags: Sequence[str] = (),
+    dry_run: bool = False,
+    allow: Collection[Override] = (),
+    api: HfApi | None = None,
+) -> Push:
+    """Publish the folder of a model (see `stage_model`) on the Hub.
+
+    Args:
+        folder: The repository's content. Hidden files stay behind.
+        repo_id: `user/name`. A repository that is not there yet is made, private.
+        public: Open the repository to everybody, once it is whole.
+        tags: Names for the revision, such as `v1.0` or a stage's.
+        dry_run: Send nothing; tell what would go.
+        allow: What to publish although it should not be: `card`, `pickle`, `weights`, `images`, `files`.
+        api: Another Hub or token than the environment's.
+
+    Raises:
+        RefusedError: the card lacks something or does not fit the files, a file is a pickle or of no known kind,
+            weights are not finite, or an image would go that is none of the package's figures.
+        PublishingError: no token, or one without rights; a wrong name; a tag that stands elsewhere; a Hub that fails.
+            The previous revision is as it was.
+    """
+    folder = Path(folder)
+    problems = [Refusal(problem, "card") for problem in check_card(folder, model_id=repo_id)]
+    refuse(folder, (*problems, *file_refusals(folder, local_files(folder))), allow)
+    return upload(folder, repo_id, "model", public=public, tags=tags, dry_run=dry_run, api=api)
+
+
+def local_files(folder: Path) -> list[str]:
+    """Paths of the files of a folder in it, without hidden ones, in order.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or nothing in it.
+    """
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    shown = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    if not shown:
+        raise FileNotFoundError(f"nothing to publish in {folder}: it is no folder, or has no files")
+    return shown
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    repo_type: RepoType,
+    *,
+    public: bool = False,
+    tags: Sequence[str] = (),
+    dry_run: bool = False,
+    api: HfApi | None = None,
+) -> Push:
+    """Bring a repository of the Hub to the content of `folder`, unchecked; arguments and errors of `publish_model`."""
+    api = api or HfApi()
+    _check_names(repo_id, tags)
+    if not dry_run and not (api.token or get_token()):
+        raise PublishingError("no Hugging Face token: run `hf auth login`, or set HF_TOKEN to one with write access")
+    push = _Pushing(api, folder, repo_id, repo_type, tuple(tags))
+    return _retried((lambda: push.plan()[0]) if dry_run else (lambda: push.run(public)), repo_id)
+
+
+def _check_names(repo_id: str, tags: Sequence[str]) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise PublishingError(f"{repo_id!r} is no name of a repository: {error}") from error
+    if repo_id.count("/") != 1:
+        raise PublishingError(f"{repo_id!r} is no name of a repository: give it with its owner, user/name")
+    for tag in tags:
+        if not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]*\w)?", tag) or tag == "main":
+            raise PublishingError(f"{tag!r} is no name of a tag: use letters, digits, dots and dashes, such as v1.0")
+
+
+@dataclass(frozen=True)
+class _Pushing:
+    """One push; every step may be done again."""
+
+    api: HfApi
+    folder: Path
+    repo_id: str
+    repo_type: RepoType
+    tags: tuple[str, ...]
+
+    def plan(self) -> tuple[Push, _Remote | None]:
+        """What would change, and the repository as it is, if it is."""
+        remote = self._remote()
+        there = remote.files if remote else {}
+        files = [self._planned(path, there.get(path)) for path in local_files(self.folder)]
+        gone = there.keys() - {file.path for file in files} - set(KEPT)
+        files += [PlannedFile(path, there[path].size, "deleted") for path in sorted(gone)]
+        unchanged = remote is not None and all(file.change == "unchanged" for file in files)
+        plan = Push(self.repo_id, files, remote.head if remote and unchanged else None, self.tags)
+        for tag in self.tags if remote else ():
+            if self._tagged(tag) not in (None, plan.commit):
+                raise PublishingError(
+                    f"the tag {tag} of {self.repo_id} stands at another revision: choose another name, or remove it "
+                    f"first (hf repos tag delete {self.repo_id} {tag} --type {self.repo_type})"
+                )
+        return plan, remote
+
+    def run(self, public: bool) -> Push:
+        """Commit what changed, then tag and open the repository as asked."""
+        plan, remote = self.plan()
+        if remote is None:
+            self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=True, exist_ok=True)
+            plan, remote = self.plan()
+            if remote is None:
+                raise PublishingError(f"{self.repo_id} is there, but this token may not see it: use its owner's")
+        commit = plan.commit or self._commit(plan, remote)
+        for tag in self.tags:
+            if self._tagged(tag) is None:
+                self.api.create_tag(self.repo_id, tag=tag, revision=commit, repo_type=self.repo_type)
+        if public and remote.private:
+            self.api.update_repo_settings(self.repo_id, private=False, repo_type=self.repo_type)
+        return Push(self.repo_id, plan.files, commit, self.tags)
+
+    def _remote(self) -> _Remote | None:
+        try:
+            info = self.api.repo_info(self.repo_id, repo_type=self.repo_type)
+        except RepositoryNotFoundError:
+            return None
+        tree = self.api.list_repo_tree(
+            self.repo_id, recursive=True, revision=info.sha, repo_type=self.repo_type
+        )  # of the revision told, whatever is pushed meanwhile
+        return _Remote(info.sha or "", bool(info.private), {f.path: f for f in tree if isinstance(f, RepoFile)})
+
+    def _planned(self, path: str, there: RepoFile | None) -> PlannedFile:
+        file = self.folder / path
+        size = file.stat().st_size
+        if there is None:
+            return PlannedFile(path, size, "new")
+        same = size == there.size and _hash(file, large=there.lfs is not None) == (
+            there.lfs.sha256 if there.lfs else there.blob_id
+        )
+        return PlannedFile(path, size, "unchanged" if same else "changed")
+
+    def _tagged(self, tag: str) -> str | None:
+        try:
+            return self.api.repo_info(self.repo_id, revision=tag, repo_type=self.repo_type).sha
+        except RevisionNotFoundError:
+            return None
+
+    def _commit(self, plan: Push, remote: _Remote) -> str:
+        """One commit of all changes on top of the revision that they were found against."""
+        operations: list = [CommitOperationDelete(file.path) for file in plan.files if file.change == "deleted"]
+        added = [file.path for file in plan.files if file.change in ("new", "changed")]
+        for path in sorted(added, key=lambda path: (path in LAST, path)):
+            operations.append(CommitOperationAdd(path, str(self.folder / path)))
+        return self.api.create_commit(
+            self.repo_id,
+            operations,
+            commit_message=f"Publish {', '.join(self.tags) or 'with eden_hf'}",
+            repo_type=self.repo_type,
+            parent_commit=remote.head,
+        ).oid
+
+
+def _hash(file: Path, large: bool) -> str:
+    """How the Hub tells contents: git's hash, or of large files the sha256."""
+    if not large:
+        return git_hash(file.read_bytes())
+    with file.open("rb") as content:
+        return sha_fileobj(content).hex()
+
+
+def _retried(push: Callable[[], Push], repo_id: str) -> Push:
+    """Do `push`, again after a while where the Hub fails for now."""
+    for wait in (*WAITS, None):
+        try:
+            return push()
+        except (HTTPError, RuntimeError) as error:
+            if isinstance(error, PublishingError):
+                raise
+            cause = _http_error(error)
+            if wait is None or cause is None or not _may_pass(cause):
+                raise PublishingError(_explained(cause or error, repo_id)) from error
+            logger.warning("the push failed (%s); trying again in %d s", _first_line(cause), wait)
+            time.sleep(wait)
+    raise AssertionError("not reached: the last try returns or raises")
+
+
+def _http_error(error: BaseException | None) -> HTTPError | None:
+    """The HTTP error that an error came from: huggingface_hub wraps those of large files."""
+    while error is not None and not isinstance(error, HTTPError):
+        error = error.__cause__
+    return error
+
+
+def _may_pass(error: HTTPError) -> bool:
+    """Whether an error may be gone on the next try: lost connections, and a Hub that is busy or broken."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    return status is None or status in (408, 429) or status >= 500
+
+
+def _explained(error: Exception, repo_id: str) -> str:
+    """One line: what went wrong, and the mend."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    said = (error.server_message if isinstance(error, HfHubHTTPError) else None) or _first_line(error)
+    owner, kept = repo_id.partition("/")[0], "the previous revision is as it was; push again"
+    if status is None:
+        return f"the connection to the Hub failed ({said}); {kept}"
+    if status >= 500 or status in (408, 429):
+        return f"the Hub answers {status} ({said}); {kept} later"
+    mends = {
+        401: "the Hub does not know this token: run `hf auth login --force`, or mend HF_TOKEN",
+        403: f"this token may not write to {repo_id}: take one with write access to {owner} "
+        "(https://huggingface.co/settings/tokens)",
+        404: f"there is no {repo_id} that this token may see: check name and token",
+        412: f"somebody pushed to {repo_id} meanwhile: look at it, then push again",
+    }
+    return f"{mends.get(status, f'the Hub refused the push; {kept}')} ({status}: {said})"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,121 @@
+"""What keeps a folder from being published: pickles, damaged weights, images of patients, a card that says too little."""
+
+import json
+import zipfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+
+from eden_hf.hub.repository import shows_images
+
+Override = Literal["card", "pickle", "weights", "images", "files"]
+OVERRIDES: tuple[Override, ...] = get_args(Override)
+
+PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+#: What the folder of a model, or of a data set, is made of.
+KNOWN = (".jinja", ".json", ".jsonl", ".md", ".onnx", ".parquet", ".png", ".py", ".safetensors", ".txt", ".yaml")
+#: Formats that PIL knows by their first bytes.
+IMAGES = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+MEDICAL_IMAGES = (".dcm", ".dicom", ".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
+
+
+class Refusal(NamedTuple):
+    """Why something is not published, and the override that would publish it all the same."""
+
+    reason: str
+    override: Override
+
+    def __str__(self) -> str:
+        return f"{self.reason} (--allow {self.override} publishes it all the same)"
+
+
+class RefusedError(ValueError):
+    """A folder is not to be published as it is; `refusals` says why."""
+
+    def __init__(self, folder: Path, refusals: list[Refusal]) -> None:
+        self.refusals = refusals
+        super().__init__("\n  ".join([f"{folder} is not published:", *map(str, refusals)]))
+
+
+def refuse(folder: Path, refusals: Iterator[Refusal], allow: Collection[str]) -> None:
+    """Raise `RefusedError` with the refusals that `allow` does not override.
+
+    Raises:
+        ValueError: `allow` names no override.
+    """
+    if unknown := set(allow).difference(OVERRIDES):
+        raise ValueError(f"`allow` must be of {', '.join(OVERRIDES)}, got {', '.join(sorted(unknown))}")
+    if left := [refusal for refusal in refusals if refusal.override not in allow]:
+        raise RefusedError(folder, left)
+
+
+def file_refusals(folder: Path, files: list[str]) -> Iterator[Refusal]:
+    """What is wrong with files of `folder` (their paths in it), by content as well as by name."""
+    for name in files:
+        file = folder / name
+        if name.endswith(".safetensors"):
+            yield from _weight_refusals(file, name)
+        elif _is_medical_image(file):
+            yield Refusal(f"{name} is a DICOM file or another medical image", "images")
+        elif format_ := _image_format(file):
+            if reason := _not_ours(folder, name):
+                yield Refusal(f"{name} is an image ({format_}) and {reason}", "images")
+        elif name.endswith(PICKLES) or _is_pickle(file):
+            yield Refusal(f"{name} is a pickle, which can run code when loaded: save it as safetensors", "pickle")
+        elif not name.endswith(KNOWN):
+            yield Refusal(f"{name} is of no kind that a repository holds ({', '.join(KNOWN)})", "files")
+
+
+def _weight_refusals(file: Path, name: str) -> Iterator[Refusal]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (no mapping)
+                tensor = tensors.get_tensor(key)
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    count = (~tensor.isfinite()).sum().item()
+                    yield Refusal(f"{name}: {count} of {tensor.numel()} values of {key} are not finite", "weights")
+    except SafetensorError as error:
+        yield Refusal(f"{name} cannot be read as safetensors: {error}", "weights")
+
+
+def _is_medical_image(file: Path) -> bool:
+    with file.open("rb") as content:
+        content.seek(128)
+        return content.read(4) == b"DICM" or file.name.lower().endswith(MEDICAL_IMAGES)
+
+
+def _image_format(file: Path) -> str | None:
+    try:
+        with Image.open(file, formats=IMAGES) as image:
+            return image.format
+    except UnidentifiedImageError:
+        return None
+
+
+def _not_ours(folder: Path, name: str) -> str | None:
+    """Why an image is none of the package's own figures of numbers; `None` if it is one."""
+    file = folder / name
+    if name != "training/loss.png" and not (name.startswith("evaluation/") and name.endswith("/figure.png")):
+        return "none of the package's figures (training/loss.png, evaluation/NAME/figure.png)"
+    with Image.open(file) as image:
+        if not str(image.info.get("Software", "")).startswith("Matplotlib"):
+            return "was not drawn by the package (no matplotlib figure)"
+    results = file.with_name("results.json")
+    if name != "training/loss.png" and (not results.is_file() or shows_images(json.loads(results.read_text()))):
+        return "shows images that were measured on, or has no results.json beside it"
+    return None
+
+
+def _is_pickle(file: Path) -> bool:
+    """Whether a file starts as a pickle of protocol 2 or later, or is a zip with one in it, as torch saves them."""
+    with file.open("rb") as content:
+        start = content.read(2)
+    if start[:1] == b"\x80" and start[1:] and start[1] in range(2, 6):
+        return True
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(member.endswith(PICKLES) for member in archive.namelist())

@@ -1,0 +1,69 @@
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from huggingface_hub import HfApi, constants
+
+from eden_hf.evaluation.results import Estimate, Results
+from eden_hf.hub.repository import stage_model
+from eden_hf.model_names import weights_revision
+
+from ..hub_server import WRITE_TOKEN, LocalHub
+from ..training.test_pretraining import run_pretraining
+
+DECLARED = {
+    "model_id": "user/tiny",
+    "license": "apache-2.0",
+    "intended_use": "Tests of the package.",
+    "training_data": [{"name": "phantoms", "description": "Drawn images of nobody.", "license": "apache-2.0"}],
+}
+
+
+def write_card_yaml(folder: Path, **declared) -> Path:
+    file = folder / "declared.yaml"
+    file.write_text(yaml.safe_dump(DECLARED | declared))
+    return file
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub of this process, without Xet and without waiting between tries."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with LocalHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def api(hub):
+    return HfApi(endpoint=hub.url, token=WRITE_TOKEN)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A pretraining run on phantoms: a few steps of a tiny trunk."""
+    folder = run_pretraining(tmp_path_factory.mktemp("hub"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def report(run):
+    """Result files of that run's last model."""
+    folder = run.parent / "report"
+    revision = weights_revision(str(run / "last"), None)
+    values = {"auroc": Estimate(0.75, 0.5, 1.0, 4)}
+    for name in ("locality", "correspondence"):
+        settings = {"window": 0.25}
+        Results(name, "run/last", revision, "phantoms:4", "0123456789ab", 0, values, settings).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def staged(run, report):
+    """The repository folder of the run's last model. Copy it before you change it."""
+    card = write_card_yaml(run.parent)
+    return stage_model(run / "last", run.parent / "staged", card, [report])
