@@ -1,0 +1,1 @@
+"""Model cards, publishing, and checkpoints from elsewhere."""

@@ -1,0 +1,214 @@
+"""What the files of a model repository tell of a model: read, checked and gathered for its card."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from eden_hf.model_names import FRESH
+
+if TYPE_CHECKING:  # the extra `evaluation`, which a card without results does not need
+    from eden_hf.evaluation.results import Estimate, Results
+
+
+class CardError(ValueError):
+    """A card cannot be made: a file of its folder is missing or not as it must be."""
+
+
+class Kind(NamedTuple):
+    """A class of models, as a card speaks of it."""
+
+    eden_class: str
+    auto_class: str
+    pipeline_tag: str
+
+
+KINDS = {
+    kind.eden_class: kind
+    for kind in (
+        Kind("EdenModel", "AutoModel", "image-feature-extraction"),
+        Kind("EdenForImageClassification", "AutoModelForImageClassification", "image-classification"),
+        Kind("EdenForSemanticSegmentation", "AutoModelForSemanticSegmentation", "image-segmentation"),
+    )
+}
+
+#: The values of an evaluation that a card shows; others are a link away. A choice of names, made before any result.
+HEADLINES = {
+    "locality": ("retrieval_at_1", "prototype_accuracy", "side_accuracy", "mirror_confusion", "auroc"),
+    "compositionality": ("own", "margin", "auroc"),
+    "relations": (
+        *(f"{relation} {of}" for relation in ("decomposability", "interpolation", "extrapolation")
+          for of in ("margin", "gain")),
+        "symmetry margin",
+        "scale margin",
+    ),
+    "correspondence": ("mean_radial_error_mm", "same_place_mm", "within_5_mm", "within_10_mm", "within_20_mm"),
+}  # fmt: skip
+_LONG = 12  # rows from which values of single labels are left to the link
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One result file: `folder` (relative to the repository) and what it holds."""
+
+    folder: str
+    results: "Results"
+
+    @property
+    def data(self) -> tuple[str, str | None]:
+        """Name and split of the test images, without the folders they lay in."""
+        source, _, where = self.results.source.partition(" (")
+        split = where.partition(",")[0].rstrip(")") if where else None
+        if split is None and self.results.evaluation.split()[0] in ("probe", "finetuned"):
+            split = "test"  # what both always score
+        return data_name(source), split
+
+    @property
+    def title(self) -> str:
+        """Name of the evaluation, such as `Fine-tuned on scr`."""
+        name, _, task = self.results.evaluation.partition(" ")
+        return f"Fine-tuned on {data_name(task)}" if name == "finetuned" else self.results.evaluation.capitalize()
+
+    @property
+    def subgroup(self) -> dict[str, str]:
+        """The patients it is of where not of all, such as `{"sex": "female"}`: `subgroup` in its settings."""
+        return self.results.settings.get("subgroup") or {}
+
+    @property
+    def headline(self) -> "dict[str, Estimate]":
+        """The values that a card shows."""
+        values = self.results.values
+        if (chosen := HEADLINES.get(self.results.evaluation)) and set(chosen) <= set(values):
+            return {name: values[name] for name in chosen}
+        names, metric = list(values), self.results.settings.get("metric")
+        if metric in values:
+            names = [name for name in names if name == metric or name.startswith(f"{metric}_")]
+        if len(names) > _LONG:
+            names = [name for name in names if not any(name.startswith(f"{other}_") for other in names)]
+        return {name: values[name] for name in names}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the files of a model repository hold.
+
+    Attributes:
+        folder: The repository.
+        kind: Class of the model.
+        config, processor: `config.json` and `preprocessor_config.json`.
+        recipe, environment, data: `training/config.yaml`, `environment.json` and `data.json`; empty where absent.
+        metrics: Rows of `training/metrics.json`.
+        measurements: The result files, in the order of their folders.
+        own: The name that result files give to this model; `None` without result files.
+    """
+
+    folder: Path
+    kind: Kind
+    config: dict[str, Any]
+    processor: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    own: str | None = None
+
+
+def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
+    """Read everything in a model repository that a card tells.
+
+    Args:
+        folder: The repository.
+        evaluated_as: Name of this model in result files, where they are of several.
+
+    Raises:
+        CardError: a file is missing or not as it must be.
+        ImportError: there are result files, and the extra `evaluation` is not installed.
+    """
+    config = _read(folder / "config.json", dict)
+    architecture = (config.get("architectures") or [None])[0]
+    if architecture not in KINDS:
+        raise CardError(
+            f"{folder / 'config.json'}: `architectures` names {architecture!r}; known are {', '.join(KINDS)}"
+        )
+    training = folder / "training"
+    recipe = _read(training / "config.yaml", dict, required=False)
+    measurements = [_measurement(file, folder) for file in sorted(folder.glob("evaluation/**/results.json"))]
+    return Facts(
+        folder=folder,
+        kind=KINDS[architecture],
+        config=config,
+        processor=_read(folder / "preprocessor_config.json", dict),
+        recipe=recipe,
+        environment=_read(training / "environment.json", dict, required=False),
+        data=_read(training / "data.json", dict, required=False),
+        metrics=_read(training / "metrics.json", list, required=False),
+        measurements=measurements,
+        own=_own_name(measurements, evaluated_as, recipe),
+    )
+
+
+def _read(file: Path, kind: type, required: bool = True) -> Any:
+    """What a JSON or YAML file holds, a mapping or a list; an empty one where an optional file is absent."""
+    if not file.is_file():
+        if required:
+            raise CardError(f"{file} is missing: a card is made of a whole model folder")
+        return kind()
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise CardError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, kind):
+        raise CardError(f"{file} must hold a {'mapping' if kind is dict else 'list'}, got {str(content)[:60]!r}")
+    return content
+
+
+def _measurement(file: Path, folder: Path) -> Measurement:
+    try:
+        from eden_hf.evaluation.results import Results
+    except ImportError as error:
+        raise ImportError(f"{file} is read by the evaluations: pip install 'eden_hf[evaluation]'") from error
+    try:
+        results = Results.load(file)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CardError(f"{file} is no result file of eden_hf.evaluation.results: {error}") from error
+    if not all(isinstance(number, int | float) for estimate in results.values.values() for number in estimate):
+        raise CardError(f"{file} is no result file of eden_hf.evaluation.results: a value is no number")
+    found = Measurement(file.parent.relative_to(folder).as_posix(), results)
+    if not (isinstance(found.subgroup, dict) and all(isinstance(value, str) for value in found.subgroup.values())):
+        raise CardError(f"{file}: `subgroup` must be a mapping such as {{'sex': 'female'}}, got {found.subgroup!r}")
+    return found
+
+
+def _own_name(measurements: Sequence[Measurement], declared: str | None, recipe: dict[str, Any]) -> str | None:
+    """Which encoder of the result files is this model: results of fresh weights beside it are a control."""
+    results = [found.results for found in measurements]
+    names = list(dict.fromkeys(r.encoder for r in results if r.evaluation != "pruner audit"))
+    if not names:
+        return None
+    if declared is not None:
+        if declared not in names:
+            raise CardError(f"card.yaml: `evaluated_as` is {declared!r}, but evaluation/ is of {', '.join(names)}")
+        return declared
+    if "task" in recipe and recipe["model"]["name"] in names:  # a fine-tuned model goes by what it grew from
+        return recipe["model"]["name"]
+    trained = [name for name in names if not name.startswith(FRESH)]
+    if len(trained) != 1:
+        raise CardError(
+            f"evaluation/ holds results of {', '.join(names)}: say in card.yaml by `evaluated_as` which is this model"
+        )
+    return trained[0]
+
+
+def data_name(source: str) -> str:
+    """The name of a source without the folders of the machine that it lay on; Hub ids stay as they are."""
+    return source.rstrip("/").rpartition("/")[2] if source.startswith(("/", ".", "~")) else source
+
+
+def model_name(name: str) -> str:
+    """The same of a model: the last two parts of a folder, which are the run and its `last` or `best`."""
+    return "/".join(name.removeprefix(FRESH).strip("/").split("/")[-2:])
