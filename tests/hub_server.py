@@ -4,19 +4,20 @@
         HfApi(endpoint=hub.url, token=WRITE_TOKEN).create_repo("user/name", private=True)
 
 Programs of their own find it through `HF_ENDPOINT`. `hub.fault(...)` breaks requests to come; `hub.requests` lists
-those that came, with the bytes of their bodies.
+those that came, with the range asked for, and the bytes of their bodies.
 """
 
 import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from huggingface_hub.utils.sha import git_hash
 
@@ -67,7 +68,7 @@ class Repository:
     def resolve(self, revision: str) -> str:
         sha = self.head if revision == "main" else self.tags.get(revision, revision)
         if sha not in self.revisions:
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return sha
 
 
@@ -80,7 +81,7 @@ class Fault:
     times: int
 
 
-class Refusal(Exception):
+class HubError(Exception):
     """An answer other than 200, with the headers that `huggingface_hub` makes its errors of."""
 
     def __init__(self, status: int, message: str, code: str = "") -> None:
@@ -135,34 +136,35 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         """Say nothing on stderr."""
 
-    def do_GET(self) -> None:  # noqa: N802 (the base class's names)
-        self.path, _, self.query = self.path.partition("?")
-        self.path = unquote(urlsplit(self.path).path)
+    def do_GET(self) -> None:
+        path, _, self.query = self.path.partition("?")
+        self.path = unquote(path)
         request = f"{self.command} {self.path}"
-        fault = self.hub.take_fault(request)
+        self.fault = self.hub.take_fault(request)
         length = int(self.headers.get("Content-Length", 0))
-        if fault == "cut":
-            self.rfile.read(length // 2)
-            self.close_connection = True
-            return self.connection.close()
-        self.body = self.rfile.read(length)
-        if fault == "damage":
+        self.body = self.rfile.read(length // 2 if self.fault == "cut" else length)
+        if self.fault == "cut" and length:
+            return self.hang_up()
+        if self.fault == "damage":
             self.body = bytes([self.body[0] ^ 1]) + self.body[1:]
         with self.hub.lock:
-            self.hub.requests.append((request, length))
+            self.hub.requests.append((" ".join([request, self.headers.get("Range", "")]).strip(), length))
             try:
-                if fault == "500":
-                    raise Refusal(500, "something broke")
+                if self.fault == "500":
+                    raise HubError(500, "something broke")
                 answer = self.answer()
-                if fault == "lost answer":
-                    self.close_connection = True
-                    return self.connection.close()
-                if answer is not None:
+                if self.fault == "lost answer":
+                    self.hang_up()
+                elif answer is not None:
                     self.send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
-            except Refusal as refusal:
-                self.send(refusal.status, json.dumps({"error": str(refusal)}).encode(), refusal.headers)
+            except HubError as error:
+                self.send(error.status, json.dumps({"error": str(error)}).encode(), error.headers)
 
     do_POST = do_PUT = do_HEAD = do_GET  # noqa: N815
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -170,15 +172,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if self.fault == "cut" else content)
+        if self.fault == "cut":
+            self.hang_up()
 
     def answer(self) -> object:
         """What to send as JSON; `None` if it is sent already."""
         for method, pattern, function in ROUTES:
-            if match := re.fullmatch(pattern, self.path):
-                if self.command in method.split():
-                    return function(self, **match.groupdict())
-        raise Refusal(404, f"the local Hub does not know {self.command} {self.path}")
+            if (match := re.fullmatch(pattern, self.path)) and self.command in method.split():
+                return function(self, **match.groupdict())
+        raise HubError(404, f"the local Hub does not know {self.command} {self.path}")
 
     @property
     def json(self) -> dict:
@@ -190,14 +193,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def may_write(self, name: str) -> None:
         if self.token not in (READ_TOKEN, WRITE_TOKEN):
-            raise Refusal(401, "Invalid credentials in Authorization header")
+            raise HubError(401, "Invalid credentials in Authorization header")
         if self.token != WRITE_TOKEN or not name.startswith("user/"):
-            raise Refusal(403, "you don't have the rights to write to this namespace")
+            raise HubError(403, "you don't have the rights to write to this namespace")
 
     def find(self, kind: str | None, name: str, write: bool = False) -> Repository:
         repository = self.hub.repositories.get((kind or "model", name))
         if repository is None or (repository.private and self.token not in (READ_TOKEN, WRITE_TOKEN)):
-            raise Refusal(404 if self.token else 401, "Repository not found", "RepoNotFound")
+            raise HubError(404 if self.token else 401, "Repository not found", "RepoNotFound")
         if write:
             self.may_write(name)
         return repository
@@ -206,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         kind, name = self.json.get("type", "model"), f"{self.json['organization']}/{self.json['name']}"
         self.may_write(name)
         if (kind, name) in self.hub.repositories:
-            raise Refusal(409, "You already created this repo")
+            raise HubError(409, "You already created this repo")
         made = self.hub.repositories[kind, name] = Repository(self.json.get("visibility") == "private")
         made.commit({".gitattributes": File(b"*.safetensors filter=lfs\n", False)}, "initial commit")
         return {"url": f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}"}
@@ -218,31 +221,19 @@ class _Handler(BaseHTTPRequestHandler):
         about = {"id": name, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []}
         return about | {"downloads": 0, "likes": 0, "lastModified": "2026-01-01T00:00:00.000Z"}
 
-    def tree(self, kind: str, name: str, revision: str, under: str = "") -> list[dict]:
+    def tree(self, kind: str, name: str, revision: str, under: str | None = None) -> list[dict]:
         repository = self.find(kind, name)
-        files = repository.revisions[repository.resolve(revision)]
-        prefix = under.strip("/") + "/" if under.strip("/") else ""
-        inside = {path: file for path, file in files.items() if path.startswith(prefix)}
-        if prefix and not inside:
-            raise Refusal(404, f"{under} does not exist on {revision}", "EntryNotFound")
-        found = []
-        folders: set[str] = set()
-        for path, file in inside.items():
-            parts = path.removeprefix(prefix).split("/")
-            folders |= {prefix + "/".join(parts[:depth]) for depth in range(1, len(parts))}
-            if len(parts) == 1 or "recursive=true" in self.query.lower():
-                found.append(file.entry(path))
-        shown = [f for f in sorted(folders) if "recursive=true" in self.query.lower() or "/" not in f[len(prefix) :]]
-        return [{"type": "directory", "path": path, "oid": git_hash(path.encode()), "size": 0} for path in shown] + found
-
-    def paths_info(self, kind: str, name: str, revision: str) -> list[dict]:
-        repository = self.find(kind, name)
-        files = repository.revisions[repository.resolve(revision)]
-        asked = re.findall(r"paths=([^&]*)", self.body.decode())
-        known = {path: file.entry(path) for path, file in files.items()}
-        folders = {parent for path in files for parent in _parents(path)}
-        known |= {path: {"type": "directory", "path": path, "oid": git_hash(path.encode())} for path in folders}
-        return [known[unquote(path)] for path in asked if unquote(path) in known]
+        prefix = f"{under.strip('/')}/" if under else ""
+        found = {}
+        for path, file in repository.revisions[repository.resolve(revision)].items():
+            here, deeper, _ = path.removeprefix(prefix).partition("/")
+            if path.startswith(prefix) and (not deeper or "recursive=true" in self.query.lower()):
+                found[path] = file.entry(path)
+            elif path.startswith(prefix):
+                found[prefix + here] = {"type": "directory", "path": prefix + here, "oid": git_hash(here.encode())}
+        if not found:
+            raise HubError(404, f"{under} does not exist on {revision}", "EntryNotFound")
+        return list(found.values())
 
     def preupload(self, kind: str, name: str, revision: str) -> dict:
         files = self.find(kind, name, write=True).files
@@ -270,14 +261,14 @@ class _Handler(BaseHTTPRequestHandler):
     def verify_large(self, oid: str) -> dict:
         if hashlib.sha256(self.hub.large_files[oid]).hexdigest() != oid:
             del self.hub.large_files[oid]
-            raise Refusal(400, "the sha256 of the uploaded object is another one")
+            raise HubError(400, "the sha256 of the uploaded object is another one")
         return {}
 
     def commit(self, kind: str, name: str, revision: str) -> dict:
         repository = self.find(kind, name, write=True)
         header, *lines = [json.loads(line) for line in self.body.splitlines()]
         if header["value"].get("parentCommit", repository.head) != repository.head:
-            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+            raise HubError(412, "A commit has happened since. Please refresh and try again.")
         files = dict(repository.files)
         for line in lines:
             value = line["value"]
@@ -285,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
             elif line["key"] == "lfsFile":
                 if value["oid"] not in self.hub.large_files:
-                    raise Refusal(400, f"large file {value['oid']} was never uploaded")
+                    raise HubError(400, f"large file {value['oid']} was never uploaded")
                 files[value["path"]] = File(self.hub.large_files[value["oid"]], True)
             else:
                 files[value["path"]] = File(base64.b64decode(value["content"]), False)
@@ -295,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
     def tag(self, kind: str, name: str, revision: str) -> dict:
         repository = self.find(kind, name, write=True)
         if self.json["tag"] in repository.tags:
-            raise Refusal(409, "Tag reference exists already")
+            raise HubError(409, "Tag reference exists already")
         repository.tags[self.json["tag"]] = repository.resolve(revision)
         return {}
 
@@ -311,9 +302,7 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repository.resolve(revision)
         file = repository.revisions[sha].get(path)
         if file is None:
-            refusal = Refusal(404, f"{path} is not in {sha}", "EntryNotFound")
-            refusal.headers["X-Repo-Commit"] = sha
-            raise refusal
+            raise HubError(404, f"{path} is not in {sha}", "EntryNotFound")
         size = len(file.content)
         about = {"ETag": f'"{file.oid}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -324,11 +313,6 @@ class _Handler(BaseHTTPRequestHandler):
         return self.send(206, file.content[start : end + 1], about | part)
 
 
-def _parents(path: str) -> set[str]:
-    parts = path.split("/")
-    return {"/".join(parts[:depth]) for depth in range(1, len(parts))}
-
-
 _REPO = r"/api/(?P<kind>model|dataset)s/(?P<name>[^/]+/[^/]+)"
 _PLAIN = r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)"
 ROUTES: tuple[tuple[str, str, Callable], ...] = (
@@ -336,8 +320,7 @@ ROUTES: tuple[tuple[str, str, Callable], ...] = (
     ("POST", r"/api/validate-yaml", _Handler.validate),
     ("GET", _REPO, _Handler.info),
     ("GET", _REPO + r"/revision/(?P<revision>.+)", _Handler.info),
-    ("GET", _REPO + r"/tree/(?P<revision>[^/]+)(?P<under>/.*)?", lambda self, under=None, **where: self.tree(**where, under=under or "")),
-    ("POST", _REPO + r"/paths-info/(?P<revision>[^/]+)", _Handler.paths_info),
+    ("GET", _REPO + r"/tree/(?P<revision>[^/]+)(?P<under>/.*)?", _Handler.tree),
     ("POST", _REPO + r"/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     ("POST", _REPO + r"/commit/(?P<revision>[^/]+)", _Handler.commit),
     ("POST", _REPO + r"/tag/(?P<revision>[^/]+)", _Handler.tag),

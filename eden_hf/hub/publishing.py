@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from eden_hf.hub.cards import check_card
-from eden_hf.hub.refusals import Override, Refusal, file_refusals, refuse
+from eden_hf.hub.refusals import Override, Refusal, file_refusals, local_files, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,6 @@ def publish_model(
     tags: Sequence[str] = (),
     dry_run: bool = False,
     allow: Collection[Override] = (),
-    api: HfApi | None = None,
 ) -> Push:
     """Publish the folder of a model (see `stage_model`) on the Hub.
 
@@ -103,7 +102,6 @@ def publish_model(
         tags: Names for the revision, such as `v1.0` or a stage's.
         dry_run: Send nothing; tell what would go.
         allow: What to publish although it should not be: `card`, `pickle`, `weights`, `images`, `files`.
-        api: Another Hub or token than the environment's.
 
     Raises:
         RefusedError: the card lacks something or does not fit the files, a file is a pickle or of no known kind,
@@ -114,20 +112,7 @@ def publish_model(
     folder = Path(folder)
     problems = [Refusal(problem, "card") for problem in check_card(folder, model_id=repo_id)]
     refuse(folder, (*problems, *file_refusals(folder, local_files(folder))), allow)
-    return upload(folder, repo_id, "model", public=public, tags=tags, dry_run=dry_run, api=api)
-
-
-def local_files(folder: Path) -> list[str]:
-    """Paths of the files of a folder in it, without hidden ones, in order.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or nothing in it.
-    """
-    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    shown = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
-    if not shown:
-        raise FileNotFoundError(f"nothing to publish in {folder}: it is no folder, or has no files")
-    return shown
+    return upload(folder, repo_id, "model", public=public, tags=tags, dry_run=dry_run)
 
 
 def upload(
@@ -138,18 +123,19 @@ def upload(
     public: bool = False,
     tags: Sequence[str] = (),
     dry_run: bool = False,
-    api: HfApi | None = None,
 ) -> Push:
     """Bring a repository of the Hub to the content of `folder`, unchecked; arguments and errors of `publish_model`."""
-    api = api or HfApi()
-    _check_names(repo_id, tags)
-    if not dry_run and not (api.token or get_token()):
-        raise PublishingError("no Hugging Face token: run `hf auth login`, or set HF_TOKEN to one with write access")
-    push = _Pushing(api, folder, repo_id, repo_type, tuple(tags))
+    check_access(repo_id, tags, token=not dry_run)
+    push = _Pushing(HfApi(), folder, repo_id, repo_type, tuple(tags))
     return _retried((lambda: push.plan()[0]) if dry_run else (lambda: push.run(public)), repo_id)
 
 
-def _check_names(repo_id: str, tags: Sequence[str]) -> None:
+def check_access(repo_id: str, tags: Sequence[str] = (), token: bool = True) -> None:
+    """Check what can be told without asking the Hub: the names, and that there is a token.
+
+    Raises:
+        PublishingError: a name is none, or there is no token.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -159,6 +145,8 @@ def _check_names(repo_id: str, tags: Sequence[str]) -> None:
     for tag in tags:
         if not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]*\w)?", tag) or tag == "main":
             raise PublishingError(f"{tag!r} is no name of a tag: use letters, digits, dots and dashes, such as v1.0")
+    if token and not get_token():
+        raise PublishingError("no Hugging Face token: run `hf auth login`, or set HF_TOKEN to one with write access")
 
 
 @dataclass(frozen=True)

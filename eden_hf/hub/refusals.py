@@ -1,8 +1,8 @@
-"""What keeps a folder from being published: pickles, damaged weights, images of patients, a card that says too little."""
+"""What keeps a folder from being published: a poor card, pickles, damaged weights, images of patients."""
 
 import json
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -40,7 +40,7 @@ class RefusedError(ValueError):
         super().__init__("\n  ".join([f"{folder} is not published:", *map(str, refusals)]))
 
 
-def refuse(folder: Path, refusals: Iterator[Refusal], allow: Collection[str]) -> None:
+def refuse(folder: Path, refusals: Iterable[Refusal], allow: Collection[str]) -> None:
     """Raise `RefusedError` with the refusals that `allow` does not override.
 
     Raises:
@@ -50,6 +50,19 @@ def refuse(folder: Path, refusals: Iterator[Refusal], allow: Collection[str]) ->
         raise ValueError(f"`allow` must be of {', '.join(OVERRIDES)}, got {', '.join(sorted(unknown))}")
     if left := [refusal for refusal in refusals if refusal.override not in allow]:
         raise RefusedError(folder, left)
+
+
+def local_files(folder: Path) -> list[str]:
+    """Paths of the files of a folder in it, without hidden ones, in order.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or nothing in it.
+    """
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    shown = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    if not shown:
+        raise FileNotFoundError(f"nothing to publish in {folder}: it is no folder, or has no files")
+    return shown
 
 
 def file_refusals(folder: Path, files: list[str]) -> Iterator[Refusal]:

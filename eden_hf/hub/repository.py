@@ -1,8 +1,8 @@
 """The folder of a published model: made of a run or a model folder, whole, with its card (`stage_model`).
 
-It holds `model.safetensors`, `config.json` and the code files, `preprocessor_config.json`, `README.md` and `card.yaml`;
-`training/` with the recipe, the metrics, the loss figure, the images' list hash and the environment; `evaluation/` with
-the results; and if asked `pretraining/` with student, teacher, projector and memory bank. No pickle anywhere.
+It holds `model.safetensors`, `config.json` and the code files, `preprocessor_config.json`, `README.md`, `card.yaml`;
+`training/` with the recipe, the metrics, the loss figure, the images' list hash and the environment; `evaluation/`
+with the results; and if asked `pretraining/` with student, teacher, projector and memory bank. No pickle anywhere.
 """
 
 import json
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from eden_hf.configuration_eden import EdenConfig
 from eden_hf.hub.card_facts import data_name
-from eden_hf.hub.cards import write_card
+from eden_hf.hub.cards import EdenModelCardData, write_card
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import weights_revision
 from eden_hf.modeling_eden import (
@@ -74,6 +74,7 @@ def stage_model(
         CardError: `card` or the repository is not as a card needs it.
         ImportError: the loss figure, or results, need an extra that is not installed.
     """
+    EdenModelCardData.load(card)  # before the work, and with the error naming the file that was given
     model_folder, run = _find_model(Path(source))
     output = Path(output)
     if output.exists() and any(output.iterdir()) and not (output / "card.yaml").is_file():
@@ -102,7 +103,7 @@ def _find_model(source: Path) -> tuple[Path, Path | None]:
                 raise StagingError(f"{folder} has no weights as safetensors: save the model with save_pretrained")
             runs = [run for run in (folder, folder.parent) if (run / "metrics.jsonl").is_file()]
             return folder, runs[0] if runs else None
-    raise StagingError(f"{source} is neither a model folder (no config.json) nor a run with a best or last model in it")
+    raise StagingError(f"{source} is neither a model folder (no config.json) nor a run with a best or last model")
 
 
 def _write_model(source: Path, output: Path, pretraining: bool) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 
 from eden_hf.evaluation.results import Estimate, Results
 from eden_hf.hub.repository import stage_model
@@ -33,13 +33,10 @@ def hub(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
     with LocalHub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         yield hub
-
-
-@pytest.fixture
-def api(hub):
-    return HfApi(endpoint=hub.url, token=WRITE_TOKEN)
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +64,10 @@ def staged(run, report):
     """The repository folder of the run's last model. Copy it before you change it."""
     card = write_card_yaml(run.parent)
     return stage_model(run / "last", run.parent / "staged", card, [report])
+
+
+def write_dataset_yaml(folder: Path, **declared) -> Path:
+    file = folder / "declared_dataset.yaml"
+    provenance = {"license": "cc0-1.0", "provenance": "Drawn by the package; images of nobody."}
+    file.write_text(yaml.safe_dump(provenance | {"images_may_be_shared": True} | declared))
+    return file

@@ -1,0 +1,157 @@
+"""Data sets on the Hub: Parquet and card as `build_anatomy_crops` wrote them, and what the publisher declares."""
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import DatasetCard
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+
+from eden_hf.hub.card_checks import LICENSES
+from eden_hf.hub.card_facts import CardError
+from eden_hf.hub.publishing import Push, upload
+from eden_hf.hub.refusals import Override, Refusal, file_refusals, local_files, refuse
+
+TERMS = """
+## Provenance
+
+{provenance}{source}
+
+## Terms
+
+Licence: {licence}. The crops are copies of the source's images, and whoever published this declared that these may be
+shared under it. Not for clinical use.
+{citation}"""
+
+
+@strict
+@dataclass
+class EdenDatasetCardData:
+    """What only the publisher of a data set can say: the keys of its `card.yaml`.
+
+    Attributes:
+        license: Licence of the images, as the Hub names it (`cc-by-4.0`, `cc0-1.0`, `other` ...).
+        provenance: Where the images are from: of whom, by whom, under what approval and terms.
+        images_may_be_shared: That the images may be given to others under that licence. Nothing goes without it.
+        license_name: Name of the licence, with `other`.
+        license_link: Link of the licence, with `other`.
+        url: Where the source is published.
+        citation: BibTeX of the source.
+
+    Raises:
+        ValueError: a value is empty or unknown, or the images may not be shared (`StrictDataclass...Error` of
+            huggingface_hub wrap it).
+    """
+
+    license: str
+    provenance: str
+    images_may_be_shared: bool
+    license_name: str | None = None
+    license_link: str | None = None
+    url: str | None = None
+    citation: str | None = None
+
+    def validate_license(self) -> None:
+        """Check `license` by the Hub's list, and that `other` is named."""
+        if self.license not in LICENSES:
+            raise ValueError(
+                f"`license` must be one of the Hub's licences, or `other` and named, got {self.license!r}"
+            )
+        if self.license == "other" and not (self.license_name and self.license_link):
+            raise ValueError("`license_name` and `license_link` must be given, since the license is `other`")
+
+    def validate_declaration(self) -> None:
+        """Check that the provenance is told, and that the images may be shared."""
+        if not self.provenance.strip():
+            raise ValueError("`provenance` must say where the images are from, got nothing")
+        if not self.images_may_be_shared:
+            raise ValueError(
+                "`images_may_be_shared` must be true: a data set shares its images with everybody who may read it, "
+                "which their licence and their patients' consent must allow"
+            )
+
+    @classmethod
+    def load(cls, file: str | Path) -> "EdenDatasetCardData":
+        """Read a `card.yaml` of a data set.
+
+        Raises:
+            CardError: it is absent or no YAML, or a key or value of it is unknown, missing or wrong.
+        """
+        try:
+            declared: Any = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            return cls(**declared)
+        except (OSError, yaml.YAMLError, TypeError) as error:
+            raise CardError(f"{file} must declare license, provenance and images_may_be_shared: {error}") from error
+        except (StrictDataclassFieldValidationError, StrictDataclassClassValidationError) as error:
+            raise CardError(f"{file}: {error.__cause__ or error}") from error
+
+
+def publish_dataset(
+    folder: str | Path,
+    repo_id: str,
+    card: str | Path,
+    *,
+    public: bool = False,
+    tags: Sequence[str] = (),
+    dry_run: bool = False,
+    allow: Collection[Override] = (),
+) -> Push:
+    """Publish a folder of `build_anatomy_crops` as a data set: then `load_dataset("user/name", "level-2")` works.
+
+    The folder's `README.md` is completed with what `card` declares; configs, splits and features are in it already.
+
+    Args:
+        folder: Of `eden crops`. Hidden files stay behind.
+        repo_id: `user/name`. A repository that is not there yet is made, private.
+        card: What the publisher declares (see `EdenDatasetCardData`).
+        public, tags, dry_run, allow: as for `publish_model`.
+
+    Raises:
+        CardError: no licence or provenance is declared, nor that the images may be shared; or the folder has no card.
+        RefusedError: Parquet that the card names is missing, a file is a pickle or of no known kind, or an image or
+            DICOM file lies loose.
+        PublishingError: as `publish_model`.
+    """
+    folder = Path(folder)
+    configs = write_dataset_card(folder, repo_id, EdenDatasetCardData.load(card))
+    refuse(folder, (*_missing(folder, configs), *file_refusals(folder, local_files(folder))), allow)
+    return upload(folder, repo_id, "dataset", public=public, tags=tags, dry_run=dry_run)
+
+
+def write_dataset_card(folder: Path, repo_id: str, declared: EdenDatasetCardData) -> list[dict[str, Any]]:
+    """Complete the `README.md` of a crops folder; may be done again. Returns the configs that it names.
+
+    Raises:
+        CardError: there is no `README.md` of `build_anatomy_crops`.
+    """
+    file = folder / "README.md"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    made, ours, _ = text.partition("\n## Provenance\n" if "\n## Provenance\n" in text else "\n## Terms\n")
+    card = DatasetCard(made)
+    data: Any = card.data
+    if not (ours and data.get("configs")):
+        raise CardError(f"{file} is no card of anatomy crops: make the folder with eden crops")
+    data.license, data.license_name, data.license_link = (
+        declared.license, declared.license_name, declared.license_link,
+    )  # fmt: skip
+    named = f"[{declared.license_name}]({declared.license_link})" if declared.license == "other" else declared.license
+    terms = TERMS.format(
+        provenance=declared.provenance.strip(),
+        source=f"\n\nSource: {declared.url}" if declared.url else "",
+        licence=named,
+        citation=f"\n## Citation\n\n```bibtex\n{declared.citation.strip()}\n```\n" if declared.citation else "",
+    )
+    body = re.sub(r'load_dataset\("[^"]+"', f'load_dataset("{repo_id}"', card.text)
+    file.write_text(f"---\n{data.to_yaml()}\n---\n{body.strip()}\n{terms}", encoding="utf-8")
+    return data.configs
+
+
+def _missing(folder: Path, configs: list[dict[str, Any]]) -> Iterator[Refusal]:
+    for config in configs:
+        for files in config["data_files"]:
+            if not any(folder.glob(files["path"])):
+                yield Refusal(f"{files['path']}, which the card names, is not there: run eden crops again", "files")

@@ -1,0 +1,70 @@
+"""What `eden push` and the end of a run call: stage what is named, check it, publish it."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from eden_hf.hub.cards import CardError, EdenModelCardData
+from eden_hf.hub.datasets import publish_dataset
+from eden_hf.hub.publishing import Push, check_access, publish_model
+from eden_hf.hub.refusals import Override
+from eden_hf.hub.repository import stage_model
+
+
+def push_to_hub(
+    source: str,
+    repo_id: str,
+    card: str | None = None,
+    results: Sequence[str] = (),
+    output: str | None = None,
+    pretraining: bool = False,
+    dataset: bool = False,
+    public: bool = False,
+    tags: Sequence[str] = (),
+    dry_run: bool = False,
+    allow: Sequence[Override] = (),
+) -> Push:
+    """Publish a model or a data set on the Hub, in one commit.
+
+    Args:
+        source: A run, its `best` or `last`, a model folder; without `card` a repository folder that was staged
+            before; with `dataset` a folder of `eden crops`.
+        repo_id: `user/name`. A repository that is not there yet is made, private.
+        card: YAML with what only the publisher can say (`EdenModelCardData`, `EdenDatasetCardData`).
+        results: Folders of result files of this model.
+        output: Where to keep the repository folder; by default nowhere.
+        pretraining: Send along what is needed to go on pretraining: student, teacher, projector, memory bank.
+        dataset: Publish a data set.
+        public: Open the repository to everybody, once it is whole.
+        tags: Names for the revision, such as `v1.0` or a stage's.
+        dry_run: Send nothing; tell what would go.
+        allow: What to publish although it should not be: `card`, `pickle`, `weights`, `images`, `files`.
+
+    Raises:
+        CardError, StagingError, RefusedError: what is to be published is not as it must be.
+        PublishingError: the Hub does not take it; its previous revision is as it was.
+    """
+    options = {"public": public, "tags": tags, "dry_run": dry_run, "allow": allow}
+    if dataset:
+        if card is None:
+            raise CardError("a data set needs `card`: a YAML file with license, provenance and images_may_be_shared")
+        return publish_dataset(source, repo_id, card, **options)  # type: ignore[arg-type]
+    if card is None:
+        return publish_model(source, repo_id, **options)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = output or Path(scratch) / "repository"
+        stage_model(source, folder, card, results, pretraining, images="images" in allow)
+        return publish_model(folder, repo_id, **options)  # type: ignore[arg-type]
+
+
+def check_push(repo_id: str, card: str) -> None:
+    """Find out before a run what would stop its push after it.
+
+    Raises:
+        CardError: the card is not as it must be, or is of another repository.
+        PublishingError: no token, or `repo_id` is no name.
+    """
+    declared = EdenModelCardData.load(card)
+    if declared.model_id != repo_id:
+        raise CardError(f"{card}: `model_id` is {declared.model_id!r}, but it is to be published as {repo_id!r}")
+    check_access(repo_id)

@@ -1,0 +1,335 @@
+"""Pushes against the local Hub: one commit or none, faults on the way, and what is refused."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from eden_hf.hub import publishing
+from eden_hf.hub.cards import CardError
+from eden_hf.hub.publishing import PublishingError, publish_model
+from eden_hf.hub.push import check_push, push_to_hub
+from eden_hf.hub.refusals import OVERRIDES, RefusedError
+
+from ..hub_server import READ_TOKEN, File
+from .conftest import write_card_yaml
+
+SENDS = "preupload|commit|PUT|batch|/tag/|create"
+
+
+@pytest.fixture
+def folder(staged, tmp_path):
+    """A repository folder to change."""
+    return shutil.copytree(staged, tmp_path / "repository")
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def held(hub) -> dict[str, bytes]:
+    files = hub.repository("user/tiny").files
+    return {path: file.content for path, file in files.items() if path != ".gitattributes"}
+
+
+def test_a_push_is_one_commit_to_a_private_repository_with_card_and_config_last(hub, folder):
+    push = publish_model(folder, "user/tiny")
+    repository = hub.repository("user/tiny")
+    assert list(repository.revisions)[1:] == [push.commit]
+    assert repository.private
+    assert held(hub) == contents(folder)
+    assert list(repository.files)[-2:] == ["README.md", "config.json"]
+    assert "files differ" in str(push)
+    assert push.commit in str(push)
+
+
+def test_an_unchanged_push_sends_nothing(hub, folder):
+    first = publish_model(folder, "user/tiny")
+    hub.requests.clear()
+    second = publish_model(folder, "user/tiny")
+    assert second.commit == first.commit
+    assert second.changes == []
+    assert hub.asked(SENDS) == []
+
+
+def test_only_what_changed_is_sent_and_what_vanished_is_deleted(hub, folder):
+    publish_model(folder, "user/tiny")
+    hub.requests.clear()
+    shutil.rmtree(folder / "evaluation" / "correspondence")
+    (folder / "training" / "notes.txt").write_text("It went well.\n")
+    push = publish_model(folder, "user/tiny", allow=["card"])
+    assert {(file.path, file.change) for file in push.changes} == {
+        ("training/notes.txt", "new"),
+        ("evaluation/correspondence/results.json", "deleted"),
+        ("evaluation/correspondence/results.md", "deleted"),
+    }
+    assert held(hub) == contents(folder)
+    assert ".gitattributes" in hub.repository("user/tiny").files
+    assert len(hub.asked("commit")) == 1
+    assert hub.asked("PUT /large") == []
+
+
+def test_a_dry_run_lists_sizes_and_sends_nothing(hub, folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    push = publish_model(folder, "user/tiny", dry_run=True)
+    assert push.commit is None
+    assert hub.repositories == {}
+    assert hub.asked(SENDS) == []
+    size = (folder / "model.safetensors").stat().st_size
+    assert f"new       {size:>14,}  model.safetensors" in str(push)
+    assert f"{sum(map(len, contents(folder).values())):,} bytes: user/tiny, nothing sent (dry run)" in str(push)
+
+
+def test_a_public_repository_is_opened_when_it_is_whole(hub, folder):
+    publish_model(folder, "user/tiny", public=True, tags=["v1.0"])
+    assert not hub.repository("user/tiny").private
+    order = [hub.requests.index(hub.asked(pattern)[0]) for pattern in ("create", "commit", "/tag/", "settings")]
+    assert order == sorted(order)
+    publish_model(folder, "user/tiny")
+    assert not hub.repository("user/tiny").private
+
+
+def test_tags_name_the_revision_and_stay_where_they_are(hub, folder):
+    first = publish_model(folder, "user/tiny", tags=["v1.0", "stage-2"])
+    tags = hub.repository("user/tiny").tags
+    assert tags == {"v1.0": first.commit, "stage-2": first.commit}
+    publish_model(folder, "user/tiny", tags=["v1.0"])
+    (folder / "notes.txt").write_text("Another revision.\n")
+    hub.requests.clear()
+    for dry_run in (True, False):
+        with pytest.raises(
+            PublishingError, match=r"tag v1\.0 .* another revision.*hf repos tag delete user/tiny v1\.0"
+        ):
+            publish_model(folder, "user/tiny", tags=["v1.1", "v1.0"], dry_run=dry_run)
+    assert hub.asked(SENDS) == []
+    assert publish_model(folder, "user/tiny", tags=["v1.1"]).commit == tags["v1.1"] != tags["v1.0"]
+
+
+@pytest.mark.parametrize("kind", ["500", "cut"])
+@pytest.mark.parametrize(
+    "pattern", ["create", "GET .*tiny$", "/tree/", "preupload", "batch", "PUT", "verify", "commit", "/tag/"]
+)
+def test_a_passing_fault_is_overcome(hub, folder, kind, pattern):
+    hub.fault(kind, pattern)
+    push = publish_model(folder, "user/tiny", tags=["v1.0"])
+    repository = hub.repository("user/tiny")
+    assert hub.faults[0].times == 0
+    assert list(repository.revisions)[1:] == [push.commit]
+    assert held(hub) == contents(folder)
+    assert repository.tags == {"v1.0": push.commit}
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, folder):
+    hub.fault("lost answer", "commit")
+    push = publish_model(folder, "user/tiny")
+    assert list(hub.repository("user/tiny").revisions)[1:] == [push.commit]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "message"),
+    [
+        ("500", "PUT", r"the Hub answers 500 \(.*previous revision is as it was; push again later"),
+        ("500", "commit", r"the Hub answers 500 \(something broke\)"),
+        ("cut", "PUT", r"the connection to the Hub failed \(.+\); the previous revision is as it was; push again"),
+        ("damage", "PUT", r"the Hub refused the push.*push again \(400: .*sha256"),
+    ],
+)
+def test_a_push_that_fails_leaves_the_last_revision_and_the_next_completes_it(hub, folder, kind, pattern, message):
+    first = publish_model(folder, "user/tiny")
+    before = held(hub)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors")
+    (folder / "training" / "notes.txt").write_text("Another revision.\n")
+    hub.fault(kind, pattern, times=1000)
+    with pytest.raises(PublishingError, match=message) as caught:
+        publish_model(folder, "user/tiny", tags=["v2.0"])
+    assert "\n" not in str(caught.value)
+    repository = hub.repository("user/tiny")
+    assert (repository.head, repository.tags, held(hub)) == (first.commit, {}, before)
+    hub.faults.clear()
+    second = publish_model(folder, "user/tiny", tags=["v2.0"])
+    assert list(repository.revisions)[1:] == [first.commit, second.commit]
+    assert held(hub) == contents(folder)
+    assert repository.tags == {"v2.0": second.commit}
+
+
+def test_somebody_elses_push_meanwhile_is_not_run_over(hub, folder, monkeypatch):
+    publish_model(folder, "user/tiny")
+    (folder / "notes.txt").write_text("Ours.\n")
+    commit = publishing._Pushing._commit
+
+    def late(push, plan, remote):
+        repository = hub.repository("user/tiny")
+        repository.commit({**repository.files, "theirs.txt": File(b"Theirs.\n", large=False)}, "theirs")
+        return commit(push, plan, remote)
+
+    monkeypatch.setattr(publishing._Pushing, "_commit", late)
+    with pytest.raises(PublishingError, match="somebody pushed to user/tiny meanwhile"):
+        publish_model(folder, "user/tiny")
+    assert "theirs.txt" in held(hub)
+    assert "notes.txt" not in held(hub)
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (READ_TOKEN, r"this token may not write to user/tiny: take one with write access to user \(.*403"),
+        ("hf_wrong", r"the Hub does not know this token: run `hf auth login --force`, or mend HF_TOKEN \(401"),
+        (None, r"no Hugging Face token: run `hf auth login`, or set HF_TOKEN"),
+    ],
+)
+def test_tokens_that_may_not_write(hub, folder, monkeypatch, tmp_path, token, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(PublishingError, match=message) as caught:
+        publish_model(folder, "user/tiny")
+    assert "\n" not in str(caught.value)
+    assert hub.repositories == {}
+
+
+def test_an_existing_repository_that_the_token_may_only_read(hub, folder, monkeypatch):
+    publish_model(folder, "user/tiny")
+    (folder / "notes.txt").write_text("Another revision.\n")
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    with pytest.raises(PublishingError, match="this token may not write to user/tiny"):
+        publish_model(folder, "user/tiny")
+    assert "notes.txt" not in held(hub)
+
+
+def test_a_repository_that_stays_hidden(hub, folder, monkeypatch):
+    monkeypatch.setattr(publishing._Pushing, "_remote", lambda push: None)
+    with pytest.raises(PublishingError, match="user/tiny is there, but this token may not see it"):
+        publish_model(folder, "user/tiny")
+
+
+@pytest.mark.parametrize("name", ["tiny", "user/tiny/more", "user/ti ny", "user/", "https://huggingface.co/user/tiny"])
+def test_names_that_are_none(hub, folder, name):
+    with pytest.raises(PublishingError, match="is no name of a repository"):
+        publish_model(folder, name, allow=["card"])
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("tag", ["", "v 1", "-v1", "main", "v1/2", "v1."])
+def test_tags_that_are_none(hub, folder, tag):
+    with pytest.raises(PublishingError, match="is no name of a tag"):
+        publish_model(folder, "user/tiny", tags=[tag])
+    assert hub.requests == []
+
+
+def png(file):
+    Image.linear_gradient("L").save(file, format="PNG")
+
+
+def dicom(file):
+    file.write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 50)
+
+
+def torch_file(file):
+    torch.save({"weight": torch.zeros(2)}, file)
+
+
+def old_torch_file(file):
+    torch.save({"weight": torch.zeros(2)}, file, _use_new_zipfile_serialization=False)
+
+
+def not_finite(file):
+    save_file({"good": torch.zeros(3), "bad": torch.tensor([0.0, float("nan"), float("inf")])}, file)
+
+
+def foreign_figure(file):
+    file.parent.mkdir(parents=True)
+    shutil.copy(file.parents[2] / "training" / "loss.png", file)
+
+
+def patients_figure(file):
+    foreign_figure(file)
+    results = json.loads((file.parents[1] / "correspondence" / "results.json").read_text())
+    file.with_name("results.json").write_text(json.dumps(results | {"source": "scr"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "override", "reason"),
+    [
+        ("weights.bin", torch_file, "pickle", r"weights\.bin is a pickle"),
+        ("training/weights.txt", torch_file, "pickle", r"training/weights\.txt is a pickle"),
+        ("weights.txt", old_torch_file, "pickle", r"weights\.txt is a pickle"),
+        ("state.json", lambda file: file.write_bytes(pickle.dumps([1])), "pickle", r"state\.json is a pickle"),
+        ("state.pkl", lambda file: file.write_text("nothing"), "pickle", r"state\.pkl is a pickle"),
+        ("more.safetensors", not_finite, "weights", r"more\.safetensors: 2 of 3 values of bad are not finite"),
+        ("more.safetensors", lambda file: file.write_text("no"), "weights", "cannot be read as safetensors"),
+        ("example.png", png, "images", r"example\.png is an image \(PNG\) and none of the package's figures"),
+        ("notes.txt", png, "images", r"notes\.txt is an image \(PNG\)"),
+        ("training/loss.png", png, "images", "was not drawn by the package"),
+        ("evaluation/other/figure.png", foreign_figure, "images", r"has no results\.json beside it"),
+        ("evaluation/other/figure.png", patients_figure, "images", "shows images that were measured on"),
+        ("notes.txt", dicom, "images", r"notes\.txt is a DICOM file"),
+        ("scan.nii.gz", lambda file: file.write_text("x"), "images", r"scan\.nii\.gz is a DICOM file or another"),
+        ("archive.tar", lambda file: file.write_text("x"), "files", r"archive\.tar is of no kind that a repository"),
+    ],
+)
+def test_files_that_are_refused(hub, folder, name, write, override, reason):
+    write(folder / name)
+    allowed = [other for other in OVERRIDES if other != override]
+    with pytest.raises(RefusedError, match=rf"{reason}.*\(--allow {override} publishes it all the same\)") as caught:
+        publish_model(folder, "user/tiny", allow=allowed)
+    assert len(caught.value.refusals) == 1
+    assert hub.requests == []
+    publish_model(folder, "user/tiny", allow=["card", override])
+    assert name in held(hub)
+
+
+@pytest.mark.parametrize("key", ["license", "training_data", "intended_use"])
+def test_a_card_without_licence_data_or_use_is_refused(hub, folder, key):
+    file = write_card_yaml(folder.parent, **{key: None})
+    shutil.copy(file, folder / "card.yaml")
+    with pytest.raises(RefusedError, match=rf"card\.yaml: .*{key}.*\(--allow card publishes"):
+        publish_model(folder, "user/tiny")
+    with pytest.raises(CardError, match=rf"declared\.yaml: .*{key}"):
+        check_push("user/tiny", str(file))
+    assert hub.requests == []
+
+
+def test_a_card_of_another_repository_is_refused(hub, folder):
+    with pytest.raises(RefusedError, match=r"user/other.*--allow card"):
+        publish_model(folder, "user/other")
+    with pytest.raises(CardError, match="`model_id` is 'user/tiny', but it is to be published as 'user/other'"):
+        check_push("user/other", str(folder / "card.yaml"))
+
+
+def test_an_override_that_is_none(hub, folder):
+    with pytest.raises(ValueError, match=r"`allow` must be of card, pickle.*got everything"):
+        publish_model(folder, "user/tiny", allow=["everything"])
+
+
+def test_hidden_files_stay_behind(hub, folder):
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "secret.txt").write_text("hidden")
+    publish_model(folder, "user/tiny")
+    assert not any(path.startswith(".cache") for path in held(hub))
+
+
+def test_nothing_to_publish(hub, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to publish in .*absent"):
+        publish_model(tmp_path / "absent", "user/tiny", allow=["card"])
+
+
+def test_a_run_is_staged_and_published_in_one_call(hub, run, report, tmp_path):
+    card = str(write_card_yaml(tmp_path))
+    check_push("user/tiny", card)
+    assert hub.requests == []
+    push_to_hub(str(run / "last"), "user/tiny", card, results=[str(report)], output=str(tmp_path / "kept"))
+    assert held(hub) == contents(tmp_path / "kept")
+    hub.requests.clear()
+    assert push_to_hub(str(run / "last"), "user/tiny", card, results=[str(report)]).changes == []
+    assert push_to_hub(str(tmp_path / "kept"), "user/tiny").changes == []
+    assert hub.asked(SENDS) == []
+
+
+def test_offline_is_told(hub, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
+        publish_model(folder, "user/tiny")

@@ -1,0 +1,175 @@
+"""The folder that is made of a run: everything that the layout promises, and nothing else."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForSemanticSegmentation
+
+from eden_hf import EdenForPreTraining, EdenImageProcessor, EdenModel
+from eden_hf.evaluation.results import Estimate, Results
+from eden_hf.hub.cards import CardError, check_card
+from eden_hf.hub.refusals import PICKLES
+from eden_hf.hub.repository import StagingError, stage_model
+from eden_hf.training.finetuning import finetune
+
+from ..tiny import tiny_config
+from ..training.test_finetuning import phantoms, settings
+from .conftest import write_card_yaml
+
+CODE = {"configuration_eden.py", "image_processing_eden.py", "modeling_eden.py"}
+MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
+TRAINING = {
+    f"training/{name}" for name in ("config.yaml", "data.json", "environment.json", "loss.png", "metrics.json")
+}
+
+
+def names(folder: Path) -> set[str]:
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_it_holds_what_the_layout_promises(run, staged):
+    results = {f"evaluation/{of}/results.{kind}" for of in ("locality", "correspondence") for kind in ("json", "md")}
+    assert names(staged) == {"README.md", "card.yaml", *MODEL, *TRAINING, *results}
+    assert check_card(staged, model_id="user/tiny") == []
+    assert not [name for name in names(staged) if name.endswith(PICKLES)]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert json.loads((staged / "training" / "metrics.json").read_text()) == metrics
+    for name in ("config.yaml", "environment.json"):
+        assert (staged / "training" / name).read_bytes() == (run / name).read_bytes()
+    environment = json.loads((run / "environment.json").read_text())
+    data = {"source": "phantoms:20", "split": "train", "images": 20, "images_skipped": 0}
+    listed = {"list_hash": environment["image_list_hash"]}
+    assert json.loads((staged / "training" / "data.json").read_text()) == data | listed
+    with Image.open(staged / "training" / "loss.png") as figure:
+        assert figure.width > 400
+
+
+def test_the_main_file_is_the_students_trunk_alone(run, staged):
+    pretrained = EdenForPreTraining.from_pretrained(run / "last")
+    published = load_file(staged / "model.safetensors")
+    trunk = pretrained.eden.state_dict()
+    assert published.keys() == trunk.keys()
+    assert all(torch.equal(published[name], tensor) for name, tensor in trunk.items())
+    config = json.loads((staged / "config.json").read_text())
+    assert config["architectures"] == ["EdenModel"]
+    assert config["auto_map"]["AutoModel"] == "modeling_eden.EdenModel"
+
+
+def test_what_goes_on_pretraining_comes_along_if_asked(run, tmp_path):
+    folder = stage_model(run / "last", tmp_path / "staged", write_card_yaml(tmp_path), pretraining=True)
+    assert {name for name in names(folder) if name.startswith("pretraining/")} == {f"pretraining/{f}" for f in MODEL}
+    ours = EdenForPreTraining.from_pretrained(folder / "pretraining").state_dict()
+    theirs = EdenForPreTraining.from_pretrained(run / "last").state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert {"memory_bank", "projector.dense.weight"} <= ours.keys()
+
+
+def test_staging_again_gives_the_same_bytes_and_forgets_what_is_gone(run, report, staged, tmp_path):
+    card = write_card_yaml(tmp_path)
+    folder = stage_model(run / "last", tmp_path / "staged", card, [report], pretraining=True)
+    stage_model(run / "last", folder, card, [report])
+    assert names(folder) == names(staged)
+    assert [name for name in names(folder) if (folder / name).read_bytes() != (staged / name).read_bytes()] == []
+
+
+def test_of_a_run_the_best_model_is_taken(run, tmp_path):
+    card = write_card_yaml(tmp_path)
+    whole = stage_model(run, tmp_path / "whole", card)
+    best = stage_model(run / "best", tmp_path / "best", card)
+    assert TRAINING <= names(whole) == names(best)
+    assert (whole / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
+
+
+def test_a_model_folder_without_a_run(tmp_path):
+    EdenModel(tiny_config()).save_pretrained(tmp_path / "model")
+    EdenImageProcessor().save_pretrained(tmp_path / "model")
+    folder = stage_model(tmp_path / "model", tmp_path / "staged", write_card_yaml(tmp_path))
+    assert names(folder) == {"README.md", "card.yaml", *MODEL}
+
+
+def test_a_fine_tuning_run(tmp_path):
+    run = finetune(settings(tmp_path / "run", phantoms(), steps=3, start="random:resnet18-half"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path))
+    assert names(folder) == {"README.md", "card.yaml", *MODEL, *TRAINING}
+    published = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    assert published.config.id2label == {0: "heart", 1: "left_lung"}
+    data = json.loads((folder / "training" / "data.json").read_text())
+    assert data["source"] == "phantoms:20"
+    assert data["images"].keys() == {"train", "validation", "test"}
+
+
+def test_figures_of_patients_stay_behind(run, report, tmp_path, caplog):
+    measured = shutil.copytree(report, tmp_path / "report")
+    for folder in measured.iterdir():
+        (folder / "figure.png").write_bytes(b"a figure")
+    file = measured / "correspondence" / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"source": "scr (test, 4 images)"}))
+    card = write_card_yaml(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        folder = stage_model(run / "last", tmp_path / "staged", card, [measured])
+    assert "correspondence/figure.png stays behind: it shows images of scr" in caplog.text
+    assert {name for name in names(folder) if name.endswith("figure.png")} == {"evaluation/locality/figure.png"}
+    folder = stage_model(run / "last", tmp_path / "staged", card, [measured], images=True)
+    assert "evaluation/correspondence/figure.png" in names(folder)
+
+
+def test_several_folders_of_results_are_told_apart(run, report, tmp_path):
+    control = tmp_path / "random-last"
+    values = {"auroc": Estimate(0.5, 0.4, 0.6, 4)}
+    Results("locality", "random:run/last", None, "phantoms:4", "0123456789ab", 0, values).save(control / "locality")
+    card = write_card_yaml(tmp_path)
+    folder = stage_model(run / "last", tmp_path / "staged", card, [report, control])
+    assert {path.name for path in (folder / "evaluation").iterdir()} == {
+        "report-locality", "report-correspondence", "random-last-locality",
+    }  # fmt: skip
+    single = stage_model(run / "last", tmp_path / "staged", card, [report / "locality"])
+    assert [path.name for path in (single / "evaluation").iterdir()] == ["locality"]
+    with pytest.raises(StagingError, match=r"would go to one folder, report-.*: rename one of theirs"):
+        stage_model(run / "last", tmp_path / "staged", card, [report, shutil.copytree(report, tmp_path / "report")])
+
+
+def test_results_of_other_weights_are_refused(run, report, tmp_path):
+    EdenModel(tiny_config()).save_pretrained(tmp_path / "model")
+    with pytest.raises(StagingError, match=r"results are of other weights \(sha256 .*evaluate the very folder"):
+        stage_model(tmp_path / "model", tmp_path / "staged", write_card_yaml(tmp_path), [report])
+    with pytest.raises(StagingError, match=r"holds no results\.json"):
+        stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path), [tmp_path])
+    assert not (tmp_path / "staged").exists()
+
+
+def test_sources_that_are_no_model(run, tmp_path):
+    card = write_card_yaml(tmp_path)
+    with pytest.raises(StagingError, match="neither a model folder"):
+        stage_model(tmp_path / "absent", tmp_path / "staged", card)
+    (tmp_path / "config.json").write_text('{"architectures": ["ResNetModel"]}')
+    with pytest.raises(StagingError, match="has no weights as safetensors"):
+        stage_model(tmp_path, tmp_path / "staged", card)
+    shutil.copy(run / "last" / "model.safetensors", tmp_path)
+    with pytest.raises(StagingError, match=r"config\.json is of ResNetModel; published are EdenForPreTraining"):
+        stage_model(tmp_path, tmp_path / "staged", card)
+    EdenModel(tiny_config()).save_pretrained(tmp_path / "trunk")
+    with pytest.raises(StagingError, match="holds no teacher and no memory bank"):
+        stage_model(tmp_path / "trunk", tmp_path / "staged", card, pretraining=True)
+
+
+def test_another_folder_is_not_written_over(run, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("Long work.")
+    with pytest.raises(StagingError, match="thesis holds something else than a staged repository"):
+        stage_model(run, tmp_path / "thesis", write_card_yaml(tmp_path))
+    assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_a_bad_card_makes_no_folder(run, tmp_path):
+    with pytest.raises(CardError, match=r"declared\.yaml: .*license"):
+        stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path, license=None))
+    assert not (tmp_path / "staged").exists()
