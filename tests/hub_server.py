@@ -132,6 +132,7 @@ class LocalHub:
 class _Handler(BaseHTTPRequestHandler):
     hub: LocalHub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes: the second would wait for 40 ms
 
     def log_message(self, *arguments: object) -> None:
         """Say nothing on stderr."""

@@ -107,7 +107,7 @@ def publish_model(
         RefusedError: the card lacks something or does not fit the files, a file is a pickle or of no known kind,
             weights are not finite, or an image would go that is none of the package's figures.
         PublishingError: no token, or one without rights; a wrong name; a tag that stands elsewhere; a Hub that fails.
-            The previous revision is as it was.
+            The repository's last revision is the old one or the new one, whole; another push completes it.
     """
     folder = Path(folder)
     problems = [Refusal(problem, "card") for problem in check_card(folder, model_id=repo_id)]
@@ -197,20 +197,13 @@ class _Pushing:
             info = self.api.repo_info(self.repo_id, repo_type=self.repo_type)
         except RepositoryNotFoundError:
             return None
-        tree = self.api.list_repo_tree(
-            self.repo_id, recursive=True, revision=info.sha, repo_type=self.repo_type
-        )  # of the revision told, whatever is pushed meanwhile
+        tree = self.api.list_repo_tree(self.repo_id, recursive=True, revision=info.sha, repo_type=self.repo_type)
         return _Remote(info.sha or "", bool(info.private), {f.path: f for f in tree if isinstance(f, RepoFile)})
 
     def _planned(self, path: str, there: RepoFile | None) -> PlannedFile:
         file = self.folder / path
-        size = file.stat().st_size
-        if there is None:
-            return PlannedFile(path, size, "new")
-        same = size == there.size and _hash(file, large=there.lfs is not None) == (
-            there.lfs.sha256 if there.lfs else there.blob_id
-        )
-        return PlannedFile(path, size, "unchanged" if same else "changed")
+        change = "new" if there is None else "unchanged" if _is_same(file, there) else "changed"
+        return PlannedFile(path, file.stat().st_size, change)  # type: ignore[arg-type]
 
     def _tagged(self, tag: str) -> str | None:
         try:
@@ -233,12 +226,14 @@ class _Pushing:
         ).oid
 
 
-def _hash(file: Path, large: bool) -> str:
-    """How the Hub tells contents: git's hash, or of large files the sha256."""
-    if not large:
-        return git_hash(file.read_bytes())
+def _is_same(file: Path, there: RepoFile) -> bool:
+    """Whether the Hub has the content of `file`, which it tells by git's hash, or of large files by the sha256."""
+    if file.stat().st_size != there.size:
+        return False
+    if there.lfs is None:
+        return git_hash(file.read_bytes()) == there.blob_id
     with file.open("rb") as content:
-        return sha_fileobj(content).hex()
+        return sha_fileobj(content).hex() == there.lfs.sha256
 
 
 def _retried(push: Callable[[], Push], repo_id: str) -> Push:
@@ -274,9 +269,9 @@ def _explained(error: Exception, repo_id: str) -> str:
     """One line: what went wrong, and the mend."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     said = (error.server_message if isinstance(error, HfHubHTTPError) else None) or _first_line(error)
-    owner, kept = repo_id.partition("/")[0], "the previous revision is as it was; push again"
+    owner, kept = repo_id.partition("/")[0], "no revision is left half made; push again"
     if status is None:
-        return f"the connection to the Hub failed ({said}); {kept}"
+        return f"the push broke off ({said}); {kept}"
     if status >= 500 or status in (408, 429):
         return f"the Hub answers {status} ({said}); {kept} later"
     mends = {

@@ -42,7 +42,7 @@ def push_to_hub(
 
     Raises:
         CardError, StagingError, RefusedError: what is to be published is not as it must be.
-        PublishingError: the Hub does not take it; its previous revision is as it was.
+        PublishingError: the Hub does not take it; no revision is left half made.
     """
     options = {"public": public, "tags": tags, "dry_run": dry_run, "allow": allow}
     if dataset:
@@ -50,6 +50,10 @@ def push_to_hub(
             raise CardError("a data set needs `card`: a YAML file with license, provenance and images_may_be_shared")
         return publish_dataset(source, repo_id, card, **options)  # type: ignore[arg-type]
     if card is None:
+        if not (Path(source) / "card.yaml").is_file():
+            raise CardError(
+                f"{source} is not staged: give `card`, YAML with model_id, license, intended_use, training_data"
+            )
         return publish_model(source, repo_id, **options)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as scratch:
         folder = output or Path(scratch) / "repository"

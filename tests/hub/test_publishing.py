@@ -132,9 +132,9 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, folder):
 @pytest.mark.parametrize(
     ("kind", "pattern", "message"),
     [
-        ("500", "PUT", r"the Hub answers 500 \(.*previous revision is as it was; push again later"),
+        ("500", "PUT", r"the Hub answers 500 \(.*no revision is left half made; push again later"),
         ("500", "commit", r"the Hub answers 500 \(something broke\)"),
-        ("cut", "PUT", r"the connection to the Hub failed \(.+\); the previous revision is as it was; push again"),
+        ("cut", "PUT", r"the push broke off \(.+\); no revision is left half made; push again"),
         ("damage", "PUT", r"the Hub refused the push.*push again \(400: .*sha256"),
     ],
 )
@@ -155,6 +155,28 @@ def test_a_push_that_fails_leaves_the_last_revision_and_the_next_completes_it(hu
     assert list(repository.revisions)[1:] == [first.commit, second.commit]
     assert held(hub) == contents(folder)
     assert repository.tags == {"v2.0": second.commit}
+
+
+def test_a_tag_that_failed_is_set_by_the_next_push(hub, folder):
+    hub.fault("500", "/tag/", times=1000)
+    with pytest.raises(PublishingError, match="the Hub answers 500"):
+        publish_model(folder, "user/tiny", tags=["v1.0"])
+    hub.faults.clear()
+    push = publish_model(folder, "user/tiny", tags=["v1.0"])
+    assert list(hub.repository("user/tiny").revisions)[1:] == [push.commit]
+    assert hub.repository("user/tiny").tags == {"v1.0": push.commit}
+
+
+def test_a_repository_that_is_deleted_meanwhile(hub, folder, monkeypatch):
+    commit = publishing._Pushing._commit
+
+    def late(push, plan, remote):
+        hub.repositories.clear()
+        return commit(push, plan, remote)
+
+    monkeypatch.setattr(publishing._Pushing, "_commit", late)
+    with pytest.raises(PublishingError, match=r"there is no user/tiny that this token may see: .* \(404: "):
+        publish_model(folder, "user/tiny")
 
 
 def test_somebody_elses_push_meanwhile_is_not_run_over(hub, folder, monkeypatch):
@@ -326,6 +348,8 @@ def test_a_run_is_staged_and_published_in_one_call(hub, run, report, tmp_path):
     hub.requests.clear()
     assert push_to_hub(str(run / "last"), "user/tiny", card, results=[str(report)]).changes == []
     assert push_to_hub(str(tmp_path / "kept"), "user/tiny").changes == []
+    with pytest.raises(CardError, match="run is not staged: give `card`, YAML with model_id, license"):
+        push_to_hub(str(run), "user/tiny")
     assert hub.asked(SENDS) == []
 
 
