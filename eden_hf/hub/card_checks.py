@@ -1,10 +1,14 @@
-"""What is wrong with a card: its metadata, its sections, its snippets and figures, and numbers that no file holds."""
+"""What is wrong with a card: metadata, sections, snippets, links, and numbers that no file holds.
+
+Each check compares the card with the one that its files give (`expected`).
+"""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard
@@ -27,199 +31,163 @@ _LICENSES = """
 LICENSES = frozenset(_LICENSES.split())
 _DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
 _LINK = re.compile(r"\]\(([^)\s]+)\)|<img[^>]*\ssrc=[\"']([^\"']+)")
-_MODEL_ID = re.compile(r"(?:from_pretrained\(|pipeline\([^)]*?model=)\s*[\"']([^\"']+)[\"']")
-#: Metadata that may hold digits and is not about results; `license` is checked by itself.
-_NAMES = ("license", "license_name", "license_link", "tags", "datasets", "base_model", "language", "model-index")
+_SNIPPET = re.compile(r"```python\n.*?```", re.DOTALL)
 
 
-def split_card(text: str) -> tuple[dict[str, Any] | str, list[str], int]:
-    """Metadata of a card (or what is wrong with it), the lines of its body, and the number of lines before those."""
-    match = REGEX_YAML_BLOCK.search(text)
-    if not match:
-        return "README.md has no metadata between --- lines: run eden card write", text.splitlines(), 0
-    body, before = text[match.end() :].splitlines(), text[: match.end()].count("\n")
-    try:
-        metadata = yaml.safe_load(match[2])
-    except yaml.YAMLError as error:
-        return f"README.md: the metadata is no YAML: {error}", body, before
-    if not isinstance(metadata, dict):
-        return f"README.md: the metadata must be a mapping, got {metadata!r}", body, before
-    return metadata, body, before
-
-
-def metadata_problems(metadata: dict[str, Any]) -> Iterator[str]:
-    """What the Hub would refuse, as far as can be told without asking it."""
-    license_ = metadata.get("license")
-    if license_ not in LICENSES:
-        yield f"metadata: `license` of the weights must be one of the Hub's, got {license_!r}: declare it in card.yaml"
-    if license_ == "other":
-        for name in ("license_name", "license_link"):
-            if not metadata.get(name):
-                yield f"metadata: `{name}` must be given, since the license is `other`"
-    for name in ("library_name", "pipeline_tag"):
-        if not isinstance(metadata.get(name), str):
-            yield f"metadata: `{name}` must be a name, got {metadata.get(name)!r}"
-    for name in ("tags", "datasets", "metrics", "language", "base_model"):
-        values = metadata.get(name, [])
-        values = [values] if isinstance(values, str) and name != "tags" else values
-        if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
-            yield f"metadata: `{name}` must be a list of names, got {metadata[name]!r}"
-    if "model-index" in metadata:
-        yield from _model_index_problems(metadata["model-index"])
-
-
-def _model_index_problems(index: Any) -> Iterator[str]:
-    try:
-        _, results = model_index_to_eval_results(index)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        yield f"metadata: `model-index` is not as the Hub wants it: {type(error).__name__} {error}"
-        return
-    for result in results:
-        if isinstance(result.metric_value, bool) or not isinstance(result.metric_value, int | float):
-            what = f"{result.metric_type} must be a number, got {result.metric_value!r}"
-            yield f"metadata: `model-index`: the value of {what}"
-
-
-def section_problems(body: list[str], required: list[str]) -> Iterator[str]:
-    """Sections that are missing or empty."""
-    contents: dict[str, str] = defaultdict(str)
-    heading, fenced = "", False
-    for line in body:
-        fenced ^= line.startswith("```")
-        if line.startswith("## ") and not fenced:
-            heading = line[3:].strip()
-            contents[heading] += ""
-        else:
-            contents[heading] += line.strip()
-    for name in required:
-        if name not in contents:
-            yield f"README.md: the section `## {name}` is missing"
-        elif not contents[name]:
-            yield f"README.md: the section `## {name}` is empty"
-
-
-def snippet_problems(body: list[str], before: int, model_id: str) -> Iterator[str]:
-    """Snippets that load another model, or none."""
-    found = False
-    for number, line in enumerate(body, before + 1):
-        for name in _MODEL_ID.findall(line):
-            found = True
-            if name != model_id:
-                yield f"README.md:{number}: the snippet loads {name!r}, but the card is of {model_id!r}"
-    if not found:
-        yield f"README.md: no snippet loads {model_id!r}"
-
-
-def link_problems(body: list[str], before: int, folder: Path) -> Iterator[str]:
-    """Figures and files that the card refers to and the folder does not hold."""
-    for number, line in enumerate(body, before + 1):
-        for match in _LINK.finditer(line):
-            file = match[1] or match[2]
-            if not re.match(r"[a-z]+:|#", file) and not (folder / file.partition("#")[0]).is_file():
-                yield f"README.md:{number}: {file} is missing from the folder"
-
-
-class _Line(NamedTuple):
-    """A line of a card in its place: the heading above it, its text, and its number."""
+class Line(NamedTuple):
+    """A line of a card: the heading above it, its text with single spaces, and its number."""
 
     heading: str
     text: str
-    number: int = 0
+    number: int
 
     @property
-    def mask(self) -> tuple[str, str]:
-        """Place and text without the numbers."""
+    def place(self) -> tuple[str, str]:
+        """The heading, and the text without its numbers: what a line keeps when its numbers change."""
         return self.heading, _DIGITS.sub("#", self.text)
 
 
-def _lines(body: list[str], before: int = 0) -> Iterator[_Line]:
+class Card:
+    """A `README.md`, taken apart.
+
+    Attributes:
+        text: All of it.
+        metadata: What stands between the --- lines.
+        lines: The lines of its body that hold something.
+
+    Raises:
+        ValueError: there is no metadata, or it is no mapping in YAML.
+    """
+
+    def __init__(self, text: str) -> None:
+        match = REGEX_YAML_BLOCK.search(text)
+        if not match:
+            raise ValueError("README.md has no metadata between --- lines: run eden card write")
+        try:
+            metadata = yaml.safe_load(match[2])
+        except yaml.YAMLError as error:
+            raise ValueError(f"README.md: the metadata is no YAML: {error}") from error
+        if not isinstance(metadata, dict):
+            raise ValueError(f"README.md: the metadata must be a mapping, got {metadata!r}")
+        self.text, self.metadata = text, metadata
+        self.lines = list(_lines(text[match.end() :], before=text[: match.end()].count("\n")))
+
+
+def _lines(body: str, before: int) -> Iterator[Line]:
     heading, fenced = "", False
-    for number, line in enumerate(body, before + 1):
+    for number, line in enumerate(body.splitlines(), before + 1):
         text = " ".join(line.split())
         if text:
-            yield _Line(heading, text, number)
+            yield Line(heading, text, number)
         fenced ^= text.startswith("```")
         if text.startswith("#") and not fenced:
             heading = text
 
 
-def number_problems(body: list[str], before: int, expected: list[str], evidence: Evidence) -> Iterator[str]:
-    """Numbers in the body of a card that no file holds.
-
-    A line that the files give as it stands is right. One that differs from such a line in its numbers only has wrong
-    numbers, whatever else holds them. Numbers of any other line must be in the files (see `Evidence`).
-    """
-    given: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for line in _lines(expected):
-        given[line.mask].append(line.text)
-    written = list(_lines(body, before))
-    for line in written:
-        twins = given.get(line.mask)
-        if twins is None:
-            for number in evidence.unheld(line.text):
-                yield f"README.md:{line.number}: no file of the folder holds {number}"
-        elif line.text not in twins:
-            yield from _altered(line, twins)
-    yield from _left_out(written, expected)
-
-
-def _altered(line: _Line, twins: list[str]) -> Iterator[str]:
-    """The numbers of a line that differ from those of the nearest line that the files give."""
-    found = _DIGITS.findall(line.text)
-    nearest = max(twins, key=lambda twin: sum(a == b for a, b in zip(found, _DIGITS.findall(twin), strict=True)))
-    for number, held in zip(found, _DIGITS.findall(nearest), strict=True):
-        if number != held:
-            yield f"README.md:{line.number}: no file of the folder holds {number} here; they hold {held}"
-
-
-def _left_out(written: list[_Line], expected: list[str]) -> Iterator[str]:
-    """Rows of result tables that the files give and the card lacks, and headers that were changed."""
-    masks = {line.mask for line in written}
-    for line in _lines(expected):
-        if line.text.startswith("|") and line.mask not in masks:
-            yield f"README.md: {line.heading.lstrip('# ')!r} lacks or has changed the table row {line.text}"
-
-
-def index_problems(text: str, metadata: dict[str, Any], expected: dict[str, Any], evidence: Evidence) -> Iterator[str]:
-    """Values of `model-index`, and numbers of other metadata, that no file holds."""
+def metadata_problems(card: Card, expected: Card) -> Iterator[str]:
+    """What the files give otherwise, and numbers that they do not give."""
+    for name, value in expected.metadata.items():
+        given = card.metadata.get(name)
+        if isinstance(value, list) and name != "model-index":
+            if not isinstance(given, list) or any(item not in given for item in value):
+                yield f"README.md: metadata: `{name}` must be a list with {', '.join(value)}, got {given!r}"
+        elif name != "model-index" and given != value:
+            yield f"README.md: metadata: `{name}` is {given!r}, but the files give {value!r}"
+    for name in card.metadata.keys() - expected.metadata.keys() - {"model-index"}:
+        for number in numbers(str(card.metadata[name])):
+            yield f"README.md:{_line_of(card.text, name)}: metadata: no file holds {number.text} of `{name}`"
     try:
-        given = {_what(result): result.metric_value for result in _results(expected)}
-        found = _results(metadata)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError):
-        return  # told by metadata_problems
-    for result in found:
-        value, what, name = result.metric_value, _what(result), result.metric_name or result.metric_type
-        wrong = f"README.md:{_line_of(text, value)}: model-index: no file holds {value} for {name}"
-        if what in given and value != given[what]:
-            yield f"{wrong}; they hold {given[what]}"
-        elif what not in given and evidence.unheld(f"{name} {value}"):
-            yield wrong
-    if metadata.get("license") != expected.get("license"):
-        yield f"metadata: `license` is {metadata.get('license')!r}, but card.yaml declares {expected.get('license')!r}"
-    for name, value in metadata.items():
-        if name not in _NAMES:
-            for number in numbers(str(value)):
-                line = _line_of(text, number.text)
-                yield f"README.md:{line}: metadata: no file holds the number {number.text} of `{name}`"
+        found = _results(card)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        yield f"README.md: metadata: `model-index` is not as the Hub wants it: {type(error).__name__} {error}"
+    else:
+        yield from _index_problems(found, _results(expected))
 
 
-def _results(metadata: dict[str, Any]) -> list[EvalResult]:
-    return model_index_to_eval_results(metadata["model-index"])[1] if "model-index" in metadata else []
+def _results(card: Card) -> list[tuple[EvalResult, int]]:
+    """The results of `model-index`, as huggingface_hub reads them, each with the line of its value."""
+    if "model-index" not in card.metadata:
+        return []
+    results = model_index_to_eval_results(card.metadata["model-index"])[1]
+    lines = [number for number, line in enumerate(card.text.splitlines(), 1) if re.match(r"\s+(- )?value:", line)]
+    return list(zip(results, lines + len(results) * [1], strict=False))
 
 
-def _what(result: EvalResult) -> tuple[Any, ...]:
-    """What a result is of: everything of it but the value."""
-    return (*result.unique_identifier, result.metric_type, result.metric_name, str(result.metric_args))
+def _index_problems(found: list[tuple[EvalResult, int]], expected: list[tuple[EvalResult, int]]) -> Iterator[str]:
+    for result, line in found:
+        held = [other.metric_value for other, _ in expected if result.is_equal_except_value(other)]
+        if result.metric_value not in held:
+            name = f"{result.metric_name or result.metric_type} on {result.dataset_name}"
+            mend = f"; they hold {held[0]}" if held else ""
+            yield f"README.md:{line}: model-index: no file holds {result.metric_value} for {name}{mend}"
+    for other, _ in expected:
+        if not any(result.is_equal_except_value(other) for result, _ in found):
+            yield f"README.md: model-index lacks {other.metric_name} on {other.dataset_name}, which a file gives"
 
 
-def _line_of(text: str, value: Any) -> int:
-    """Number of the first line that holds a value."""
-    return next((number for number, line in enumerate(text.splitlines(), 1) if str(value) in line), 1)
+def section_problems(card: Card, expected: Card) -> Iterator[str]:
+    """Sections that are missing or empty."""
+    filled = {line.heading for line in card.lines}
+    for line in expected.lines:
+        if line.text.startswith("## ") and line.text not in filled:
+            yield f"README.md: the section `{line.text}` is missing or empty"
 
 
-def online_problems(file: Path) -> Iterator[str]:
+def snippet_problems(card: Card, expected: Card) -> Iterator[str]:
+    """Snippets that are not those that load this model."""
+    for snippet in _SNIPPET.findall(expected.text):
+        if snippet not in card.text:
+            first = snippet.splitlines()[1]
+            yield f"README.md: the snippet that starts with `{first}` is changed or missing: run eden card write"
+
+
+def link_problems(card: Card, folder: Path) -> Iterator[str]:
+    """Figures and files that the card refers to and the folder does not hold."""
+    for line in card.lines:
+        for match in _LINK.finditer(line.text):
+            file = match[1] or match[2]
+            if not re.match(r"[a-z]+:|#", file) and not (folder / file.partition("#")[0]).is_file():
+                yield f"README.md:{line.number}: {file} is missing from the folder"
+
+
+def number_problems(card: Card, expected: Card, evidence: Evidence) -> Iterator[str]:
+    """Numbers in the body that no file holds, and rows of tables that were left out.
+
+    A line in the place of one that the files give must have its numbers; numbers of any other line must be in the
+    files (see `Evidence`).
+    """
+    places: dict[tuple[str, str], tuple[list[Line], list[Line]]] = defaultdict(lambda: ([], []))
+    for line in card.lines:
+        places[line.place][0].append(line)
+    for line in expected.lines:
+        places[line.place][1].append(line)
+    for written, given in places.values():
+        for line, held in zip_longest(written, given):
+            yield from _line_problems(line, held, evidence)
+
+
+def _line_problems(line: Line | None, held: Line | None, evidence: Evidence) -> Iterator[str]:
+    """What is wrong with a line as it is written, where the files give `held`; either may be absent."""
+    if line is None:
+        if held and held.text.startswith("|") and _DIGITS.search(held.text):
+            yield f"README.md: {held.heading.lstrip('# ')!r} lacks, or has changed, the row {held.text}"
+    elif held is None:
+        for number in evidence.unheld(line.text):
+            yield f"README.md:{line.number}: no file of the folder holds {number}"
+    else:
+        for number, right in zip(_DIGITS.findall(line.text), _DIGITS.findall(held.text), strict=True):
+            if number != right:
+                yield f"README.md:{line.number}: no file of the folder holds {number} here; they hold {right}"
+
+
+def _line_of(text: str, key: str) -> int:
+    """Number of the line with a key of the metadata."""
+    return next((number for number, line in enumerate(text.splitlines(), 1) if line.startswith(f"{key}:")), 1)
+
+
+def online_problems(text: str) -> Iterator[str]:
     """What the Hub itself says of the metadata; asks its API."""
     try:
-        ModelCard.load(file).validate()
+        ModelCard(text).validate()
     except ValueError as error:
-        yield f"the Hub refuses the metadata: {error}"
+        yield f"README.md: the Hub refuses the metadata: {error}"

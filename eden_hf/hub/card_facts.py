@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +10,7 @@ import yaml
 
 from eden_hf.model_names import FRESH
 
-if TYPE_CHECKING:  # the extra `evaluation`, which a card without results does not need
+if TYPE_CHECKING:  # needs an extra, which a card without results does without
     from eden_hf.evaluation.results import Estimate, Results
 
 
@@ -61,7 +61,7 @@ class Measurement:
     def data(self) -> tuple[str, str | None]:
         """Name and split of the test images, without the folders they lay in."""
         source, _, where = self.results.source.partition(" (")
-        split = where.partition(",")[0].rstrip(")") if where else None
+        split = where.partition(",")[0].rstrip(")") or None
         if split is None and self.results.evaluation.split()[0] in ("probe", "finetuned"):
             split = "test"  # what both always score
         return data_name(source), split
@@ -81,7 +81,7 @@ class Measurement:
     def headline(self) -> "dict[str, Estimate]":
         """The values that a card shows."""
         values = self.results.values
-        if (chosen := HEADLINES.get(self.results.evaluation)) and set(chosen) <= set(values):
+        if chosen := [name for name in HEADLINES.get(self.results.evaluation, ()) if name in values]:
             return {name: values[name] for name in chosen}
         names, metric = list(values), self.results.settings.get("metric")
         if metric in values:
@@ -93,28 +93,28 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the files of a model repository hold.
+    """What the files of a model repository hold; empty where an optional one is absent.
 
     Attributes:
         folder: The repository.
         kind: Class of the model.
         config, processor: `config.json` and `preprocessor_config.json`.
-        recipe, environment, data: `training/config.yaml`, `environment.json` and `data.json`; empty where absent.
+        recipe, environment, data: `training/config.yaml`, `environment.json` and `data.json`.
         metrics: Rows of `training/metrics.json`.
         measurements: The result files, in the order of their folders.
-        own: The name that result files give to this model; `None` without result files.
+        own: The name that result files give to this model; `None` without result files of it.
     """
 
     folder: Path
     kind: Kind
     config: dict[str, Any]
     processor: dict[str, Any]
-    recipe: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    measurements: list[Measurement] = field(default_factory=list)
-    own: str | None = None
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    measurements: list[Measurement]
+    own: str | None
 
 
 def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
@@ -126,13 +126,13 @@ def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
 
     Raises:
         CardError: a file is missing or not as it must be.
-        ImportError: there are result files, and the extra `evaluation` is not installed.
+        ImportError: there are result files, and the extra `plots` is not installed.
     """
     config = _read(folder / "config.json", dict)
     architecture = (config.get("architectures") or [None])[0]
     if architecture not in KINDS:
         raise CardError(
-            f"{folder / 'config.json'}: `architectures` names {architecture!r}; known are {', '.join(KINDS)}"
+            f"{folder / 'config.json'}: `architectures` names {architecture!r}; cards are of {', '.join(KINDS)}"
         )
     training = folder / "training"
     recipe = _read(training / "config.yaml", dict, required=False)
@@ -171,23 +171,20 @@ def _measurement(file: Path, folder: Path) -> Measurement:
     try:
         from eden_hf.evaluation.results import Results
     except ImportError as error:
-        raise ImportError(f"{file} is read by the evaluations: pip install 'eden_hf[evaluation]'") from error
+        raise ImportError(f"{file} is a result file, which needs an extra: pip install 'eden_hf[plots]'") from error
     try:
         results = Results.load(file)
+        wrong = [name for name, value in results.values.items() if not all(isinstance(v, int | float) for v in value)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CardError(f"{file} is no result file of eden_hf.evaluation.results: {error}") from error
-    if not all(isinstance(number, int | float) for estimate in results.values.values() for number in estimate):
-        raise CardError(f"{file} is no result file of eden_hf.evaluation.results: a value is no number")
-    found = Measurement(file.parent.relative_to(folder).as_posix(), results)
-    if not (isinstance(found.subgroup, dict) and all(isinstance(value, str) for value in found.subgroup.values())):
-        raise CardError(f"{file}: `subgroup` must be a mapping such as {{'sex': 'female'}}, got {found.subgroup!r}")
-    return found
+    if wrong:
+        raise CardError(f"{file} is no result file of eden_hf.evaluation.results: {wrong[0]!r} is no number")
+    return Measurement(file.parent.relative_to(folder).as_posix(), results)
 
 
 def _own_name(measurements: Sequence[Measurement], declared: str | None, recipe: dict[str, Any]) -> str | None:
     """Which encoder of the result files is this model: results of fresh weights beside it are a control."""
-    results = [found.results for found in measurements]
-    names = list(dict.fromkeys(r.encoder for r in results if r.evaluation != "pruner audit"))
+    names = list(dict.fromkeys(m.results.encoder for m in measurements if m.results.evaluation != "pruner audit"))
     if not names:
         return None
     if declared is not None:

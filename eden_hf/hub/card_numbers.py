@@ -7,27 +7,27 @@ from typing import Any, NamedTuple
 
 from eden_hf.hub.card_facts import Facts
 
+_METRICS = """
+    accuracy acc auc auroc dice iou jaccard f1 sensitivity specificity precision recall retrieval mae mse rmse r2 error
+    score scores performance confusion margin gain kappa hausdorff correlation
+    """
 #: Words that make a number beside them a result.
-METRICS = frozenset(
-    "accuracy acc auc auroc auprc dice iou jaccard f1 sensitivity specificity precision recall mae mse rmse error score "
-    "scores performance ap map kappa hausdorff correlation r2 percent points".split()
-)
-_NUMBER = re.compile(
-    r"(?P<word>[^\W\d]+[-_]?)?(?<![\d.,])(?P<sign>[-−])?"  # noqa: RUF001 (a minus sign)
-    r"(?P<number>[1-9]\d{0,2}(?:,\d{3})+(?![\d.])|\d+,\d+|\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+)"
-    r"(?P<percent>\s?(?:%|percent\b))?(?P<letters>[^\W\d]+)?"
-)
-#: What holds digits and is no number said of anything: links, papers, versions, and the name of an interval.
-_REFERENCES = re.compile(
-    r"https?://[^\s)]+|arXiv[: ]\s?\d{4}\.\d{4,5}|\d+(?:\.\d+){2,}|95\s?% (?:confidence |bootstrap )?(?:intervals?|CIs?)\b",
+METRICS = frozenset(_METRICS.split())
+#: What holds digits and is said of nothing: links, papers, versions, the name of an interval, `3D`, `16-bit`, `2nd`.
+_NAMES = re.compile(
+    r"https?://[^\s)]+|\b\d{4}\.\d{5}\b|\d+(?:\.\d+){2,}|95\s?% (?:confidence |bootstrap )?(?:intervals?|CIs?)\b"
+    r"|\b\d+(?:[dDx]|st|nd|rd|th|-?bit)\b",
     re.IGNORECASE,
 )
-_INTERVAL = re.compile(r"([-−]?\d*\.?\d+) ?\(([-−]?\d*\.?\d+)(?:, ?| to |–|-)([-−]?\d*\.?\d+)\)")  # noqa: RUF001
-_CLAUSE = re.compile(r"(?<!\d)[.](?=\s|$)|(?<=\d)\.(?=\s|$)|[;:|!?]|,(?=\s)|\band\b|\bbut\b|\bwhile\b")
+_NUMBER = re.compile(
+    r"(?<![^\W\d])(?<![^\W\d]-)(?<![\d.])"  # not of a name such as ResNet-50
+    r"(?P<sign>(?<!\w)[-−])?"  # noqa: RUF001 (a minus sign)
+    r"(?P<digits>[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d*\.?\d+(?:[eE][-+]?\d+)?)(?P<percent>\s?(?:%|percent\b))?"
+)
 
 
 class Number(NamedTuple):
-    """A number as it is written: `text` and `value`, its decimals, and whether it is a percentage."""
+    """A number as it is written, its value, its decimals, and whether it is a percentage."""
 
     text: str
     value: float
@@ -35,50 +35,30 @@ class Number(NamedTuple):
     percent: bool
 
     def rounds(self, value: float) -> bool:
-        """Whether this is `value`, rounded as it is written."""
-        return abs(self.value - value) <= 0.5 * 10**-self.decimals * (1 + 1e-6)
-
-    @property
-    def digits(self) -> int:
-        """How many digits are written."""
-        return sum(character.isdigit() for character in self.text)
+        """Whether this is `value`, rounded as it is written; only two digits and more may be rounded."""
+        significant = len(re.sub(r"\D", "", self.text).lstrip("0"))
+        near = 0.5 * 10**-self.decimals * (1 + 1e-6) if significant > 1 and (self.decimals or self.percent) else 1e-9
+        return abs(self.value - value * (100 if self.percent else 1)) <= near
 
 
 def numbers(text: str) -> Iterator[Number]:
-    """The numbers of a text, without those that are part of a name (`ResNet-50`, `COVID-19`, `3D`) or a reference."""
-    for match in _NUMBER.finditer(_REFERENCES.sub(" ", text)):
-        written = match["number"]
-        number = (
-            written.replace(",", "") if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", written) else written.replace(",", ".")
-        )
-        word = (match["word"] or "").rstrip("-_").lower()
-        named = bool(word and word not in METRICS) or bool(match["letters"])
-        if number.isdigit() and named and not match["percent"]:
-            continue
-        decimals = len(number.partition("e")[0].partition(".")[2])
-        negative = match["sign"] is not None and not word
-        yield Number(written, -float(number) if negative else float(number), decimals, match["percent"] is not None)
+    """The numbers of a text, without those of names and references."""
+    for match in _NUMBER.finditer(_NAMES.sub(" ", text)):
+        digits = match["digits"].replace(",", "")
+        value = -float(digits) if match["sign"] else float(digits)
+        decimals = len(re.split("[eE]", digits)[0].partition(".")[2])
+        yield Number(match[0].strip(), value, decimals, match["percent"] is not None)
 
 
 def words(text: str) -> set[str]:
-    """The words of a text, in lower case."""
+    """The words of a text, in lower case; underscores part words."""
     return set(re.findall(r"[^\W\d_]+\d?", text.lower()))
 
 
-def clauses(text: str) -> list[str]:
-    """The pieces of a text between commas, stops and conjunctions: what a number in one of them is said of."""
-    return [clause for clause in _CLAUSE.split(text) if clause.strip()]
-
-
-def standalone_numbers(text: str) -> list[str]:
-    """The numbers of a text as they are written."""
-    return [number.text + (" %" if number.percent else "") for number in numbers(text)]
-
-
-def looks_like_a_result(text: str) -> str | None:
-    """The first sentence of a text with a number and a word of `METRICS`, if any."""
+def result_in(text: str) -> str | None:
+    """The first sentence of a text that says a number of a metric, if any."""
     for sentence in re.split(r"(?<=[.;!?])\s+", text):
-        if words(sentence) & METRICS and standalone_numbers(sentence):
+        if words(sentence) & METRICS and any(numbers(sentence)):
             return sentence.strip()
     return None
 
@@ -89,8 +69,8 @@ class Evidence:
 
     Attributes:
         estimates: For each value of the result files the words of its name, and its value and interval.
-        counts: Integers of the result files: patients, seeds, settings.
-        settings: All numbers of configurations, data and environment.
+        counts: Other numbers of the result files: patients, seeds, settings.
+        settings: Numbers of configurations, data, environment and declaration.
     """
 
     estimates: list[tuple[set[str], tuple[float, float, float]]] = field(default_factory=list)
@@ -98,72 +78,40 @@ class Evidence:
     settings: set[float] = field(default_factory=set)
 
     @classmethod
-    def of(cls, facts: Facts) -> "Evidence":
-        """What the files behind `facts` hold."""
+    def of(cls, facts: Facts, declared: dict[str, Any]) -> "Evidence":
+        """What the files behind `facts` hold, and what was declared."""
         evidence = cls()
-        for measured in facts.measurements:
-            results = measured.results
-            for name, value in results.values.items():
-                named = words(f"{results.evaluation} {name}".replace("_", " "))
-                evidence.estimates.append((named, (value.value, value.low, value.high)))
+        for found in facts.measurements:
+            for name, value in found.results.values.items():
+                evidence.estimates.append((words(f"{found.results.evaluation} {name}"), value[:3]))
                 evidence.counts.add(value.n)
-            evidence.counts |= {results.seed, *_leaves(results.settings)}
-        for part in (facts.config, facts.processor, facts.recipe, facts.environment, facts.data):
+            evidence.counts |= {found.results.seed, *_leaves(found.results.settings)}
+        for part in (facts.config, facts.processor, facts.recipe, facts.environment, facts.data, declared):
             evidence.settings |= set(_leaves(part))
-        evidence.settings |= {value for value in _leaves(facts.metrics) if not float(value).is_integer()}
         return evidence
 
     def unheld(self, text: str) -> list[str]:
-        """The numbers of a text that no file holds, as they are written."""
-        missing = []
-        for match in list(_INTERVAL.finditer(text)):
-            triple = [next(numbers(part), None) for part in match.groups()]
-            if None not in triple and not self._holds_interval([n for n in triple if n]):
-                missing.append(match[0])
-        rest = _INTERVAL.sub(" ", text)
-        for clause in clauses(rest):
-            said_of = words(clause)
-            missing += [n.text + (" %" if n.percent else "") for n in numbers(clause) if not self._holds(n, said_of)]
-        return missing
+        """The numbers of a text that no file holds, as they are written.
 
-    def _holds_interval(self, triple: list[Number]) -> bool:
-        """Whether one estimate has this value and this interval."""
-        return any(all(n.rounds(v) for n, v in zip(triple, value, strict=True)) for _, value in self.estimates)
-
-    def _holds(self, number: Number, said_of: set[str]) -> bool:
-        """Whether a file holds a number that is said of some words.
-
-        A number said of a metric is of the result files, and of the value that shares most words with what is said;
-        another may be of any file. Rounding needs two digits behind the point (or three in all, or a percentage with
-        two), since a shorter number is near to many.
+        What is said of a metric must be a value of that metric, or a count of the result files.
         """
-        metric = bool(said_of & METRICS) or number.percent
-        others = self.counts if metric else self.counts | self.settings
-        scale = 100 if number.percent else 1
-        if not number.percent and number.value in others:
-            return True
-        if number.percent and not said_of & METRICS and number.value / 100 in self.settings:
-            return True
-        precise = number.digits >= 2 if number.percent else number.decimals >= 2 or number.digits >= 3
-        candidates = [scale * value for value in self._candidates(said_of)]
-        integer = number.decimals == 0 and not number.percent
-        return any(number.value == value or (precise and not integer and number.rounds(value)) for value in candidates)
-
-    def _candidates(self, said_of: set[str]) -> list[float]:
-        """The values and bounds of the estimates that share most words with what is said."""
-        shared = [len(named & said_of) for named, _ in self.estimates]
-        most = max(shared, default=0)
-        return [v for count, (_, value) in zip(shared, self.estimates, strict=True) if count == most for v in value]
+        said = words(text) & METRICS
+        values = [value for named, triple in self.estimates if not said or named & said for value in triple]
+        exact = self.counts if said else self.counts | self.settings
+        return [
+            number.text
+            for number in numbers(text)
+            if not any(number.rounds(value) for value in values)
+            and not any(Number("", number.value, 0, number.percent).rounds(value) for value in exact)
+        ]
 
 
 def _leaves(content: Any) -> Iterable[float]:
     """All numbers in a nest of mappings and lists, those in strings too."""
-    if isinstance(content, bool) or content is None:
-        return
-    if isinstance(content, int | float):
+    if isinstance(content, int | float) and not isinstance(content, bool):
         yield content
     elif isinstance(content, str):
         yield from (number.value for number in numbers(content))
-    else:
+    elif isinstance(content, dict | list | tuple):
         for item in content.values() if isinstance(content, dict) else content:
             yield from _leaves(item)

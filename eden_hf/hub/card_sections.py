@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult
 
-from eden_hf.hub.card_facts import Facts, Measurement, data_name, model_name
+from eden_hf.hub.card_facts import CardError, Facts, Measurement, data_name, model_name
 from eden_hf.model_names import FRESH
 
 if TYPE_CHECKING:
-    from eden_hf.evaluation.results import Estimate
     from eden_hf.hub.cards import EdenModelCardData
 
 METHOD_CITATION = """@inproceedings{hosseinzadehtaher2023adam,
@@ -27,28 +26,42 @@ _WHAT = {
     "EdenForSemanticSegmentation": "A {trunk} trunk with a U-Net decoder that outlines structures: {labels}.",
 }
 
-_USE = {
-    "EdenModel": """outputs = model(**processor(image, return_tensors="pt"))
-outputs.pooler_output  # [1, C], the image's embedding
-outputs.last_hidden_state  # [1, C, h, w], its map""",
-    "EdenForImageClassification": """outputs = model(**processor(image, return_tensors="pt"))
-{scores}""",
-    "EdenForSemanticSegmentation": """outputs = model(**processor(image, return_tensors="pt"))
-size = [(image.height, image.width)]
-{masks}""",
+_LOAD = """from PIL import Image
+from transformers import AutoImageProcessor, {auto_class}
+
+processor = AutoImageProcessor.from_pretrained("{model_id}", trust_remote_code=True)
+model = {auto_class}.from_pretrained("{model_id}", trust_remote_code=True)
+
+image = Image.open("image.png")
+"""
+_LOAD_WITH_PACKAGE = """from eden_hf import EdenImageProcessor, {eden_class}
+from eden_hf.data import read_image
+
+processor = EdenImageProcessor.from_pretrained("{model_id}")
+model = {eden_class}.from_pretrained("{model_id}")
+
+image = read_image("image.png")
+"""
+_RUN = 'outputs = model(**processor(image, return_tensors="pt"))\n'
+_EMBED = """outputs.pooler_output  # [1, C], the image's embedding
+outputs.last_hidden_state  # [1, C, h, w], its map"""
+_CLASSIFY = {
+    problem: f"scores = dict(zip(model.config.id2label.values(), outputs.{scores}.tolist()))"
+    for problem, scores in {
+        "single_label_classification": "logits.softmax(-1)[0]",
+        "multi_label_classification": "logits.sigmoid()[0]",
+        "regression": "logits[0]",
+    }.items()
 }
-_SCORES = {
-    "single_label_classification": "dict(zip(model.config.id2label.values(), outputs.logits.softmax(-1)[0].tolist()))",
-    "multi_label_classification": "dict(zip(model.config.id2label.values(), outputs.logits.sigmoid()[0].tolist()))",
-    "regression": "dict(zip(model.config.id2label.values(), outputs.logits[0].tolist()))",
-}
-_MASKS = {
-    "overlapping": """found = processor.post_process_instance_segmentation(outputs, target_sizes=size)[0]
-found["segmentation"].masks  # bool [labels, H, W] at the image's own size""",
-    "exclusive": """processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0]  # [H, W], a label a pixel""",
+_OUTLINE = {
+    "overlapping": """size = [(image.height, image.width)]
+found = processor.post_process_instance_segmentation(outputs, target_sizes=size)[0]
+masks = found["segmentation"].masks  # bool [labels, H, W], at the image's own size""",
+    "exclusive": """size = [(image.height, image.width)]
+labels = processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0]  # [H, W], a label a pixel""",
 }
 
-#: What each evaluation asks, in a sentence.
+#: What each evaluation asks, in a sentence or two.
 _QUESTIONS = {
     "locality": "Are patches of one landmark alike in different patients? Higher is better, but for mirror confusion.",
     "compositionality": "Is a whole near the mean of its parts (own), and nearer than to another patient's (margin)?",
@@ -61,28 +74,34 @@ _QUESTIONS = {
 }
 
 
-def sections(declared: "EdenModelCardData", facts: Facts) -> dict[str, str | list[str]]:
-    """The values of the template's fields."""
-    return {
-        "title": declared.model_id.split("/")[-1],
-        "summary": (declared.summary or "Anatomy-aware embeddings of medical images.").strip(),
-        "what": what(facts),
-        "remote_snippet": remote_snippet(declared.model_id, facts),
-        "package_snippet": package_snippet(declared.model_id, facts),
-        "input_table": input_table(facts),
-        "intended_use": declared.intended_use.strip(),
-        "training_data": training_data(declared, facts),
-        "recipe": recipe(facts),
-        "evaluation": evaluation(facts),
-        "subgroups": subgroups(facts),
-        "compute": compute(facts),
-        "limits": limits(declared, facts),
-        "out_of_scope": out_of_scope(declared),
-        "lineage": lineage(declared, facts),
-        "licence": licence(declared),
-        "data_licences": [f"{data.name}: {_one_line(data.license)}" for data in declared.training_data],
-        "citation": "\n\n".join([*([declared.citation.strip()] if declared.citation else []), METHOD_CITATION]),
-    }
+def sections(declared: "EdenModelCardData", facts: Facts) -> dict[str, Any]:
+    """The values of the template's fields.
+
+    Raises:
+        CardError: a setting that a card tells is missing from a file.
+    """
+    try:
+        return {
+            "declared": declared,
+            "what": what(facts),
+            "remote_snippet": _LOAD.format(model_id=declared.model_id, **facts.kind._asdict()) + _use(facts),
+            "package_snippet": _LOAD_WITH_PACKAGE.format(model_id=declared.model_id, **facts.kind._asdict())
+            + _use(facts),
+            "input_table": input_table(facts),
+            "recorded_data": recorded_data(facts),
+            "recipe": recipe(facts),
+            "evaluation": evaluation(facts),
+            "subgroups": subgroups(facts),
+            "compute": compute(facts),
+            "without_control": bool(facts.measurements)
+            and not any(found.results.encoder.startswith(FRESH) for found in facts.measurements),
+            "lineage": lineage(declared, facts),
+            "method_citation": METHOD_CITATION,
+        }
+    except KeyError as error:
+        raise CardError(
+            f"{facts.folder}: the setting {error} is missing from its files, and a card tells it"
+        ) from error
 
 
 def what(facts: Facts) -> str:
@@ -90,86 +109,53 @@ def what(facts: Facts) -> str:
     backbone = facts.config["backbone_config"]
     layers = backbone.get("depths")
     trunk = backbone["model_type"] + (f" ({'-'.join(map(str, layers))} blocks)" if layers else "")
-    labels = ", ".join((facts.config.get("id2label") or {}).values())
+    labels = ", ".join((facts.config.get("id2label") or {}).values()) or "labels without names"
     return _WHAT[facts.kind.eden_class].format(trunk=trunk, labels=labels)
 
 
 def _use(facts: Facts) -> str:
-    scores = _SCORES[facts.config.get("problem_type") or "single_label_classification"]
-    masks = _MASKS[facts.config.get("segmentation_type") or "overlapping"]
-    return _USE[facts.kind.eden_class].format(scores=scores, masks=masks)
-
-
-def remote_snippet(model_id: str, facts: Facts) -> str:
-    """Loading and using the model with transformers, its code from the repository."""
-    auto = facts.kind.auto_class
-    return f"""from PIL import Image
-from transformers import AutoImageProcessor, {auto}
-
-processor = AutoImageProcessor.from_pretrained("{model_id}", trust_remote_code=True)
-model = {auto}.from_pretrained("{model_id}", trust_remote_code=True)
-
-image = Image.open("image.png")
-{_use(facts)}"""
-
-
-def package_snippet(model_id: str, facts: Facts) -> str:
-    """The same by the package."""
-    eden_class = facts.kind.eden_class
-    return f"""from eden_hf import EdenImageProcessor, {eden_class}
-from eden_hf.data import read_image
-
-processor = EdenImageProcessor.from_pretrained("{model_id}")
-model = {eden_class}.from_pretrained("{model_id}")
-
-image = read_image("image.png")
-{_use(facts)}"""
+    """The lines of a snippet that use what was loaded."""
+    if facts.kind.eden_class == "EdenForImageClassification":
+        return _RUN + _CLASSIFY[facts.config.get("problem_type") or "single_label_classification"]
+    if facts.kind.eden_class == "EdenForSemanticSegmentation":
+        return _RUN + _OUTLINE[facts.config["segmentation_type"]]
+    return _RUN + _EMBED
 
 
 def input_table(facts: Facts) -> str:
     """Size, channels, range, normalisation and orientation of images."""
     processor = facts.processor
     size = processor["size"]
-    fit = "fitted in, proportions kept, on black" if processor.get("aspect_ratio") == "pad" else "stretched to that"
+    fit = "fitted in, proportions kept, on black" if processor["aspect_ratio"] == "pad" else "stretched to that"
     mean, std = (", ".join(f"{value:g}" for value in processor[name]) for name in ("image_mean", "image_std"))
-    normalised = f"mean {mean} and standard deviation {std} of the channels"
-    if processor.get("intensity") == "per_image":
+    normalised = f"mean {mean} and standard deviation {std} of the channels, of intensities from 0 to 1"
+    if processor["intensity"] == "per_image":
         normalised = "each image by its own mean and standard deviation"
     turned = facts.recipe.get("views", facts.recipe.get("augmentation", {})).get("rotation_degrees")
-    turns = f"; training turned images by up to {turned:g} degrees" if turned else ""
+    turns = f"; training turned images by up to {turned:g} degrees and mirrored none" if turned else ""
     rows = {
         "size": f"{size['width']} x {size['height']} pixels; images of another size are {fit}",
-        "channels": "3; grey images are repeated, RGB stays",
-        "range": "8-bit values from 0 to 255; 16-bit ones are stretched from their own minimum to maximum; "
-        "floats lie in [0, 1]",
+        "channels": "3 (RGB); grey images are repeated",
+        "range": "8-bit values from 0 (black) to 255 (white); 16-bit values are stretched from the image's own "
+        "minimum and maximum; floats lie in [0, 1]",
         "normalisation": normalised,
-        "orientation": f"upright, not mirrored: the patient's right is on the image's left{turns}",
+        "orientation": "upright and not mirrored; in a frontal radiograph the patient's right is on the image's left"
+        + turns,
     }
     return _table(["", ""], rows.items())
 
 
-def training_data(declared: "EdenModelCardData", facts: Facts) -> str:
-    """What was declared of the images, and what the run recorded of them."""
-    parts = []
-    for data in declared.training_data:
-        name = f"[{data.name}]({data.url})" if data.url else data.name
-        parts.append(f"**{name}**. {_one_line(data.description)} Licence or terms: {_one_line(data.license)}.")
-    return "\n\n".join([*parts, _recorded_data(facts)])
-
-
-def _recorded_data(facts: Facts) -> str:
-    recorded = facts.data | {
-        key: facts.environment[key] for key in ("images", "images_skipped") if key in facts.environment
-    }
-    images = recorded.get("images")
+def recorded_data(facts: Facts) -> str:
+    """What the run recorded of its training images."""
+    images = facts.data.get("images")
     if images is None:
-        return "How many images there were, and which, was not recorded."
+        return "Which images, and how many, was not recorded."
     counts = ", ".join(f"{n} for {split}" for split, n in images.items()) if isinstance(images, dict) else str(images)
     said = f"Images that the run read: {counts}"
-    if "images_skipped" in recorded:
-        said += f" ({recorded['images_skipped']} unreadable ones skipped)"
-    if listed := recorded.get("list_hash") or facts.environment.get("image_list_hash"):
-        said += f"; sha256 of their list `{listed[:12]}`"
+    if "images_skipped" in facts.data:
+        said += f" ({facts.data['images_skipped']} unreadable ones skipped)"
+    if listed := facts.data.get("list_hash"):
+        said += f"; sha256 of their list `{listed}`"
     if held := facts.recipe.get("data", {}).get("holdout_share"):
         said += f"; a share of {held:g} of them was held out for validation"
     return said + "."
@@ -179,60 +165,57 @@ def recipe(facts: Facts) -> str:
     """The settings of the run and its loss figure."""
     if not facts.recipe:
         return "Not recorded."
-    rows = _pretraining_rows(facts) if "stages" in facts.recipe else _finetuning_rows(facts)
-    parts = [_table(["setting", ""], rows.items())]
-    if "stages" in facts.recipe:
-        parts.insert(0, _stages(facts.recipe["stages"]))
-    parts.append("Everything else is in [training/config.yaml](training/config.yaml).")
-    return "\n\n".join([*parts, *_figure(facts, "training/loss.png", "Curves of the run")])
+    tables = _pretraining(facts.recipe) if "stages" in facts.recipe else _finetuning(facts.recipe)
+    rest = "Everything else is in [training/config.yaml](training/config.yaml)."
+    return "\n\n".join([tables, rest, *_figure(facts, "training/loss.png", "Loss of the run")])
 
 
-def _stages(stages: Sequence[dict[str, Any]]) -> str:
-    """A row for each stage of the curriculum."""
-    rows = [
-        [number, s["level"], s["epochs"], "none" if s["prune_threshold"] is None else f"{s['prune_threshold']:g}",
-         f"{s['learning_rate']:g}"]
-        for number, s in enumerate(stages, 1)
-    ]  # fmt: skip
-    return _table(["stage", "level", "epochs", "pruning from", "learning rate"], rows)
-
-
-def _pretraining_rows(facts: Facts) -> dict[str, str]:
-    model, views, training = (facts.recipe[name] for name in ("model", "views", "training"))
-    first = facts.recipe["stages"][0]
-    return {
-        "optimiser": f"{training['optimizer']}, momentum {first['momentum']:g}, weight decay {first['weight_decay']:g}, "
-        "cosine over each stage",
-        "batch": f"{training['batch_size']} images, {training['mixed_precision'].replace('no', 'float32')}",
+def _pretraining(recipe: dict[str, Any]) -> str:
+    """A row for each stage of the curriculum, and the settings that all of them share."""
+    columns = ("level", "epochs", "prune_threshold", "learning_rate", "momentum", "weight_decay")
+    stages = [
+        [number, *("none" if stage[name] is None else f"{stage[name]:g}" for name in columns)]
+        for number, stage in enumerate(recipe["stages"], 1)
+    ]
+    model, views, training = (recipe[name] for name in ("model", "views", "training"))
+    rows = {
+        "optimiser": f"{training['optimizer']}, the learning rate brought down to 0 by a cosine over each stage",
+        "batch": f"{training['batch_size']} images, {_precision(training)}",
         "contrast": f"temperature {model['contrastive_temperature']:g}, memory bank {model['memory_bank_size']}, "
         f"teacher momentum {model['teacher_momentum']:g}",
-        "views": f"{views['size']} pixels, crops of {views['crop_scale'][0]:g} to {views['crop_scale'][1]:g} of a part",
-        "seed": str(training["seed"]),
+        "views": f"{views['size']} pixels, from {views['crop_scale'][0]:g} to {views['crop_scale'][1]:g} of a part",
+        "seed": training["seed"],
     }
+    header = ["stage", *(name.replace("prune_threshold", "pruning from").replace("_", " ") for name in columns)]
+    return f"{_table(header, stages)}\n\n{_table(['', ''], rows.items())}"
 
 
-def _finetuning_rows(facts: Facts) -> dict[str, str]:
-    model, training = (facts.recipe[name] for name in ("model", "training"))
+def _finetuning(recipe: dict[str, Any]) -> str:
+    model, training = recipe["model"], recipe["training"]
     moved = "the head alone" if model["freeze"] else "trunk and head"
     if model["lora_rank"]:
         moved = f"LoRA adapters of rank {model['lora_rank']}, and the head"
-    length = f"{training['steps']} steps" if training["steps"] else f"{training['epochs']} epochs"
-    return {
+    length = f"{training['steps']} steps" if training["steps"] else f"at most {training['epochs']} epochs"
+    rows = {
         "optimiser": f"AdamW, learning rate {training['learning_rate']:g}, weight decay {training['weight_decay']:g}",
-        "length": f"{length} of {training['batch_size']} images, {training['mixed_precision'].replace('no', 'float32')}",
+        "length": f"{length} of {training['batch_size']} images, {_precision(training)}",
         "trained": moved,
-        "seed": str(training["seed"]),
+        "seed": training["seed"],
     }
+    return _table(["", ""], rows.items())
+
+
+def _precision(training: dict[str, Any]) -> str:
+    return "float32" if training["mixed_precision"] == "no" else training["mixed_precision"]
 
 
 def evaluation(facts: Facts) -> str:
     """A table and a figure for each evaluation of all patients, controls beside this model."""
-    whole = [found for found in facts.measurements if not found.subgroup]
+    whole = sorted((found for found in facts.measurements if not found.subgroup), key=_same_images)
     if not whole:
         return "Not measured."
-    said = "Values with bootstrap 95 % intervals over the patients of one test set; they say nothing of other runs or seeds."
-    groups = groupby(sorted(whole, key=_same_images), key=_same_images)
-    return "\n\n".join([said, *(_evaluation(list(group), facts) for _, group in groups)])
+    said = "Values with bootstrap 95 % intervals over the patients of one test set; they say nothing of other seeds."
+    return "\n\n".join([said, *(_evaluation(list(group), facts) for _, group in groupby(whole, key=_same_images))])
 
 
 def _same_images(found: Measurement) -> tuple[str, ...]:
@@ -240,23 +223,24 @@ def _same_images(found: Measurement) -> tuple[str, ...]:
 
 
 def _evaluation(group: Sequence[Measurement], facts: Facts) -> str:
-    """One evaluation on one set of images: a column an encoder, this model's first."""
+    """One evaluation on one set of images: a column a result file, this model's first."""
     group = sorted(group, key=lambda found: found.results.encoder != facts.own)
-    columns = {_column(found, facts): found for found in group}
-    first = group[0]
+    first, columns = group[0], [_column(found, facts) for found in group]
     rows = [
-        [_readable(name), *(_cell(found.results.values.get(name)) for found in columns.values())]
-        for name in first.headline
+        [_readable(name), *(str(found.results.values.get(name, "-")) for found in group)] for name in first.headline
     ]
     data, split = first.data
-    where = data + (f", {split}" if split else "")
-    patients = max((value.n for value in first.results.values.values()), default=0)
-    links = ", ".join(f"[{column}]({found.folder}/results.json)" for column, found in columns.items())
-    seeds = f"Weights {first.results.revision or 'not named'}, images `{first.results.data_hash}`, seed {first.results.seed}."
-    about = f"{patients} patients. {seeds} All {len(first.results.values)} values: {links}."
-    question = _QUESTIONS.get(first.results.evaluation)
-    parts = [f"### {first.title}: {where}", question, _table(["", *columns], rows), about]
-    return "\n\n".join([*filter(None, parts), *_figure(facts, f"{first.folder}/figure.png", first.title)])
+    patients = max(value.n for value in first.results.values.values()) if first.results.values else 0
+    links = ", ".join(f"[{name}]({found.folder}/results.json)" for name, found in zip(columns, group, strict=True))
+    parts = [
+        f"### {first.title}: {data}" + (f", {split}" if split else ""),
+        _QUESTIONS.get(first.results.evaluation, ""),
+        _table(["", *columns], rows),
+        f"{patients} patients. Weights {first.results.revision or 'not named'}, images `{first.results.data_hash}`, "
+        f"seed {first.results.seed}. All {len(first.results.values)} values: {links}.",
+        *_figure(facts, f"{first.folder}/figure.png", first.title),
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def _column(found: Measurement, facts: Facts) -> str:
@@ -270,63 +254,64 @@ def subgroups(facts: Facts) -> str:
     """The headline values of result files that are of some patients only."""
     parts = [found for found in facts.measurements if found.subgroup and found.results.encoder == facts.own]
     if not parts:
-        return "No result file tells women from men or the young from the old: whether it is equally good for all is not known."
-    rows = []
-    for found in parts:
-        who = ", ".join(f"{name}: {value}" for name, value in found.subgroup.items())
-        for name, value in found.headline.items():
-            rows.append([f"{found.title}, {_readable(name)}", who, str(value), value.n])
+        return (
+            "Not measured: no result file tells patients apart by sex or age, so whether it is equally good for all "
+            "is not known."
+        )
+    rows = [
+        [f"{found.title}, {_readable(name)}", _patients(found), value, value.n]
+        for found in parts
+        for name, value in found.headline.items()
+    ]
     return _table(["", "patients", "value", "n"], rows)
+
+
+def _patients(found: Measurement) -> str:
+    """Of whom a result is, such as `sex female`."""
+    return ", ".join(f"{name} {value}" for name, value in found.subgroup.items())
 
 
 def eval_results(facts: Facts) -> list[EvalResult]:
     """The headline values of this model for `model-index`, rounded as the card prints them."""
-    entries = []
-    for found in facts.measurements:
-        results = found.results
-        if results.encoder != facts.own:
-            continue
-        data, split = found.data
-        of = "".join(f", {name} {value}" for name, value in found.subgroup.items())
-        for name, value in found.headline.items():
-            entries.append(
-                EvalResult(
-                    task_type=_task_type(found, facts),
-                    dataset_type=data,
-                    dataset_name=data,
-                    dataset_split=split,
-                    dataset_revision=results.data_hash,
-                    metric_type=name.replace(", ", "_").replace(" ", "_"),
-                    metric_name=f"{found.title}: {_readable(name)}{of}",
-                    metric_value=float(str(value).split()[0]),
-                    metric_args={"weights": results.revision, "seed": results.seed, **found.subgroup},
-                )
-            )
-    return entries
+    return [
+        EvalResult(
+            task_type=_task_type(found, facts),
+            dataset_type=found.data[0],
+            dataset_name=found.data[0],
+            dataset_split=found.data[1],
+            dataset_revision=found.results.data_hash,
+            metric_type=name.replace(", ", "_").replace(" ", "_"),
+            metric_name=", ".join(filter(None, [f"{found.title}: {_readable(name)}", _patients(found)])),
+            metric_value=float(str(value).split()[0]),
+            metric_args={"weights": found.results.revision, "seed": found.results.seed, **found.subgroup},
+        )
+        for found in facts.measurements
+        if found.results.encoder == facts.own
+        for name, value in found.headline.items()
+    ]
 
 
 def _task_type(found: Measurement, facts: Facts) -> str:
     """The Hub's name for what was measured."""
     kind = found.results.evaluation.split()[0]
     if kind == "finetuned":
-        return (
-            "image-segmentation" if found.results.settings.get("metric") in ("dice", "iou") else "image-classification"
-        )
+        masks = found.results.settings.get("metric") in ("dice", "iou")
+        return "image-segmentation" if masks else "image-classification"
     return "image-classification" if kind == "probe" else facts.kind.pipeline_tag
 
 
 def compute(facts: Facts) -> str:
     """Device, length and versions of the run."""
-    if not facts.environment:
-        return "Not recorded."
     environment = facts.environment
+    if not environment:
+        return "Not recorded."
     processes = environment.get("processes", 1)
     said = f"{environment.get('device') or 'CPU'}, {processes} process{'es' if processes > 1 else ''}"
     if steps := max((row.get("step", 0) for row in facts.metrics), default=0):
         said += f", {steps} optimiser steps"
     if seconds := _seconds(facts):
-        said += f", {seconds / 3600:.1f} hours" if seconds > 5400 else f", {seconds / 60:.0f} minutes"
-        said += " of training by its own log"
+        length = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
+        said += f", {length} of training by its own log"
     versions = environment.get("packages", {})
     named = ", ".join(f"{name} {versions[name]}" for name in ("eden_hf", "torch", "transformers") if name in versions)
     return f"{said}. {named}." if named else f"{said}."
@@ -344,80 +329,32 @@ def _seconds(facts: Facts) -> float:
     return seconds
 
 
-def limits(declared: "EdenModelCardData", facts: Facts) -> str:
-    """What is known not to work, or not known to work."""
-    points = [
-        "It has learned from the images named above and no others: other scanners, projections, ages and body parts are untested.",
-        "Its embeddings may tell what they should not, such as the hospital or the sex: nobody has looked.",
-    ]
-    fresh = any(found.results.encoder.startswith(FRESH) for found in facts.measurements)
-    if facts.measurements and not fresh:
-        points.append("No trunk of random weights was measured beside it, and those score high in some evaluations.")
-    return _bullets([*points, *declared.limits])
-
-
-def out_of_scope(declared: "EdenModelCardData") -> str:
-    """What it must not be used for."""
-    points = [
-        "Diagnosis, treatment, triage or any other decision about a patient: this is not a medical device.",
-        "Telling who a patient is.",
-    ]
-    return _bullets([*points, *declared.out_of_scope])
-
-
 def lineage(declared: "EdenModelCardData", facts: Facts) -> str:
     """From which checkpoint it grew, stage by stage."""
-    steps = []
+    steps = list(declared.lineage)
     if declared.base_model:
-        steps.append(f"The checkpoint [{declared.base_model}](https://huggingface.co/{declared.base_model}).")
-    if declared.lineage:
-        steps.append(_one_line(declared.lineage))
+        steps.insert(0, f"The checkpoint [{declared.base_model}](https://huggingface.co/{declared.base_model}).")
     if "stages" in facts.recipe:
-        steps += [] if steps else ["Random weights."]
-        steps += [_stage(number, stage) for number, stage in enumerate(facts.recipe["stages"], 1)]
+        steps += [*([] if steps else ["Random weights."]), *map(_stage, facts.recipe["stages"])]
     elif "task" in facts.recipe:
         start, task = facts.recipe["model"]["name"], facts.recipe["task"]
-        grew = (
-            f"Random weights of {model_name(start)}."
-            if start.startswith(FRESH)
-            else f"The trunk of {model_name(start)}."
-        )
-        steps += [grew, f"Fine-tuned on {data_name(task['name'] or task['source'])}."]
-    return "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1)) or "Not recorded."
+        steps.append(f"{'Random weights' if start.startswith(FRESH) else 'The trunk'} of {model_name(start)}.")
+        steps.append(f"Fine-tuned on {data_name(task['name'] or task['source'])}.")
+    return "\n".join(f"{number}. {step.strip()}" for number, step in enumerate(steps, 1)) or "Not recorded."
 
 
-def _stage(number: int, stage: dict[str, Any]) -> str:
-    went_on = "" if number == 1 else ", from the last state (student, teacher and memory bank) of the stage before"
+def _stage(stage: dict[str, Any]) -> str:
     gamma = stage["prune_threshold"]
     pruned = "no pruning" if gamma is None else f"negatives pruned from a similarity of {gamma:g}"
-    return f"Stage {number}: level {stage['level']}, {stage['epochs']} epochs, {pruned}{went_on}."
-
-
-def licence(declared: "EdenModelCardData") -> str:
-    """The licence of the weights."""
-    if declared.license != "other":
-        return declared.license
-    return f"[{declared.license_name}]({declared.license_link})"
+    return f"Pretrained at level {stage['level']} for {stage['epochs']} epochs, {pruned}."
 
 
 def _figure(facts: Facts, file: str, title: str) -> list[str]:
     return [f'<img src="{file}" alt="{title}" width="480">'] if (facts.folder / file).is_file() else []
 
 
-def _cell(value: "Estimate | None") -> str:
-    return "-" if value is None else str(value)
-
-
 def _readable(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _bullets(points: Iterable[str]) -> str:
-    return "\n".join(f"- {_one_line(point)}" for point in points)
 
 
 def _table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
