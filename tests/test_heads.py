@@ -1,10 +1,8 @@
 """Classification and segmentation heads: losses, shapes, loading, pipelines with and without the package."""
 
 import json
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,25 +285,6 @@ def test_lora_trains_adapters_and_head_alone(head, backbone, tmp_path, pixel_val
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     merged = head.from_pretrained(tmp_path / "merged")(pixel_values).logits
     assert (merged - expected).abs().max() < 1e-3 * expected.abs().max()
-
-
-# the documentation
-
-
-def test_the_documentation_runs(tmp_path, monkeypatch):
-    pytest.importorskip("peft")
-    pytest.importorskip("sklearn")
-    monkeypatch.setattr("eden_hf.evaluation.downstream.RESAMPLES", 50)
-    EdenForPreTraining(tiny_config()).save_pretrained(tmp_path / "outputs/run/best")
-    EdenImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "outputs/run/best")
-    text = Path("docs/heads.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(block, names)
-    assert {found["label"] for found in names["structures"]} == {"heart", "left_lung", "right_lung"}
-    assert all(found["mask"].size == names["image"].size for found in names["structures"])
-    assert names["scores"]["linear"]["accuracy"].n == 8
 
 
 # pipelines
