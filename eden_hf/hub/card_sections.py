@@ -335,7 +335,8 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> str:
     if declared.base_model:
         steps.insert(0, f"The checkpoint [{declared.base_model}](https://huggingface.co/{declared.base_model}).")
     if "stages" in facts.recipe:
-        steps += [*([] if steps else ["Random weights."]), *map(_stage, facts.recipe["stages"])]
+        steps += [] if steps else ["Random weights."]
+        steps += [_stage(stage, first=index == 0) for index, stage in enumerate(facts.recipe["stages"])]
     elif "task" in facts.recipe:
         start, task = facts.recipe["model"]["name"], facts.recipe["task"]
         steps.append(f"{'Random weights' if start.startswith(FRESH) else 'The trunk'} of {model_name(start)}.")
@@ -343,10 +344,11 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> str:
     return "\n".join(f"{number}. {step.strip()}" for number, step in enumerate(steps, 1)) or "Not recorded."
 
 
-def _stage(stage: dict[str, Any]) -> str:
+def _stage(stage: dict[str, Any], first: bool) -> str:
     gamma = stage["prune_threshold"]
     pruned = "no pruning" if gamma is None else f"negatives pruned from a similarity of {gamma:g}"
-    return f"Pretrained at level {stage['level']} for {stage['epochs']} epochs, {pruned}."
+    went_on = "" if first else ", from the last student, teacher and memory bank"
+    return f"Pretrained at level {stage['level']} for {stage['epochs']} epochs, {pruned}{went_on}."
 
 
 def _figure(facts: Facts, file: str, title: str) -> list[str]:
