@@ -31,15 +31,15 @@ WORLD_SIZE=$SLURM_NTASKS
 OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export MASTER_ADDR MASTER_PORT WORLD_SIZE OMP_NUM_THREADS
 
-command=(${PYTHON:-.venv/bin/python} scripts/pretrain.py --config "$config" --run.output_dir "$output" "$@")
+command=("${PYTHON:-.venv/bin/python}" scripts/pretrain.py --config "$config" --run.output_dir "$output" "$@")
 if [ -e "$output/config.yaml" ]; then
   command+=(--resume)
 fi
 
-stopped=false
-trap 'stopped=true; kill -TERM "$step"' TERM
 srun --kill-on-bad-exit=1 bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; exec "$@"' pretrain "${command[@]}" &
 step=$!
+stopped=false
+trap 'stopped=true; kill -TERM "$step"' TERM
 status=0
 wait "$step" || status=$?
 if $stopped; then # the first wait ended at the signal

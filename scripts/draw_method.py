@@ -64,17 +64,21 @@ def _figure(anchor: Part, bank: Sequence[Part], cosines: Tensor, same: Tensor, g
     outline(axes, anchor.box, COLOURS[1])
     _histogram(middle, cosines.numpy(), same.numpy(), gamma)
     order = cosines.argsort(descending=True)
-    dropped = int((cosines >= gamma).sum())
-    spread = torch.linspace(0, max(dropped - 1, 0), min(SHOWN, dropped)).long()
+    dropped, kept = order[cosines[order] >= gamma], order[cosines[order] < gamma]
     chosen = {
-        ("dropped", DROPPED): order[:dropped][spread],
-        ("kept: the nearest", KEPT): order[dropped : dropped + SHOWN],
-        ("kept: others", KEPT): order[torch.linspace(len(order) // 2, len(order) - 1, SHOWN).long()],
+        ("dropped", DROPPED): _evenly(dropped),
+        ("kept: the nearest", KEPT): kept[:SHOWN],
+        ("kept: others", KEPT): _evenly(kept[len(kept) // 2 :]),
     }
     grid = right.subplots(len(chosen), SHOWN, squeeze=False)
     for (name, colour), examples, row in zip(chosen, chosen.values(), grid, strict=True):
         _examples(row, [bank[index] for index in examples], cosines[examples].tolist(), name, colour)
     return figure
+
+
+def _evenly(indices: Tensor) -> Tensor:
+    """At most `SHOWN` of indices `[N]`, from the first to the last."""
+    return indices[torch.linspace(0, max(len(indices) - 1, 0), min(SHOWN, len(indices))).long()]
 
 
 def _histogram(figure: SubFigure, cosines: np.ndarray, same: np.ndarray, gamma: float) -> None:

@@ -21,6 +21,7 @@ import pytest
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import launch_command_parser
 from jsonargparse import capture_parser
+from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from eden_hf import cli
@@ -254,6 +255,17 @@ def test_names_in_code_exist(page):
         assert (REPOSITORY / path).exists(), f"{page} names {path}"
         if name:
             assert re.search(rf"\b(def|class) {name}\b", (REPOSITORY / path).read_text()), f"{page} names {name}"
+
+
+# the figure of the method
+
+
+@pytest.mark.parametrize("gamma", [-1.0, 0.5, 1.0])
+def test_the_figure_of_the_method_is_drawn_whatever_is_dropped(gamma, workspace):
+    draw = runpy.run_path("scripts/draw_method.py")["draw_method"]
+    draw("outputs/run/last", "method.png", source="phantoms:3", level=2, part=1, prune_threshold=gamma)
+    with Image.open("method.png") as picture:
+        assert picture.width > 2 * picture.height
 
 
 # the notebook
