@@ -11,6 +11,7 @@ import yaml
 from eden_hf.model_names import FRESH
 
 if TYPE_CHECKING:  # needs an extra, which a card without results does without
+    from eden_hf.evaluation.few_shot import Score
     from eden_hf.evaluation.results import Estimate, Results
 
 
@@ -47,6 +48,7 @@ HEADLINES = {
     ),
     "correspondence": ("mean_radial_error_mm", "same_place_mm", "within_5_mm", "within_10_mm", "within_20_mm"),
 }  # fmt: skip
+_EXTRA = "pip install 'eden_hf[evaluation]'"
 _LONG = 12  # rows from which values of single labels are left to the link
 
 
@@ -92,6 +94,15 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class FewShot:
+    """A page of few-shot scores (relative to the repository), its title, and the scores of all its encoders."""
+
+    page: str
+    title: str
+    scores: "list[Score]"
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the files of a model repository hold; empty where an optional one is absent.
 
@@ -102,6 +113,7 @@ class Facts:
         recipe, environment, data: `training/config.yaml`, `environment.json` and `data.json`.
         metrics: Rows of `training/metrics.json`.
         measurements: The result files, in the order of their folders.
+        few_shot: The pages of few-shot scores.
         own: The name that result files give to this model; `None` without result files of it.
     """
 
@@ -114,6 +126,7 @@ class Facts:
     data: dict[str, Any]
     metrics: list[dict[str, Any]]
     measurements: list[Measurement]
+    few_shot: list[FewShot]
     own: str | None
 
 
@@ -126,7 +139,7 @@ def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
 
     Raises:
         CardError: a file is missing or not as it must be.
-        ImportError: there are result files, and the extra `plots` is not installed.
+        ImportError: there are result files, and the extra `evaluation` is not installed.
     """
     config = _read(folder / "config.json", dict)
     architecture = (config.get("architectures") or [None])[0]
@@ -137,6 +150,9 @@ def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
     training = folder / "training"
     recipe = _read(training / "config.yaml", dict, required=False)
     measurements = [_measurement(file, folder) for file in sorted(folder.glob("evaluation/**/results.json"))]
+    few_shot = [_few_shot(page, folder) for page in sorted(folder.glob("evaluation/**/few_shot-*.md"))]
+    names = [m.results.encoder for m in measurements if m.results.evaluation != "pruner audit"]
+    names = names or [score.encoder for found in few_shot for score in found.scores]
     return Facts(
         folder=folder,
         kind=KINDS[architecture],
@@ -147,7 +163,8 @@ def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
         data=_read(training / "data.json", dict, required=False),
         metrics=_read(training / "metrics.json", list, required=False),
         measurements=measurements,
-        own=_own_name(measurements, evaluated_as, recipe),
+        few_shot=few_shot,
+        own=_own_name(list(dict.fromkeys(names)), evaluated_as, recipe),
     )
 
 
@@ -171,7 +188,7 @@ def _measurement(file: Path, folder: Path) -> Measurement:
     try:
         from eden_hf.evaluation.results import Results
     except ImportError as error:
-        raise ImportError(f"{file} is a result file, which needs an extra: pip install 'eden_hf[plots]'") from error
+        raise ImportError(f"{file} is of an evaluation, which needs an extra: {_EXTRA}") from error
     try:
         results = Results.load(file)
         wrong = [name for name, value in results.values.items() if not all(isinstance(v, int | float) for v in value)]
@@ -182,9 +199,24 @@ def _measurement(file: Path, folder: Path) -> Measurement:
     return Measurement(file.parent.relative_to(folder).as_posix(), results)
 
 
-def _own_name(measurements: Sequence[Measurement], declared: str | None, recipe: dict[str, Any]) -> str | None:
+def _few_shot(page: Path, folder: Path) -> FewShot:
+    try:
+        from eden_hf.evaluation.few_shot import read_scores
+    except ImportError as error:
+        raise ImportError(f"{page} is of an evaluation, which needs an extra: {_EXTRA}") from error
+    files = sorted(page.parent.glob("scores-*.jsonl"))
+    if len(files) != 1:
+        raise CardError(f"{page} must have its scores beside it, in one scores-*.jsonl; there are {len(files)}")
+    try:
+        scores = read_scores(files[0])
+    except (ValueError, TypeError) as error:
+        raise CardError(f"{files[0]} holds no scores of eden_hf.evaluation.few_shot: {error}") from error
+    title, _, source = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").rpartition(": ")
+    return FewShot(page.relative_to(folder).as_posix(), f"{title}: {data_name(source)}", scores)
+
+
+def _own_name(names: Sequence[str], declared: str | None, recipe: dict[str, Any]) -> str | None:
     """Which encoder of the result files is this model: results of fresh weights beside it are a control."""
-    names = list(dict.fromkeys(m.results.encoder for m in measurements if m.results.evaluation != "pruner audit"))
     if not names:
         return None
     if declared is not None:

@@ -1,6 +1,6 @@
 """The sections of a card: each function puts into Markdown what `Facts` and the declared data hold, and no more."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -212,10 +212,9 @@ def _precision(training: dict[str, Any]) -> str:
 def evaluation(facts: Facts) -> str:
     """A table and a figure for each evaluation of all patients, controls beside this model."""
     whole = sorted((found for found in facts.measurements if not found.subgroup), key=_same_images)
-    if not whole:
-        return "Not measured."
     said = "Values with bootstrap 95 % intervals over the patients of one test set; they say nothing of other seeds."
-    return "\n\n".join([said, *(_evaluation(list(group), facts) for _, group in groupby(whole, key=_same_images))])
+    parts = [_evaluation(list(group), facts) for _, group in groupby(whole, key=_same_images)]
+    return "\n\n".join([*([said] if parts else []), *parts, *_few_shot(facts)]) or "Not measured."
 
 
 def _same_images(found: Measurement) -> tuple[str, ...]:
@@ -241,6 +240,21 @@ def _evaluation(group: Sequence[Measurement], facts: Facts) -> str:
         *_figure(facts, f"{first.folder}/figure.png", first.title),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _few_shot(facts: Facts) -> Iterator[str]:
+    """Dice on few labelled images: this model's row of each page."""
+    for found in facts.few_shot:
+        from eden_hf.evaluation.few_shot import few_shot_table
+
+        own = [score._replace(encoder="this model") for score in found.scores if score.encoder == facts.own]
+        if not own:
+            encoders = ", ".join(dict.fromkeys(score.encoder for score in found.scores))
+            raise CardError(f"{found.page} has no scores of {facts.own}, only of {encoders}")
+        draws = len({score.draw for score in own})
+        about = f"Dice in percent with k labelled images, mean ± standard deviation over {draws} draws of them."
+        yield f"### {found.title}\n\n{about} [Settings]({found.page}).\n\n{few_shot_table(own)}".rstrip()
+        yield from _figure(facts, found.page.removesuffix("md") + "png", found.title)
 
 
 def _column(found: Measurement, facts: Facts) -> str:

@@ -8,9 +8,8 @@ A card's folder is what is published: weights, `config.json`, `preprocessor_conf
 import difflib
 import re
 from argparse import ArgumentError
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
@@ -133,18 +132,20 @@ class EdenModelCardData:
         file = Path(file)
         if not file.is_file():
             raise CardError(f"{file} is missing: write one with model_id, license, intended_use and training_data")
+        try:
+            declared = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise CardError(f"{file} cannot be read as YAML: {error}") from error
+        if not isinstance(declared, dict):
+            raise CardError(f"{file} must be a mapping with model_id, license ..., got {declared!r}")
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls, None)
         try:
-            declared = yaml.safe_load(file.read_text(encoding="utf-8"))
-            if not isinstance(declared, dict):
-                raise CardError(f"{file} must be a mapping with model_id, license ..., got {declared!r}")
             return cls(**parser.instantiate(parser.parse_object(declared)))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise CardError(f"{file} cannot be read as YAML: {error}") from error
-        except CardError:
-            raise
-        except (ArgumentError, ValueError) as error:
+        except ArgumentError as error:  # a key or a type
+            known = ", ".join(key.name for key in fields(cls))
+            raise CardError(f"{file}: {str(error).strip()}; the keys of a card.yaml are {known}") from error
+        except ValueError as error:
             raise CardError(f"{file}: {error}") from error
 
 
@@ -176,7 +177,7 @@ def render_card(folder: str | Path) -> str:
 
     Raises:
         CardError: a file is missing or not as it must be.
-        ImportError: it has result files and the extra `plots` is not installed.
+        ImportError: it has result files and the extra `evaluation` is not installed.
     """
     folder = Path(folder)
     declared = EdenModelCardData.load(folder / "card.yaml")
@@ -193,8 +194,8 @@ def render_card(folder: str | Path) -> str:
         model_name=declared.model_id.split("/")[-1],
         eval_results=card_sections.eval_results(facts) or None,
     )
-    fields: dict[str, Any] = card_sections.sections(declared, facts)
-    card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), **fields)
+    sections = card_sections.sections(declared, facts)
+    card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), **sections)
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
 
@@ -220,7 +221,7 @@ def check_card(folder: str | Path, model_id: str | None = None, online: bool = F
         The problems, with file and line; none of a good card.
 
     Raises:
-        ImportError: it has result files and the extra `plots` is not installed.
+        ImportError: it has result files and the extra `evaluation` is not installed.
     """
     folder = Path(folder)
     file = folder / "README.md"

@@ -71,6 +71,17 @@ def test_a_number_that_is_changed_in_text_or_table_is_found(pretrained, old, new
     assert check_card(pretrained) == [told]
 
 
+@pytest.mark.parametrize("layout", ["pretrained", "finetuned"])
+def test_any_number_that_is_changed_is_found(request, layout):
+    folder = request.getfixturevalue(layout)
+    text = (folder / "README.md").read_text()
+    digits = [match.end() - 1 for match in re.finditer(r"\d+(?:\.\d+)?", text)]
+    for place in digits[::9]:
+        changed = text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :]
+        (folder / "README.md").write_text(changed)
+        assert check_card(folder), changed[max(0, place - 40) : place + 10]
+
+
 def test_a_subgroups_value_that_is_changed_is_found(finetuned):
     line = edit(finetuned, "| sex female | 0.915", "| sex female | 0.925")
     assert check_card(finetuned) == [f"README.md:{line}: no file of the folder holds 0.925 here; they hold 0.915"]

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from eden_hf import EdenForImageClassification, EdenForSemanticSegmentation, EdenImageProcessor, EdenModel
+from eden_hf.evaluation.few_shot import Score
 from eden_hf.evaluation.results import Estimate, Results
 from eden_hf.hub.cards import CardError, EdenModelCardData, check_card, render_card, write_card
 from eden_hf.training.arguments import PretrainArguments
@@ -97,6 +98,10 @@ def write_pretrained(folder: Path, **declared) -> Path:
     write_results(folder, "control", "locality", {"auroc": 0.7214}, encoder="random:resnet18")
     write_results(folder, "correspondence", "correspondence", {"mean_radial_error_mm": 23.47, "within_5_mm": 0.0831})
     return folder
+
+
+def write_scores(file: Path, scores: list[Score]) -> None:
+    file.write_text("".join(json.dumps(score._asdict()) + "\n" for score in scores))
 
 
 def write_finetuned(folder: Path) -> Path:
@@ -289,6 +294,47 @@ def test_long_results_show_what_is_not_of_single_labels(pretrained):
     assert "label" not in text.partition("### Probe: chests, test")[2].partition("###")[0].partition("|")[2]
 
 
+def test_few_shot_scores_give_a_table_of_this_model(pretrained):
+    folder = pretrained / "evaluation" / "few-shot"
+    folder.mkdir()
+    scores = [
+        Score(encoder, "sha256 0123456789ab", k, draw, {"heart": dice + draw / 50})
+        for encoder, dice in (("/home/me/run/last", 0.7), ("/home/me/other/last", 0.6))
+        for k in (3, 6)
+        for draw in (0, 1)
+    ]
+    write_scores(folder / "scores-01234567.jsonl", scores)
+    (folder / "few_shot-frozen.md").write_text("# Few-shot segmentation, frozen: /home/me/scr\n\nA page.\n")
+    text = section(write_card(pretrained).read_text(), "Evaluation")
+    assert "### Few-shot segmentation, frozen: scr" in text
+    assert "over 2 draws of them. [Settings](evaluation/few-shot/few_shot-frozen.md)." in text
+    assert "| heart | this model | 71.0 ± 1.4 | 71.0 ± 1.4 |" in text
+    assert "other/last" not in text
+    assert check_card(pretrained) == []
+
+    write_scores(folder / "scores-01234567.jsonl", scores[4:])
+    with pytest.raises(CardError, match=r"few_shot-frozen.md has no scores of .*run/last, only of .*other/last"):
+        write_card(pretrained)
+    (folder / "scores-01234567.jsonl").write_text('{"encoder": 3}\n')
+    with pytest.raises(CardError, match=r"scores-01234567.jsonl holds no scores of .*few_shot"):
+        write_card(pretrained)
+    (folder / "scores-01234567.jsonl").unlink()
+    with pytest.raises(CardError, match=r"few_shot-frozen.md must have its scores beside it, .*; there are 0"):
+        write_card(pretrained)
+
+
+def test_few_shot_scores_alone_name_the_model(layouts, tmp_path):
+    folder = Path(shutil.copytree(layouts["converted"], tmp_path / "model")) / "evaluation"
+    folder.mkdir()
+    write_scores(folder / "scores-01234567.jsonl", [Score("me", None, 3, 0, {"heart": 0.7123})])
+    (folder / "few_shot-frozen.md").write_text("# Few-shot segmentation, frozen: scr\n")
+    Image.new("L", (4, 4)).save(folder / "few_shot-frozen.png")
+    text = section(render_card(folder.parent), "Evaluation")
+    assert text.startswith("### Few-shot")
+    assert "| heart | this model | 71.2 |" in text
+    assert '<img src="evaluation/few_shot-frozen.png"' in text
+
+
 # what a card runs
 
 
@@ -361,7 +407,7 @@ def test_the_first_snippet_needs_no_package(layouts, tmp_path):
         ({"summary": "An AUROC of 0.99."}, r"`summary` holds the number 0.99"),
         ({"lineage": ["Grew for 20 epochs."]}, r"`lineage` holds the number 20"),
         ({"citation": "Me, 2026"}, r"`citation` must be BibTeX, which starts with @, got 'Me, 2026'"),
-        ({"intended_for": "all"}, r"'intended_for' is not accepted"),
+        ({"intended_for": "all"}, r"'intended_for' is not accepted; the keys of a card.yaml are model_id, license,"),
     ],
 )
 def test_card_yaml_names_what_is_wrong_with_it(tmp_path, declared, message):
@@ -445,6 +491,6 @@ def test_a_value_that_is_no_number_is_no_result(pretrained):
 
 def test_results_need_their_extra_and_a_card_without_them_does_not(layouts, pretrained, monkeypatch):
     monkeypatch.setitem(sys.modules, "eden_hf.evaluation.results", None)
-    with pytest.raises(ImportError, match=r"results.json is a result file.*pip install 'eden_hf\[plots\]'"):
+    with pytest.raises(ImportError, match=r"results.json is of an evaluation.*pip install 'eden_hf\[evaluation\]'"):
         write_card(pretrained)
     assert check_card(layouts["converted"]) == []
