@@ -8,11 +8,15 @@ eden audit --run outputs/run --source scr --split test                      scri
 eden probe --model outputs/run/last --source cxr --label_column label       scripts/probe.py
 eden few-shot --config configs/few_shot_scr.yaml --encoders a b --frozen    scripts/few_shot_table.py
 eden finetune --config configs/finetune_scr_heart.yaml                      scripts/finetune.py
+eden stage --source outputs/run --card card.yaml --output repository/
+eden card check repository/
+eden push --source outputs/run --card card.yaml                             scripts/push_to_hub.py
 """
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any
 
@@ -82,6 +86,7 @@ def finetune(arguments: list[str] | None = None) -> None:
     from eden_hf.training.arguments import parse_settings
     from eden_hf.training.finetune_arguments import FinetuneArguments
     from eden_hf.training.finetuning import finetune
+    from eden_hf.training.run_folder import push_run
 
     settings, resume = parse_settings(FinetuneArguments, arguments, prog="eden finetune")
     folder = finetune(settings, resume)
@@ -90,6 +95,54 @@ def finetune(arguments: list[str] | None = None) -> None:
         print(f"{results.save(folder)}\n{table([results])}")
         if "dice" in results.values:
             print(draw_masks(folder))
+        push_run(folder, settings.run, [str(folder)])
+
+
+def stage(arguments: list[str] | None = None) -> None:
+    """Make the folder that is published of a model, with its card."""
+    from eden_hf.hub.repository import stage_model
+
+    with _refusals("eden stage"):
+        print(_call(stage_model, arguments, prog="eden stage", several=("results",)))
+
+
+def card(arguments: list[str] | None = None) -> None:
+    """Write the card of a model repository (`eden card write FOLDER`), or check it (`eden card check FOLDER`)."""
+    parser = ArgumentParser(prog="eden card", description=(card.__doc__ or "").replace("`", ""))
+    parser.add_argument("action", choices=["write", "check"])
+    parser.add_argument("folder", help="of a model, with card.yaml")
+    chosen = parser.parse_args(arguments)
+    from eden_hf.hub.cards import check_card, write_card
+
+    if chosen.action == "write":
+        with _refusals("eden card"):
+            print(write_card(chosen.folder))
+        return
+    problems = check_card(chosen.folder)
+    print("\n".join(problems) or f"{chosen.folder}/README.md is good")
+    sys.exit(bool(problems))
+
+
+def push(arguments: list[str] | None = None) -> None:
+    """Publish a model or a data set on the Hub: checked, in one commit."""
+    from eden_hf.hub.push import push_to_hub
+
+    with _refusals("eden push"):
+        print(_call(push_to_hub, arguments, prog="eden push", several=("results", "tags", "allow")))
+
+
+@contextmanager
+def _refusals(prog: str) -> Iterator[None]:
+    """What the user has to mend ends the program with the message alone."""
+    from eden_hf.hub.cards import CardError
+    from eden_hf.hub.publishing import PublishingError
+    from eden_hf.hub.refusals import RefusedError
+    from eden_hf.hub.repository import StagingError
+
+    try:
+        yield
+    except (CardError, PublishingError, RefusedError, StagingError) as error:
+        sys.exit(f"{prog}: {error}")
 
 
 def _call(function: Callable, arguments: list[str] | None, prog: str, several: Sequence[str] = ()) -> Any:
@@ -119,6 +172,9 @@ COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
     "probe": probe,
     "few-shot": few_shot,
     "finetune": finetune,
+    "stage": stage,
+    "card": card,
+    "push": push,
 }
 
 

@@ -76,11 +76,11 @@ def adapted_processor(
     return processor
 
 
-def weights_revision(origin: str, model: PreTrainedModel) -> str | None:
-    """The Hub's commit of a model, or the first 12 digits of its weights' sha256."""
+def weights_revision(origin: str, model: PreTrainedModel | None = None) -> str | None:
+    """The first 12 digits of the sha256 of a folder's weights, or the Hub's commit of a model that is no folder's."""
     files = sorted(Path(origin).glob("*.safetensors"))
     if not files:
-        return getattr(model.config, "_commit_hash", None)
+        return getattr(model.config, "_commit_hash", None) if model else None
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

@@ -14,7 +14,19 @@ def eden(*arguments):
 def test_help_lists_the_commands():
     finished = eden("--help")
     assert finished.returncode == 0
-    for name in ("pretrain", "crops", "gallery", "evaluate", "audit", "probe", "few-shot", "finetune"):
+    for name in (
+        "pretrain",
+        "crops",
+        "gallery",
+        "evaluate",
+        "audit",
+        "probe",
+        "few-shot",
+        "finetune",
+        "stage",
+        "card",
+        "push",
+    ):
         assert name in finished.stdout
     assert eden().stdout == finished.stdout
 
@@ -37,6 +49,9 @@ def test_an_unknown_command_says_which_there_are():
         ("probe", "--label_columns"),
         ("few-shot", "--recipe.training.steps"),
         ("finetune", "--task.data_dir"),
+        ("stage", "--half"),
+        ("card", "check"),
+        ("push", "--dry_run"),
     ],
 )
 def test_each_command_explains_its_options(command, option):

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -200,9 +200,13 @@ def _write(
     skips.check(len(ids) + skips.count)
     if not ids:
         raise SourceError("the source has no images")
-    list_hash = hashlib.sha256("\n".join(ids).encode()).hexdigest()
-    about = {**settings, "skipped": skips.count, "list_hash": list_hash, "ids": ids}
+    about = {**settings, "skipped": skips.count, "list_hash": list_hash(ids), "ids": ids}
     (folder / "images.json").write_text(json.dumps(about))
+
+
+def list_hash(ids: Iterable[str]) -> str:
+    """The sha256 of images' names, in order: what tells one list of training images from another."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
 def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[Tensor, Tensor]:

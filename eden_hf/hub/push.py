@@ -61,14 +61,11 @@ def push_to_hub(
         return publish_model(folder, repo_id, **options)  # type: ignore[arg-type]
 
 
-def check_push(repo_id: str, card: str) -> None:
+def check_push(card: str) -> None:
     """Find out before a run what would stop its push after it.
 
     Raises:
-        CardError: the card is not as it must be, or is of another repository.
-        PublishingError: no token, or `repo_id` is no name.
+        CardError: the card is not as it must be.
+        PublishingError: no token, or the card's `model_id` is no name.
     """
-    declared = EdenModelCardData.load(card)
-    if declared.model_id != repo_id:
-        raise CardError(f"{card}: `model_id` is {declared.model_id!r}, but it is to be published as {repo_id!r}")
-    check_access(repo_id)
+    check_access(EdenModelCardData.load(card).model_id)

@@ -2,13 +2,16 @@
 
 It holds `model.safetensors`, `config.json` and the code files, `preprocessor_config.json`, `README.md`, `card.yaml`;
 `training/` with the recipe, the metrics, the loss figure, the images' list hash and the environment; `evaluation/`
-with the results; and if asked `pretraining/` with student, teacher, projector and memory bank. No pickle anywhere.
+with the results; and if asked `pretraining/` with student, teacher, projector and memory bank. No pickle anywhere,
+and no folder of the machine that it was made on: of a path the files hold the name alone.
 """
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,7 @@ def stage_model(
     results: Sequence[str | Path] = (),
     pretraining: bool = False,
     images: bool = False,
+    half: bool = False,
 ) -> Path:
     """Make the folder that is published of a model.
 
@@ -64,6 +68,7 @@ def stage_model(
         pretraining: Whether everything needed to go on pretraining comes along, in `pretraining/`.
         images: Whether figures come along that show images measured on; they are left out, which is logged, unless
             those are phantoms.
+        half: Whether weights are stored as float16, in half the bytes. They still load, and compute, as float32.
 
     Returns:
         `output`.
@@ -79,11 +84,11 @@ def stage_model(
     output = Path(output)
     if output.exists() and any(output.iterdir()) and not (output / "card.yaml").is_file():
         raise StagingError(f"{output} holds something else than a staged repository: choose another output")
-    revision = weights_revision(str(model_folder), None)  # type: ignore[arg-type]  # there are weights: no model is asked
-    measured = _measured(results, revision)
+    measured = _measured(results)
 
     def write(folder: Path) -> None:
-        _write_model(model_folder, folder, pretraining)
+        _write_model(model_folder, folder, pretraining, half)
+        _check_revision(measured, (weights_revision(str(model_folder)), weights_revision(str(folder))))
         if run is not None:
             _write_training(run, folder / "training")
         for name, file in measured.items():
@@ -106,7 +111,7 @@ def _find_model(source: Path) -> tuple[Path, Path | None]:
     raise StagingError(f"{source} is neither a model folder (no config.json) nor a run with a best or last model")
 
 
-def _write_model(source: Path, output: Path, pretraining: bool) -> None:
+def _write_model(source: Path, output: Path, pretraining: bool, half: bool) -> None:
     """The model as it is published: weights, configuration and processor with their code."""
     architecture = (json.loads((source / "config.json").read_text()).get("architectures") or [None])[0]
     if architecture not in PUBLISHED:
@@ -116,20 +121,22 @@ def _write_model(source: Path, output: Path, pretraining: bool) -> None:
     config = EdenConfig.from_pretrained(source)
     kinds = {output: PUBLISHED[architecture]} | ({output / "pretraining": EdenForPreTraining} if pretraining else {})
     for folder, kind in kinds.items():
-        kind.from_pretrained(source, config=config).save_pretrained(folder)
+        model = kind.from_pretrained(source, config=config)
+        weights = {name: w.half() if half and w.is_floating_point() else w for name, w in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=weights)  # the configuration keeps the dtype to compute in
         EdenImageProcessor.from_pretrained(source).save_pretrained(folder)
 
 
 def _write_training(run: Path, output: Path) -> None:
     """What the run recorded: recipe, environment, metrics as JSON and as a figure, and what the images were."""
     output.mkdir()
-    for name in ("config.yaml", "environment.json"):
-        shutil.copy(run / name, output)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (output / "metrics.json").write_text(json.dumps(rows, indent=1) + "\n")
     _draw_losses(rows, output / "loss.png")
-    recipe = yaml.safe_load((run / "config.yaml").read_text())
-    environment = json.loads((run / "environment.json").read_text())
+    recipe = _without_folders(yaml.safe_load((run / "config.yaml").read_text()))
+    (output / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    environment = _without_folders(json.loads((run / "environment.json").read_text()))
+    (output / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     (output / "data.json").write_text(json.dumps(_data(recipe, environment), indent=2) + "\n")
 
 
@@ -161,8 +168,8 @@ def _draw_losses(rows: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, dpi=100)
 
 
-def _measured(results: Sequence[str | Path], revision: str | None) -> dict[str, Path]:
-    """Result files by the name of the folder that they go to; those of this model's weights must be among them."""
+def _measured(results: Sequence[str | Path]) -> dict[str, Path]:
+    """Result files by the name of the folder that they go to."""
     files: dict[str, Path] = {}
     for given in map(Path, results):
         found = sorted(given.glob("**/results.json"))
@@ -174,26 +181,52 @@ def _measured(results: Sequence[str | Path], revision: str | None) -> dict[str, 
             if name in files:
                 raise StagingError(f"{files[name]} and {file} would go to one folder, {name}: rename one of theirs")
             files[name] = file
-    revisions = {json.loads(file.read_text())["revision"] for file in files.values()}
-    if files and revision not in revisions:
+    return files
+
+
+def _check_revision(files: dict[str, Path], revisions: tuple[str | None, ...]) -> None:
+    """Results of this model's weights, as they were or as they are published, must be among the files."""
+    measured = {json.loads(file.read_text())["revision"] for file in files.values()}
+    if measured and not measured.intersection(revisions):
         raise StagingError(
-            f"the results are of other weights ({', '.join(map(str, revisions))}) than the model's ({revision}): "
+            f"the results are of other weights ({', '.join(map(str, measured))}) than the model's ({revisions[0]}): "
             "evaluate the very folder that is published"
         )
-    return files
 
 
 def _copy_result(file: Path, output: Path, images: bool) -> None:
     """A result folder: `results.json`, `results.md`, and its figure if it may be shown."""
-    output.mkdir(parents=True)
-    about = json.loads(file.read_text())
-    for name in ("results.json", "results.md", "figure.png"):
-        if not file.with_name(name).is_file():
-            continue
-        if name == "figure.png" and shows_images(about) and not images:
-            logger.warning("%s stays behind: it shows images of %s", file.with_name(name), about["source"])
-            continue
-        shutil.copy(file.with_name(name), output)
+    from eden_hf.evaluation.results import Results
+
+    results = Results.load(file)
+    names = {
+        name: _without_folders(getattr(results, name)) for name in ("evaluation", "encoder", "source", "settings")
+    }
+    replace(results, **names).save(output)
+    figure = file.with_name("figure.png")
+    if figure.is_file():
+        if shows_images(json.loads(file.read_text())) and not images:
+            logger.warning("%s stays behind: it shows images of %s", figure, results.source)
+        else:
+            shutil.copy(figure, output)
+
+
+#: A path from the root of a file system: a slash that no other text is before, up to quotes, brackets or its end.
+_PATH = re.compile(r"(?<![\w/.~-])/(?!/)(?:[^\s\"',;()\[\]]|\s(?!\())+")
+
+
+def _without_folders(value: Any) -> Any:
+    """`value` with the name alone of every absolute path; of a run's `last` and `best`, the run's name as well."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return _PATH.sub(_name, value) if isinstance(value, str) else value
+
+
+def _name(path: re.Match) -> str:
+    parts = path[0].strip("/").split("/")
+    return "/".join(parts[-2:] if parts[-1] in ("last", "best") else parts[-1:])
 
 
 def shows_images(results: dict[str, Any]) -> bool:

@@ -171,10 +171,28 @@ class TrainingArguments:
 
 
 @dataclass
-class RunArguments:
+class HubArguments:
+    """Whether the finished model is published on the Hub.
+
+    Args:
+        push_to_hub: Publish it on the Hub, private, as the `model_id` of `card`.
+        card: YAML file of what the publisher declares (`EdenModelCardData`).
+    """
+
+    push_to_hub: bool = False
+    card: str | None = None
+
+    def __post_init__(self) -> None:
+        require(not self.push_to_hub or self.card is not None, "run.card", self.card, "given with run.push_to_hub")
+
+
+@dataclass
+class RunArguments(HubArguments):
     """Where a run writes and how often; nothing here changes what is learned.
 
     Args:
+        push_to_hub: Publish the finished model on the Hub, private, as the `model_id` of `card`.
+        card: YAML file of what the publisher declares (`EdenModelCardData`).
         output_dir: Folder of the run.
         checkpoint_every: Optimiser steps between checkpoints; one is written at each stage's end as well.
         keep_checkpoints: Newest checkpoints that are kept.
@@ -191,6 +209,7 @@ class RunArguments:
     trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
             require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from eden_hf.data.tasks import Kind, Task, load_source_task, load_task
-from eden_hf.training.arguments import Settings, require
+from eden_hf.training.arguments import HubArguments, Settings, require
 
 
 @dataclass
@@ -160,10 +160,12 @@ class FinetuneTrainingArguments:
 
 
 @dataclass
-class FinetuneRunArguments:
+class FinetuneRunArguments(HubArguments):
     """Where a run writes and how it reads; nothing here changes what is learned.
 
     Args:
+        push_to_hub: Publish the finished model on the Hub, private, as the `model_id` of `card`.
+        card: YAML file of what the publisher declares (`EdenModelCardData`).
         output_dir: Folder of the run.
         keep_checkpoints: Newest checkpoints that are kept, beside the best one.
         log_every: Optimiser steps that one line of metrics sums up.
@@ -180,6 +182,7 @@ class FinetuneRunArguments:
     trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("keep_checkpoints", "log_every"):
             require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
         require(self.num_workers >= 0, "run.num_workers", self.num_workers, "at least 0")

@@ -34,6 +34,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from eden_hf.configuration_eden import EdenConfig
+from eden_hf.data.prepared import list_hash
 from eden_hf.data.tasks import Kind, Task
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import adapted_processor, find_model
@@ -51,7 +52,7 @@ from eden_hf.training.downstream_metrics import (
     probabilities,
 )
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
-from eden_hf.training.run_folder import check_folder, record_run
+from eden_hf.training.run_folder import check_folder, check_push, record_run
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
         ValueError: the settings differ from those of the run to resume, or do not fit the task.
     """
     folder = Path(arguments.run.output_dir)
+    check_push(arguments.run)
     check_folder(folder, arguments, resume)
     processes = PartialState(cpu=not torch.accelerator.is_available())
     processes.wait_for_everyone()  # before one of them writes to the folder
@@ -94,6 +96,7 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
             task=task.name,
             labels=task.labels,
             images={name: len(rows) for name, rows in task.splits.items()},
+            image_list_hash=list_hash(task.splits["train"]["source_id"]),
         )
     model, history = fit(
         model, processor, task, arguments, metric=metric, folder=folder / "checkpoints", resume=resume

@@ -35,7 +35,7 @@ from eden_hf.training.arguments import DataArguments, PretrainArguments, Stage
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import Progress, StageBatches, learning_rate
 from eden_hf.training.monitors import LossGuard, Monitor, health
-from eden_hf.training.run_folder import check_folder, record_run
+from eden_hf.training.run_folder import check_folder, check_push, push_run, record_run
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,12 @@ def pretrain(arguments: PretrainArguments, resume: bool = False) -> Path:
     Raises:
         FileExistsError: the folder holds a run already and `resume` is not set.
         FileNotFoundError: there is nothing to resume.
-        ValueError: the settings differ from those of the run to resume, or do not fit the data or the processes.
+        ValueError: the settings differ from those of the run to resume, or do not fit the data or the processes; or
+            `run.push_to_hub` is set and `run.card` is not as it must be.
         NonFiniteLossError: the loss became infinite or NaN.
+        PublishingError: `run.push_to_hub` is set and there is no token, or the Hub does not take the model.
     """
+    check_push(arguments.run)
     return Pretraining(arguments, resume).train()
 
 
@@ -109,6 +112,8 @@ class Pretraining:
         if self.accelerator.is_main_process:
             done = "finished" if finished else f"stopped at step {self.progress.step}; --resume goes on from there"
             print(f"pretraining {done}: {self.folder}")
+            if finished:
+                push_run(self.folder, self.arguments.run)
         return self.folder
 
     def _batches(self, stage_index: int) -> StageBatches:

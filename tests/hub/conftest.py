@@ -51,7 +51,7 @@ def run(tmp_path_factory):
 def report(run):
     """Result files of that run's last model."""
     folder = run.parent / "report"
-    revision = weights_revision(str(run / "last"), None)
+    revision = weights_revision(str(run / "last"))
     values = {"auroc": Estimate(0.75, 0.5, 1.0, 4)}
     for name in ("locality", "correspondence"):
         settings = {"window": 0.25}

@@ -6,16 +6,21 @@ import shutil
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from eden_hf import cli
 from eden_hf.hub import publishing
 from eden_hf.hub.cards import CardError
 from eden_hf.hub.publishing import PublishingError, publish_model
 from eden_hf.hub.push import check_push, push_to_hub
 from eden_hf.hub.refusals import OVERRIDES, RefusedError
+from eden_hf.training.finetuning import finetune
 
 from ..hub_server import READ_TOKEN, File
+from ..training.test_finetuning import phantoms, settings
+from ..training.test_pretraining import run_pretraining
 from .conftest import write_card_yaml
 
 SENDS = "preupload|commit|PUT|batch|/tag/|create"
@@ -311,15 +316,13 @@ def test_a_card_without_licence_data_or_use_is_refused(hub, folder, key):
     with pytest.raises(RefusedError, match=rf"card\.yaml: .*{key}.*\(--allow card publishes"):
         publish_model(folder, "user/tiny")
     with pytest.raises(CardError, match=rf"declared\.yaml: .*{key}"):
-        check_push("user/tiny", str(file))
+        check_push(str(file))
     assert hub.requests == []
 
 
 def test_a_card_of_another_repository_is_refused(hub, folder):
     with pytest.raises(RefusedError, match=r"user/other.*--allow card"):
         publish_model(folder, "user/other")
-    with pytest.raises(CardError, match="`model_id` is 'user/tiny', but it is to be published as 'user/other'"):
-        check_push("user/other", str(folder / "card.yaml"))
 
 
 def test_an_override_that_is_none(hub, folder):
@@ -341,7 +344,7 @@ def test_nothing_to_publish(hub, tmp_path):
 
 def test_a_run_is_staged_and_published_in_one_call(hub, run, report, tmp_path):
     card = str(write_card_yaml(tmp_path))
-    check_push("user/tiny", card)
+    check_push(card)
     assert hub.requests == []
     push_to_hub(str(run / "last"), "user/tiny", card, results=[str(report)], output=str(tmp_path / "kept"))
     assert held(hub) == contents(tmp_path / "kept")
@@ -357,3 +360,45 @@ def test_offline_is_told(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
         publish_model(folder, "user/tiny")
+
+
+def test_a_finished_pretraining_run_is_published_if_asked(hub, tmp_path):
+    card = write_card_yaml(tmp_path)
+    folder = run_pretraining(tmp_path, run={"push_to_hub": True, "card": str(card)})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert {"README.md", "model.safetensors", "training/metrics.json"} <= held(hub).keys()
+    assert json.loads(held(hub)["training/data.json"])["images"] == 20
+    assert (folder / "last").exists()
+
+
+def test_a_run_with_a_bad_card_does_not_start(hub, tmp_path):
+    card = write_card_yaml(tmp_path, license=None)
+    with pytest.raises(CardError, match=r"declared\.yaml: .*license"):
+        run_pretraining(tmp_path, run={"push_to_hub": True, "card": str(card)})
+    with pytest.raises(CardError, match=r"declared\.yaml: .*license"):
+        finetune(settings(tmp_path / "tuned", phantoms(), run={"push_to_hub": True, "card": str(card)}))
+    with pytest.raises(ValueError, match=r"`run\.card` must be given with run\.push_to_hub"):
+        settings(tmp_path, phantoms(), run={"push_to_hub": True})
+    assert {file.name for file in tmp_path.iterdir()} <= {"declared.yaml", "run.yaml"}
+
+
+def test_the_commands_stage_check_and_push(hub, run, report, tmp_path, capsys):
+    card, folder = str(write_card_yaml(tmp_path)), tmp_path / "repository"
+    named = ["--source", str(run / "last"), "--card", card, "--results", str(report)]
+    cli.stage([*named, "--output", str(folder), "--half"])
+    with pytest.raises(SystemExit) as done:
+        cli.card(["check", str(folder)])
+    assert done.value.code == 0
+    cli.push(["--source", str(folder), "--repo_id", "user/tiny", "--tags", "v1.0"])
+    assert "model.safetensors" in capsys.readouterr().out
+    assert held(hub) == contents(folder)
+    (folder / "README.md").write_text("# Nothing")
+    with pytest.raises(SystemExit) as done:
+        cli.card(["check", str(folder)])
+    assert done.value.code == 1
+    with pytest.raises(SystemExit, match=r"eden push: .*is not published:\n"):
+        cli.push(["--source", str(folder), "--repo_id", "user/tiny"])
+    with pytest.raises(SystemExit, match=r"eden stage: .*neither a model folder"):
+        cli.stage(["--source", str(tmp_path), "--card", card, "--output", str(tmp_path / "other")])
+    cli.card(["write", str(folder)])
+    assert publish_model(folder, "user/tiny").changes == []

@@ -3,10 +3,12 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
@@ -16,7 +18,7 @@ from eden_hf import EdenForPreTraining, EdenImageProcessor, EdenModel
 from eden_hf.evaluation.results import Estimate, Results
 from eden_hf.hub.cards import CardError, check_card
 from eden_hf.hub.refusals import PICKLES
-from eden_hf.hub.repository import StagingError, stage_model
+from eden_hf.hub.repository import StagingError, _without_folders, stage_model
 from eden_hf.training.finetuning import finetune
 
 from ..tiny import tiny_config
@@ -41,8 +43,10 @@ def test_it_holds_what_the_layout_promises(run, staged):
     assert not [name for name in names(staged) if name.endswith(PICKLES)]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert json.loads((staged / "training" / "metrics.json").read_text()) == metrics
-    for name in ("config.yaml", "environment.json"):
-        assert (staged / "training" / name).read_bytes() == (run / name).read_bytes()
+    recipe, own = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (staged / "training", run))
+    own["run"]["output_dir"] = run.name
+    own["data"]["cache_dir"] = Path(own["data"]["cache_dir"]).name
+    assert recipe == own
     environment = json.loads((run / "environment.json").read_text())
     data = {"source": "phantoms:20", "split": "train", "images": 20, "images_skipped": 0}
     listed = {"list_hash": environment["image_list_hash"]}
@@ -138,12 +142,59 @@ def test_several_folders_of_results_are_told_apart(run, report, tmp_path):
 
 
 def test_results_of_other_weights_are_refused(run, report, tmp_path):
-    EdenModel(tiny_config()).save_pretrained(tmp_path / "model")
+    for part in (EdenModel(tiny_config()), EdenImageProcessor()):
+        part.save_pretrained(tmp_path / "model")
     with pytest.raises(StagingError, match=r"results are of other weights \(sha256 .*evaluate the very folder"):
         stage_model(tmp_path / "model", tmp_path / "staged", write_card_yaml(tmp_path), [report])
     with pytest.raises(StagingError, match=r"holds no results\.json"):
         stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path), [tmp_path])
     assert not (tmp_path / "staged").exists()
+
+
+def test_no_folder_of_the_machine_is_told(run, report, tmp_path):
+    shutil.copytree(report, tmp_path / "report")
+    for file in tmp_path.glob("report/*/results.json"):
+        results = replace(
+            Results.load(file), encoder=str(run / "last"), source=f"{tmp_path}/my x-rays (test, 4 images)"
+        )
+        replace(results, evaluation=f"finetuned {tmp_path}/scr").save(file.parent)
+    staged = stage_model(run / "last", tmp_path / "staged", write_card_yaml(tmp_path), [tmp_path / "report"])
+    told = [file for file in staged.rglob("*") if file.suffix in (".json", ".md", ".yaml") and file.is_file()]
+    assert [
+        file for file in told if str(tmp_path.parent) in file.read_text() or str(run.parent) in file.read_text()
+    ] == []
+    results = Results.load(staged / "evaluation" / "locality" / "results.json")
+    named = (results.encoder, results.source, results.evaluation)
+    assert named == (f"{run.name}/last", "my x-rays (test, 4 images)", "finetuned scr")
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("/a/b/scr", "scr"),
+        ("random:/a/run/best", "random:run/best"),
+        ("--data.source=/a/my images/", "--data.source=my images"),
+        ("https://huggingface.co/user/name", "https://huggingface.co/user/name"),
+        ("user/name", "user/name"),
+        ("../a/b", "../a/b"),
+    ],
+)
+def test_paths_lose_their_folders(told, kept):
+    assert _without_folders({"settings": [told, 1, None]}) == {"settings": [kept, 1, None]}
+
+
+def test_half_the_bytes_that_load_as_float32(run, tmp_path):
+    card = write_card_yaml(tmp_path)
+    whole, half = (stage_model(run / "last", tmp_path / str(h), card, half=h) for h in (False, True))
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    models = [EdenModel.from_pretrained(folder).eval() for folder in (whole, half)]
+    assert {weight.dtype for weight in models[1].parameters()} == {torch.float32}
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(*(model(pixels).pooler_output for model in models), rtol=0.01, atol=0.01)
+    again = stage_model(half, tmp_path / "again", card, half=True)
+    assert (again / "model.safetensors").read_bytes() == (half / "model.safetensors").read_bytes()
 
 
 def test_sources_that_are_no_model(run, tmp_path):
