@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= phantoms
-REAL_DATA := ../shared/data
+MODULES = $(filter-out %__init__,$(subst /,.,$(basename $(wildcard eden_hf/*.py eden_hf/data/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-real check style clean
+.PHONY: help demo docs test test-fast test-real check style clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ test-fast: $(VENV)/.dev ## Run the tests that take under ten seconds each
 test-real: $(VENV)/.dev ## Run the tests on the real images of ../shared/data
 	$(BIN)/python -m pytest -n 2 -m real_data
 
+docs: $(VENV)/.docs ## Generate the API reference from docstrings, to site/index.html
+	HF_HUB_OFFLINE=1 $(BIN)/python -W error::UserWarning -m pdoc --docformat google --output-directory site \
+	  eden_hf $(MODULES) eden_hf.data eden_hf.evaluation eden_hf.hub eden_hf.training
+
 check: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,10 +37,10 @@ style: $(VENV)/.dev ## Mend what `make check` can mend by itself
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and everything generated
-	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) outputs site build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # An extra is installed once: its stamp is newer than the files that say what to install.
-$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, {sys.version.split()[0]} is {sys.executable}; use make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"

@@ -26,6 +26,7 @@ from eden_hf.evaluation.plots import plot_few_shot, plot_groups
 from eden_hf.evaluation.probes import probe
 from eden_hf.evaluation.report_card import evaluate
 from eden_hf.evaluation.results import Results
+from eden_hf.hub.repository import stage_model
 from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.training.arguments import read_arguments
 from eden_hf.training.finetune_arguments import (
@@ -70,7 +71,8 @@ def study(
         cxr: Radiographs to pretrain on, with splits `train`, `validation`, `test` and a class `label`.
         scr: SCR's radiographs with masks and landmarks, splits `train` and `test`.
         recipe: Arms, seeds and settings.
-        output: Folder for runs (`runs/ARM-SEED`, complete model folders), scores, and `study.md` with its figures.
+        output: Folder for runs (`runs/ARM-SEED`), complete model folders with cards (`models/ARM-SEED`), scores, and
+            `study.md` with its figures.
         workers: Arms pretrained at a time, one thread each; not more than there are CPU cores, or GPUs.
         pretrain_only: Stop before anything is measured.
     """
@@ -88,9 +90,11 @@ def study(
         return
     measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (arm, _), folder in runs.items():
-        for result in _measure(folder, root / "measures" / folder.name, cxr, scr):
+        measures = root / "measures" / folder.name
+        for result in _measure(folder, measures, cxr, scr):
             for name in SHOWN[result.evaluation]:
                 measured[f"{result.evaluation}: {name.replace('_', ' ')}"][arm].append(result.values[name].value)
+        _stage(folder, measures, root / "models" / folder.name)
     few_shot = {
         mode: _few_shot(mode, list(runs.values()), scr, root / "few_shot", settings["few_shot"][mode])
         for mode in settings["few_shot"]
@@ -106,6 +110,15 @@ def _measure(run: Path, output: Path, cxr: str, scr: str) -> list[Results]:
         probe([model], cxr, str(output), id_column="image_id", size=128)
     found = [Results.load(file) for file in output.glob("**/results.json")]
     return sorted(found, key=lambda result: list(SHOWN).index(result.evaluation))
+
+
+def _stage(run: Path, measures: Path, output: Path) -> None:
+    """The run's model as a complete folder with its card, as it could be published."""
+    declared = yaml.safe_load((REPOSITORY / "configs" / "study_card.yaml").read_text())
+    card = output.with_suffix(".yaml")
+    card.parent.mkdir(parents=True, exist_ok=True)
+    card.write_text(yaml.safe_dump(declared | {"model_id": f"models/{run.name}"}, sort_keys=False))
+    stage_model(run / "last", output, card, [measures])
 
 
 def _few_shot(mode: str, runs: list[Path], scr: str, output: Path, settings: dict[str, Any]) -> list[Score]:

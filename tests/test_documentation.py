@@ -26,6 +26,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 
 from eden_hf import cli
 from eden_hf.data.phantoms import phantom_dataset
+from eden_hf.hub.cards import EdenModelCardData
 from eden_hf.training.arguments import parse_arguments
 from eden_hf.training.pretraining import pretrain
 
@@ -33,7 +34,11 @@ from .data.readers import layouts
 from .launching import ENVIRONMENT, REPOSITORY
 from .training.test_pretraining import settings_file
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
+    *sorted(f"model_cards/{path.parent.name}/README.md" for path in (REPOSITORY / "model_cards").glob("*/README.md")),
+]
 SLOW = ("README.md",)
 #: Sub-commands of `eden` that run where their page is tested; others would take minutes, or data that is not here.
 EXECUTED = {"README.md": ("crops", "evaluate"), "docs/evaluations.md": ("audit",)}
@@ -50,7 +55,7 @@ def snippets(page: str) -> list[tuple[str, str]]:
 def furnished(tmp_path_factory) -> Path:
     """A folder with what the snippets name: the repository's own folders, a tiny run, images, a published layout."""
     folder = tmp_path_factory.mktemp("documentation")
-    for name in ("Makefile", "configs", "docs", "eden_hf", "scripts", "tests"):
+    for name in ("Makefile", "configs", "docs", "eden_hf", "model_cards", "scripts", "tests"):
         (folder / name).symlink_to(REPOSITORY / name)
     run = pretrain(parse_arguments([f"--config={settings_file(folder, 'tiny')}"])[0])
     for name in ("demo/run", "run", "adam_resnet18_small"):
@@ -58,6 +63,7 @@ def furnished(tmp_path_factory) -> Path:
     (folder / "my_xrays").mkdir()
     for row in phantom_dataset(8, size=64):
         row["image"].save(folder / "my_xrays" / f"{row['image_id']}.png")
+    shutil.copy(REPOSITORY / "docs" / "phantoms.png", folder / "image.png")
     layouts.scr(folder / "data" / "jsrt-scr")
     return folder
 
@@ -84,8 +90,11 @@ def test_the_snippets_of_a_page_run(page, workspace):
             for command in commands(text):
                 check_command(command, EXECUTED.get(page, ()))
         elif language == "yaml":
-            Path("accelerate.yaml").write_text(text)
-            assert ClusterConfig.from_yaml_file("accelerate.yaml").num_processes >= 1
+            Path("snippet.yaml").write_text(text)
+            if "model_id" in text:
+                EdenModelCardData.load("snippet.yaml")
+                continue
+            assert ClusterConfig.from_yaml_file("snippet.yaml").num_processes >= 1
         else:
             assert language in ("text", "bibtex"), f"{page}: nothing checks snippets of the language {language!r}"
     FURTHER.get(page, lambda names: None)(SimpleNamespace(**names))

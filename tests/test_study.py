@@ -7,6 +7,7 @@ import yaml
 from datasets import ClassLabel
 
 from eden_hf.data.phantoms import phantom_dataset
+from eden_hf.hub.cards import check_card
 
 from .launching import python
 
@@ -40,7 +41,7 @@ def test_a_study_is_written_and_not_done_twice(tmp_path):
     numbers = json.loads((output / "study.json").read_text())
     assert 0 <= numbers["locality: retrieval at 1"]["random"][0] <= 1
     for run in ("random-0", "moco_v2-0"):
-        assert (output / "runs" / run / "last" / "model.safetensors").exists()
+        assert check_card(output / "models" / run) == []
     scores = next((output / "few_shot" / "frozen").glob("scores-*.jsonl"))
     before = scores.read_text(), (output / "measures" / "moco_v2-0" / "probe.md").stat().st_mtime_ns
     python("scripts/study.py", *arguments, "--workers", "1")

@@ -14,6 +14,7 @@ from torch import Tensor
 from eden_hf.anatomy import Box, grid_shape, part_boxes
 
 try:
+    from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -272,17 +273,17 @@ def plot_pruner_audit(
         gammas: The thresholds.
         base_rate: Precision of pruning at random.
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure, colours = Figure(figsize=(10.5, 4), layout="constrained"), colormaps["viridis_r"]
     for axes, name in zip(figure.subplots(1, 2, sharex=True), ("precision", "recall"), strict=True):
         for index, (step, of_step) in enumerate(scores.items()):
             seen = ~np.isnan(of_step[name]).all(axis=0)
             means = np.nanmean(of_step[name][:, seen], axis=0)
-            axes.plot(np.array(gammas)[seen], means, "o-", color=COLOURS[index % len(COLOURS)], label=step)
+            axes.plot(np.array(gammas)[seen], means, "o-", color=colours(index / max(1, len(scores) - 1)), label=step)
         axes.set(xlabel="gamma", ylabel=f"{name} of pruned negatives", ylim=(0, 1.02))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].axhline(base_rate, color="black", linestyle=":", label="at random")
-    figure.axes[0].legend(frameon=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 

@@ -229,13 +229,13 @@ def _evaluation(group: Sequence[Measurement], facts: Facts) -> str:
         [_readable(name), *(str(found.results.values.get(name, "-")) for found in group)] for name in first.headline
     ]
     data, split = first.data
-    patients = max(value.n for value in first.results.values.values()) if first.results.values else 0
+    images = max(value.n for value in first.results.values.values()) if first.results.values else 0
     links = ", ".join(f"[{name}]({found.folder}/results.json)" for name, found in zip(columns, group, strict=True))
     parts = [
         f"### {first.title}: {data}" + (f", {split}" if split else ""),
         _QUESTIONS.get(first.results.evaluation, ""),
         _table(["", *columns], rows),
-        f"{patients} patients. Weights {first.results.revision or 'not named'}, images `{first.results.data_hash}`, "
+        f"{images} images. Weights {first.results.revision or 'not named'}, images `{first.results.data_hash}`, "
         f"seed {first.results.seed}. All {len(first.results.values)} values: {links}.",
         *_figure(facts, f"{first.folder}/figure.png", first.title),
     ]
