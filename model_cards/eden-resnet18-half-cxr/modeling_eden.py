@@ -1,0 +1,707 @@
+"""Eden models (travels to the Hub as remote code: imports torch, transformers and its own configuration only).
+
+`EdenModel` is the trunk that users load, `EdenBackbone` the same with a feature map per stage, `EdenForPreTraining`
+the student, the teacher, the memory bank and the pruned contrastive loss of Adam (arXiv 2309.15358), and
+`EdenForImageClassification` and `EdenForSemanticSegmentation` the heads that it is fine-tuned with. An independent
+implementation: no code or weights of the authors are used.
+"""
+
+import copy
+import inspect
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import AutoBackbone, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.loss.loss_for_object_detection import dice_loss
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_eden import EdenConfig
+
+#: What a saved folder offers to `Auto*.from_pretrained(..., trust_remote_code=True)`, whichever class saved it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_eden.EdenConfig",
+    "AutoModel": "modeling_eden.EdenModel",
+    "AutoBackbone": "modeling_eden.EdenBackbone",
+    "AutoModelForPreTraining": "modeling_eden.EdenForPreTraining",
+    "AutoModelForImageClassification": "modeling_eden.EdenForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_eden.EdenForSemanticSegmentation",
+}
+
+#: What a pretraining folder holds beside the student's trunk, and what the heads put on it.
+_PRETRAINING_KEYS = [r"^teacher\.", r"^projector\.", r"^memory_bank$", r"^bank_ptr$"]
+_HEAD_KEYS = [r"^classifier\.", r"^decoder\."]
+
+
+@dataclass
+class EdenForPreTrainingOutput(ModelOutput):
+    """Output of `EdenForPreTraining`: the loss first, then what tells how the method fares.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)` without its dimension): Pruned InfoNCE, mean over the batch.
+        query_embeddings (`torch.FloatTensor` of shape `(batch_size, projection_dim)`): Unit rows of the student.
+        key_embeddings (`torch.FloatTensor` of shape `(batch_size, projection_dim)`): Unit rows of the teacher.
+        positive_similarity (`torch.FloatTensor` of shape `(batch_size,)`): Cosine of each query and its key.
+        kept_negatives (`torch.LongTensor` of shape `(batch_size,)`): Negatives left to each anchor by the pruner.
+        pruned_share (`torch.FloatTensor` without dimension): Share of the bank's filled rows that was pruned.
+    """
+
+    loss: Tensor = None  # type: ignore[assignment]
+    query_embeddings: Tensor = None  # type: ignore[assignment]
+    key_embeddings: Tensor = None  # type: ignore[assignment]
+    positive_similarity: Tensor = None  # type: ignore[assignment]
+    kept_negatives: Tensor = None  # type: ignore[assignment]
+    pruned_share: Tensor = None  # type: ignore[assignment]
+
+
+class EdenPreTrainedModel(PreTrainedModel):
+    """What the Eden models share: configuration, weight initialisation, saving with their code."""
+
+    config_class = EdenConfig
+    base_model_prefix = "eden"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    # Each trunk states its own ability; the flags here only let transformers ask it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:  # type: ignore[override]
+        """Whether the trunk can recompute its activations in the backward pass (transformers' ResNet cannot)."""
+        inner = (module for module in self.modules() if isinstance(module, PreTrainedModel) and module is not self)
+        return any(module.supports_gradient_checkpointing for module in inner)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # The trunk initialises itself: transformers calls the `_init_weights` of an inner model for its modules.
+        if isinstance(module, nn.Linear):  # torch's own default, which the published recipe trains from
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Conv2d):  # of the decoder: He et al., for ReLU
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            super()._init_weights(module)
+        elif isinstance(module, EdenForPreTraining):
+            module.reset_memory_bank()
+            for teacher, student in zip(*module.teacher_and_student_tensors(buffers=True), strict=True):
+                init.copy_(teacher, student)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save weights, configuration and the code that loads them without this package.
+
+        The same as in `PreTrainedModel`; the `auto_map` written names every Eden class, so that a pretraining folder
+        loads by `AutoModel` and `AutoBackbone` too.
+        """
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _build_trunk(config: EdenConfig) -> PreTrainedModel:
+    """The transformers backbone of `config.backbone_config`, or the plain encoder where the type has no backbone."""
+    backbone_config: Any = config.backbone_config
+    if backbone_config.model_type in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+        return AutoBackbone.from_config(backbone_config)
+    encoder_class: Any = AutoModel._model_mapping[type(backbone_config)]
+    takes = inspect.signature(encoder_class).parameters
+    # A pooling head would be trained by nothing and found unused by DDP.
+    return AutoModel.from_config(
+        backbone_config, **({"add_pooling_layer": False} if "add_pooling_layer" in takes else {})
+    )
+
+
+def _check_batch(pixel_values: Tensor) -> None:
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            "`pixel_values` must have shape (batch_size, num_channels, height, width), "
+            f"got {tuple(pixel_values.shape)}"
+        )
+
+
+def _as_grid(features: Tensor, pixel_values: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
+    """Feature map [B, C, h, w] of `features`: itself, or token rows [B, prefix + h * w, C] reshaped."""
+    if features.ndim == 4:
+        return features
+    patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    height, width = pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
+    tokens = features[:, features.shape[1] - height * width :]  # class and register tokens come first
+    return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+class EdenModel(EdenPreTrainedModel):
+    """The trunk: any transformers backbone with global average pooling, ready for `AutoModel`.
+
+    `backbone` is the transformers model of `config.backbone_config`. Loaded from a pretraining folder it is the
+    student's trunk; teacher, projector and memory bank stay behind.
+
+    Raises:
+        ValueError: `out_features` leaves out the trunk's last stage, which this model pools.
+    """
+
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS + _HEAD_KEYS
+
+    def __init__(self, config: EdenConfig) -> None:
+        super().__init__(config)
+        self.backbone = _build_trunk(config)
+        if isinstance(self.backbone, BackboneMixin):
+            last = self.backbone.stage_names[-1]
+            if last not in self.backbone.out_features:
+                raise ValueError(
+                    f"EdenModel pools the last stage, {last!r}, but out_features is {self.backbone.out_features}; add "
+                    "it, or load the folder with EdenBackbone for earlier stages alone"
+                )
+            self.num_features = self.backbone.num_features[-1]
+        else:
+            self.num_features = self.backbone.config.hidden_size
+            takes = inspect.signature(self.backbone.forward).parameters
+            # Parts are smaller than the image a ViT was made for: its position grid is resized to each input.
+            self._trunk_arguments = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        r"""Features of images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images from `EdenImageProcessor`. Cast to the model's dtype.
+            output_hidden_states (`bool`, *optional*): Return the hidden states of the trunk's stages as well.
+            output_attentions (`bool`, *optional*): Return the attentions of a trunk that has some as well.
+            return_dict (`bool`, *optional*): `False` gives a plain tuple.
+
+        Returns:
+            `last_hidden_state` `(batch_size, C, h, w)`, `pooler_output` `(batch_size, C)`: its average over the map
+            (not a unit vector), and `hidden_states`, `attentions` if asked for, in the trunk's own shapes.
+
+        Raises:
+            ValueError: `pixel_values` is no batch of images.
+        """
+        _check_batch(pixel_values)
+        pixel_values = pixel_values.to(self.dtype)
+        if isinstance(self.backbone, BackboneMixin):
+            outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
+            last_hidden_state = outputs.feature_maps[-1]
+        else:
+            outputs = self.backbone(pixel_values, return_dict=True, **self._trunk_arguments, **kwargs)
+            last_hidden_state = outputs.last_hidden_state
+        patch_size = getattr(self.config.backbone_config, "patch_size", 1)
+        last_hidden_state = _as_grid(last_hidden_state, pixel_values, patch_size)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state,
+            pooler_output=last_hidden_state.mean(dim=(2, 3)),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.get("attentions"),
+        )
+
+
+class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
+    """The trunk as a transformers backbone: a feature map for each stage of `out_features`.
+
+    Load with `AutoBackbone.from_pretrained(folder, out_features=["stage1", "stage4"])`. Trunks that normalise the
+    maps of the stages they return (Swin, ConvNeXt) start the norms of newly asked stages afresh and report them.
+
+    Raises:
+        ValueError: the trunk's type has no backbone in transformers (a plain ViT, for one).
+    """
+
+    _keys_to_ignore_on_load_unexpected = EdenModel._keys_to_ignore_on_load_unexpected
+
+    def __init__(self, config: EdenConfig) -> None:
+        model_type = config.backbone_config.model_type
+        if model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+            raise ValueError(
+                f"transformers has no backbone with feature maps for model_type {model_type!r}; use "
+                "EdenModel, or a trunk such as 'resnet', 'convnextv2', 'swin' or 'dinov2'"
+            )
+        super().__init__(config)
+        self.backbone: Any = _build_trunk(config)
+        self.num_features: Any = self.backbone.num_features
+        self.has_attentions: Any = self.backbone.has_attentions
+        self.post_init()
+
+    def post_init(self) -> None:
+        """Initialise the weights."""
+        # Not BackboneMixin's: it would record the trunk's layers a second time, beside the trunk itself.
+        EdenPreTrainedModel.post_init(self)
+
+    def _init_transformers_backbone(self) -> None:
+        # Stages live in one place, the trunk's own configuration, which checks them.
+        self.stage_names = self.config.stage_names
+        self.num_features = None
+
+    @property  # type: ignore[misc]
+    def out_features(self) -> list[str]:
+        """Names of the stages returned."""
+        return self.config.out_features
+
+    @property  # type: ignore[misc]
+    def out_indices(self) -> list[int]:
+        """Indices of the stages returned."""
+        return self.config.out_indices
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:
+        r"""Feature maps of images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images from `EdenImageProcessor`. Cast to the model's dtype.
+
+        Returns:
+            `feature_maps`, one `(batch_size, C_stage, h_stage, w_stage)` per stage of `out_features`, and
+            `hidden_states`, `attentions` if asked for.
+        """
+        pixel_values = pixel_values.to(self.dtype)
+        return self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
+
+
+class EdenProjector(nn.Module):
+    """Projection head: Linear(C, C) - ReLU - Linear(C, D), then unit length (section 3 of the paper; MoCo v2)."""
+
+    def __init__(self, num_features: int, projection_dim: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(num_features, num_features)
+        self.out_proj = nn.Linear(num_features, projection_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Unit rows [B, D] of pooled features [B, C]."""
+        return F.normalize(self.out_proj(F.relu(self.dense(features))), dim=1)
+
+
+class EdenTeacher(nn.Module):
+    """The momentum encoder: the student's trunk and projector once more, moved by averaging, never by gradients."""
+
+    def __init__(self, config: EdenConfig) -> None:
+        super().__init__()
+        self.eden = EdenModel(config)
+        self.projector = EdenProjector(self.eden.num_features, config.projection_dim)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Unit keys [B, D] of images [B, 3, H, W]."""
+        return self.projector(self.eden(pixel_values, return_dict=True).pooler_output)
+
+
+def pruned_info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    memory_bank: Tensor,
+    temperature: float,
+    prune_threshold: float | None = None,
+) -> EdenForPreTrainingOutput:
+    r"""InfoNCE over the negatives that the Purposive Pruner keeps (sections 3.2 and 3.3 of arXiv 2309.15358).
+
+    With the cosine s_j of a query to bank row j, and gamma the threshold:
+    `loss = -log(exp(q.k / T) / (exp(q.k / T) + sum over {j: s_j < gamma} of exp(s_j / T)))`, mean over the batch.
+    Without a threshold this is MoCo's loss. With every negative pruned it is 0, and so is its gradient. Computed in
+    float32 whatever the inputs' dtype and autocast: bfloat16 cannot tell a cosine of 0.798 from 0.8.
+
+    Args:
+        queries: Unit rows `(batch_size, dim)`.
+        keys: Unit rows `(batch_size, dim)`; row i is the positive of query i.
+        memory_bank: Rows `(size, dim)`, unit, or zero where nothing was ever stored: those never count.
+        temperature: T.
+        prune_threshold: Gamma, or `None` to keep every negative.
+
+    Returns:
+        `EdenForPreTrainingOutput` with every field set.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        query, key, bank = queries.float(), keys.float(), memory_bank.float()
+        positive = (query * key).sum(dim=1)
+        similarity = query @ bank.T  # [B, K]
+        filled = bank.any(dim=1)
+        kept = filled.expand_as(similarity)
+        if prune_threshold is not None:
+            kept = kept & (similarity.detach() < prune_threshold)
+        logits = torch.cat([positive[:, None], similarity.masked_fill(~kept, -math.inf)], dim=1) / temperature
+        loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+        kept_negatives = kept.sum(dim=1)
+        candidates = filled.sum().clamp(min=1)
+        return EdenForPreTrainingOutput(
+            loss=loss,
+            query_embeddings=queries,
+            key_embeddings=keys,
+            positive_similarity=positive.detach(),
+            kept_negatives=kept_negatives,
+            pruned_share=(filled.sum() - kept_negatives.float().mean()) / candidates,
+        )
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
+    """Rows of every process in rank order, and how many each gave; processes may give different numbers."""
+    if _world_size() == 1:
+        return rows, [len(rows)]
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(_world_size())]
+    dist.all_gather(counts, count)
+    sizes = [int(size) for size in counts]
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)]), sizes
+
+
+class EdenForPreTraining(EdenPreTrainedModel):
+    """Adam's pretraining: a student and its momentum teacher agree on two views of one part of an image.
+
+    Attributes: `eden` (the student's trunk), `projector`, `teacher` (with its own `eden` and `projector` of the same
+    shapes), `memory_bank` (K, D) and `bank_ptr` (1,), the row that the next key replaces. All are saved and restored.
+
+    In several processes (`torch.distributed`), keys enter every bank in rank order, so the banks stay equal. A
+    trunk with BatchNorm gets its key batch shuffled over the processes, so that shared statistics do not tell
+    which key belongs to which query (MoCo); `SyncBatchNorm`, other norms and a single process need no shuffle.
+    """
+
+    main_input_name = "query_pixel_values"
+    memory_bank: Tensor
+    bank_ptr: Tensor
+
+    def __init__(self, config: EdenConfig) -> None:
+        super().__init__(config)
+        self.eden = EdenModel(config)
+        self.projector = EdenProjector(self.eden.num_features, config.projection_dim)
+        self.teacher = EdenTeacher(config)
+        self.register_buffer("memory_bank", torch.zeros(config.memory_bank_size, config.projection_dim))
+        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long))
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load as `PreTrainedModel.from_pretrained` does; the teacher takes no gradients, as when newly made."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with output_loading_info=True
+        model.teacher.requires_grad_(False)  # loading makes every tensor trainable
+        return loaded
+
+    def reset_memory_bank(self) -> None:
+        """Fill the bank as `config.memory_bank_init` says, unless a checkpoint has just filled it."""
+        rows = torch.zeros_like(self.memory_bank)
+        if self.config.memory_bank_init == "random":
+            rows = F.normalize(torch.randn_like(self.memory_bank), dim=1)
+        init.copy_(self.memory_bank, rows)
+        init.zeros_(self.bank_ptr)
+
+    def teacher_and_student_tensors(self, buffers: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """The teacher's parameters (and buffers, if asked) and the student's that they follow, pair by pair."""
+        follows = [self.teacher.eden, self.teacher.projector], [self.eden, self.projector]
+        teacher, student = (
+            [t for module in side for t in (*module.parameters(), *(module.buffers() if buffers else ()))]
+            for side in follows
+        )
+        return teacher, student
+
+    @torch.no_grad()
+    def update_teacher(self) -> None:
+        """Move the teacher's parameters: t <- m t + (1 - m) s. Its BatchNorm statistics are its own."""
+        teacher, student = self.teacher_and_student_tensors()
+        get_ema_multi_avg_fn(self.config.teacher_momentum)(teacher, student, None)
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Store unit keys (N, D), oldest rows first; the bank is a ring, so any N fits (of N > K the last K stay)."""
+        size = len(self.memory_bank)
+        newest = keys[-size:]
+        start = self.bank_ptr + len(keys) - len(newest)
+        rows = (start + torch.arange(len(newest), device=keys.device)) % size
+        self.memory_bank[rows] = newest.to(self.memory_bank.dtype)
+        self.bank_ptr.copy_((self.bank_ptr + len(keys)) % size)
+
+    def _keys_are_shuffled(self) -> bool:
+        norms = [m for m in self.teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        return _world_size() > 1 and any(not isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+
+    @torch.no_grad()
+    def _encode_keys(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys of this process's images [B, D], and those of all processes in rank order."""
+        if not self._keys_are_shuffled():
+            keys = self.teacher(pixel_values)
+            return keys, _gather_rows(keys)[0]
+        rank = dist.get_rank()
+        images, sizes = _gather_rows(pixel_values)
+        order = torch.randperm(len(images)).to(images.device)
+        dist.broadcast(order, src=0)
+        shuffled, _ = _gather_rows(self.teacher(images[order.split(sizes)[rank]]))
+        all_keys = torch.empty_like(shuffled)
+        all_keys[order] = shuffled
+        return all_keys.split(sizes)[rank], all_keys
+
+    @can_return_tuple
+    def forward(
+        self,
+        query_pixel_values: Tensor,
+        key_pixel_values: Tensor,
+        prune_threshold: float | Literal["config"] | None = "config",
+        update_teacher: bool = True,
+    ) -> EdenForPreTrainingOutput:
+        r"""One step of the objective. In train mode the teacher and the bank move once; in eval mode neither does.
+
+        Args:
+            query_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                One view of each part, for the student.
+            key_pixel_values (`torch.FloatTensor` of the same batch size):
+                Another view of the same parts, for the teacher.
+            prune_threshold (`float`, *optional*):
+                Gamma of this step, instead of the configuration's; `None` prunes nothing.
+            update_teacher (`bool`, *optional*, defaults to `True`):
+                `False` leaves the teacher's average as it is, for all but the first of accumulated batches.
+            return_dict (`bool`, *optional*): `False` gives a plain tuple.
+
+        Raises:
+            ValueError: queries and keys differ in number.
+        """
+        if len(query_pixel_values) != len(key_pixel_values):
+            raise ValueError(
+                f"each query needs its key: got {len(query_pixel_values)} query and {len(key_pixel_values)} key images"
+            )
+        gamma = self.config.prune_threshold if prune_threshold == "config" else prune_threshold
+        queries = self.projector(self.eden(query_pixel_values, return_dict=True).pooler_output)
+        if self.training and update_teacher:
+            self.update_teacher()
+        if self.training:
+            keys, all_keys = self._encode_keys(key_pixel_values)
+        else:  # evaluation talks to no other process: their numbers of batches may differ
+            keys = self.teacher(key_pixel_values)
+        # The loss sees the bank as it was; a copy, because the ring is written in place before the backward pass.
+        output = pruned_info_nce(queries, keys, self.memory_bank.clone(), self.config.contrastive_temperature, gamma)
+        if self.training:
+            self.enqueue(all_keys)
+        return output
+
+
+class EdenForImageClassification(EdenPreTrainedModel):
+    """The trunk with a linear classifier on its pooled features: one label, several labels, or regression.
+
+    `config.problem_type` is `"single_label_classification"` (cross-entropy), `"multi_label_classification"` (binary
+    cross-entropy; NaN marks a label that is not known and does not count) or `"regression"` (mean squared error).
+    Where it is not set, the first labels settle it: one output is a regression, integers are a single label, floats
+    are several.
+    """
+
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS
+
+    def __init__(self, config: EdenConfig) -> None:
+        super().__init__(config)
+        self.num_labels: int = config.num_labels  # type: ignore[assignment]
+        self.eden = EdenModel(config)
+        self.classifier = nn.Linear(self.eden.num_features, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+        r"""Scores of images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images from `EdenImageProcessor`.
+            labels (`torch.Tensor`, *optional*):
+                Class indices `(batch_size,)` int64, or `(batch_size, num_labels)` float32 for several labels and for
+                regression (`(batch_size,)` with one output).
+
+        Returns:
+            `loss` if labels are given, `logits` `(batch_size, num_labels)`, and `hidden_states`, `attentions` if asked
+            for.
+
+        Raises:
+            ValueError: `labels` have another shape than the logits need.
+        """
+        outputs = self.eden(pixel_values, return_dict=True, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self._loss(logits, labels)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.config.problem_type is None:
+            if self.num_labels == 1:
+                self.config.problem_type = "regression"
+            elif labels.is_floating_point():
+                self.config.problem_type = "multi_label_classification"
+            else:
+                self.config.problem_type = "single_label_classification"
+        wanted = logits.shape[:1] if self.config.problem_type == "single_label_classification" else logits.shape
+        if labels.numel() != wanted.numel():
+            raise ValueError(
+                f"labels of {self.config.problem_type} must have shape {tuple(wanted)}, got {tuple(labels.shape)}"
+            )
+        labels, logits = labels.view(wanted), logits.float()
+        if self.config.problem_type == "single_label_classification":
+            return F.cross_entropy(logits, labels.long())
+        known = ~labels.isnan()
+        loss = F.mse_loss if self.config.problem_type == "regression" else F.binary_cross_entropy_with_logits
+        # A sum over what is known, so that a batch in which nothing is gives 0 and not NaN.
+        return loss(logits[known], labels[known].float(), reduction="sum") / known.sum().clamp(min=1)
+
+
+class EdenDecoderBlock(nn.Module):
+    """One step up of the U-Net: resize, join the skip, two 3 x 3 convolutions with BatchNorm and ReLU."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        channels = in_channels + skip_channels
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [
+                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+            ]
+            channels = out_channels
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor, skip: Tensor | None, size: torch.Size) -> Tensor:
+        """`[B, out_channels, *size]` of `features` `[B, in_channels, h, w]` and `skip` `[B, skip_channels, *size]`."""
+        features = F.interpolate(features, size=size, mode="bilinear")
+        return self.layers(features if skip is None else torch.cat([features, skip], dim=1))
+
+
+class EdenUNetDecoder(nn.Module):
+    """U-Net decoder (Ronneberger et al., 2015) over the maps of a trunk's stages, fine to coarse.
+
+    Widths double from `hidden_size` at the finest map towards the coarsest, up to four times it; after the last skip
+    one more step doubles the resolution at half the width.
+    """
+
+    def __init__(self, stage_channels: list[int], hidden_size: int, num_labels: int) -> None:
+        super().__init__()
+        *skips, channels = stage_channels
+        self.blocks = nn.ModuleList()
+        for index, skip in reversed(list(enumerate(skips))):
+            width = hidden_size * min(4, 2**index)
+            self.blocks.append(EdenDecoderBlock(channels, skip, width))
+            channels = width
+        self.last_block = EdenDecoderBlock(channels, 0, hidden_size // 2)
+        self.classifier = nn.Conv2d(hidden_size // 2, num_labels, 1)
+
+    def forward(self, feature_maps: tuple[Tensor, ...]) -> Tensor:
+        """Logits `[B, num_labels, 2 h, 2 w]` of maps whose finest is `[B, C, h, w]`."""
+        *skips, features = feature_maps
+        for block, skip in zip(self.blocks, reversed(skips), strict=True):
+            features = block(features, skip, skip.shape[-2:])
+        size = torch.Size(2 * side for side in features.shape[-2:])
+        return self.classifier(self.last_block(features, None, size))
+
+
+#: At most this many stages feed the decoder: token trunks have one a layer.
+_DECODER_STAGES = 4
+
+
+class EdenForSemanticSegmentation(EdenPreTrainedModel):
+    """The trunk with a U-Net decoder that takes skips from its stages.
+
+    `config.segmentation_type` says what masks are: `"overlapping"` structures, each a mask of its own (Dice + binary
+    cross-entropy), or `"exclusive"` classes, one a pixel (cross-entropy; `config.semantic_loss_ignore_index` is left
+    out). Made from a pretraining folder, the decoder starts afresh and the trunk is the student's.
+
+    Raises:
+        ValueError: the trunk's type has no feature maps in transformers (a plain ViT, for one).
+    """
+
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS
+
+    def __init__(self, config: EdenConfig) -> None:
+        if config.backbone_config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+            raise ValueError(
+                f"segmentation needs a trunk with feature maps, and transformers has none for model_type "
+                f"{config.backbone_config.model_type!r}; use 'resnet', 'convnextv2', 'swin' or 'dinov2'"
+            )
+        config = copy.deepcopy(config)  # its trunk returns more stages than others made from the same settings
+        stages = config.stage_names[1:]
+        steps = torch.linspace(0, len(stages) - 1, min(len(stages), _DECODER_STAGES)).round().int().tolist()
+        config.out_features = [stages[step] for step in steps]
+        super().__init__(config)
+        self.eden = EdenModel(config)
+        trunk: Any = self.eden.backbone
+        self.decoder = EdenUNetDecoder(list(trunk.channels), config.decoder_hidden_size, int(config.num_labels or 0))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
+        r"""Scores of pixels.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images from `EdenImageProcessor`.
+            labels (`torch.Tensor`, *optional*):
+                Overlapping: `(batch_size, num_labels, height, width)` float32 in [0, 1]. Exclusive:
+                `(batch_size, height, width)` int64.
+
+        Returns:
+            `loss` if labels are given, `logits` `(batch_size, num_labels, height, width)` at the size of the input,
+            and `hidden_states`, `attentions` if asked for.
+
+        Raises:
+            ValueError: `pixel_values` is no batch of images, or `labels` have another shape than
+                `config.segmentation_type` needs.
+        """
+        _check_batch(pixel_values)
+        trunk: Any = self.eden.backbone
+        outputs = trunk.forward_with_filtered_kwargs(pixel_values.to(self.dtype), return_dict=True, **kwargs)
+        logits = self.decoder(outputs.feature_maps)
+        logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear")
+        loss = None if labels is None else self._loss(logits.float(), labels)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.get("attentions")
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        overlapping = self.config.segmentation_type == "overlapping"
+        wanted = logits.shape if overlapping else logits[:, 0].shape
+        if labels.shape != wanted:
+            raise ValueError(
+                f"labels of {self.config.segmentation_type} masks must have shape {tuple(wanted)}, got "
+                f"{tuple(labels.shape)}; see `config.segmentation_type`"
+            )
+        if not overlapping:
+            ignored = self.config.semantic_loss_ignore_index
+            loss = F.cross_entropy(logits, labels.long(), ignore_index=ignored, reduction="sum")
+            return loss / (labels != ignored).sum().clamp(min=1)
+        masks = labels.float()
+        dice = dice_loss(
+            logits.flatten(0, 1).flatten(1), masks.flatten(0, 1).flatten(1), masks.shape[0] * masks.shape[1]
+        )
+        return dice + F.binary_cross_entropy_with_logits(logits, masks)
+
+
+EdenModel.register_for_auto_class("AutoModel")
+EdenBackbone.register_for_auto_class("AutoBackbone")
+EdenForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+EdenForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+EdenForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+
+__all__ = [
+    "EdenBackbone",
+    "EdenForImageClassification",
+    "EdenForPreTraining",
+    "EdenForPreTrainingOutput",
+    "EdenForSemanticSegmentation",
+    "EdenModel",
+    "EdenPreTrainedModel",
+    "pruned_info_nce",
+]

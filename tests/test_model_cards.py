@@ -1,0 +1,41 @@
+"""The model that is given away loads offline as its card says, and its card holds what its files hold."""
+
+import filecmp
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
+
+from eden_hf.hub.cards import check_card
+from eden_hf.hub.refusals import file_refusals, local_files
+
+from .launching import REPOSITORY
+
+FOLDERS = sorted(path.parent for path in (REPOSITORY / "model_cards").glob("*/config.json"))
+GIVEN = REPOSITORY / "model_cards" / "eden-resnet18-half-cxr"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_folder_could_be_published_as_it_is(folder):
+    assert check_card(folder) == []
+    assert list(file_refusals(folder, local_files(folder))) == []
+    for code in folder.glob("*.py"):
+        assert filecmp.cmp(code, REPOSITORY / "eden_hf" / code.name, shallow=False), f"stage {folder.name} again"
+
+
+def test_the_given_model_loads_in_float32_and_embeds():
+    assert (GIVEN / "model.safetensors").stat().st_size < 6_000_000
+    model = AutoModel.from_pretrained(GIVEN, trust_remote_code=True)
+    processor = AutoImageProcessor.from_pretrained(GIVEN, trust_remote_code=True)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert processor.intensity == "per_image"
+    image = Image.open(REPOSITORY / "docs" / "phantoms.png").convert("L")
+    images = [image, image.point(lambda value: value // 2 + 60), Image.linear_gradient("L")]
+    with torch.inference_mode():
+        same, brighter, other = model(**processor(images, return_tensors="pt")).pooler_output
+    assert same.shape == (256,)
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(same, brighter, dim=0) > 0.95  # the intensity policy takes brightness and contrast out
+    assert cosine(same, other, dim=0) < 0.9
