@@ -10,7 +10,9 @@ eden few-shot --config configs/few_shot_scr.yaml --encoders a b --frozen    scri
 eden finetune --config configs/finetune_scr_heart.yaml                      scripts/finetune.py
 eden stage --source outputs/run --card card.yaml --output repository/
 eden card check repository/
-eden push --source outputs/run --card card.yaml                             scripts/push_to_hub.py
+eden push --source outputs/run --repo_id user/name --card card.yaml         scripts/push_to_hub.py
+eden convert --source adam.pth --output adam/                               scripts/convert_checkpoint.py
+eden export --model outputs/run/last --output model.onnx
 """
 
 import logging
@@ -131,17 +133,42 @@ def push(arguments: list[str] | None = None) -> None:
         print(_call(push_to_hub, arguments, prog="eden push", several=("results", "tags", "allow")))
 
 
+def convert(arguments: list[str] | None = None) -> None:
+    """Convert a checkpoint from elsewhere to an Eden folder."""
+    from eden_hf.hub.conversion import convert_checkpoint
+
+    with _refusals("eden convert"):
+        print(_call(convert_checkpoint, arguments, prog="eden convert"))
+
+
+def export(arguments: list[str] | None = None) -> None:
+    """Export a model: ONNX, torch.export, or the trunk's weights under another library's names."""
+    from eden_hf.hub.conversion import EXPORTS, export_trunk
+    from eden_hf.hub.export import export_model
+
+    parser = ArgumentParser(prog="eden export", description=export.__doc__)
+    parser.add_argument("--model", required=True, help="folder of an Eden model")
+    parser.add_argument("--output", required=True, help="file to write: .onnx, .pt2 or .safetensors")
+    parser.add_argument("--format", default="onnx", choices=["onnx", "program", *EXPORTS])
+    chosen = parser.parse_args(arguments)
+    function = export_trunk if chosen.format in EXPORTS else export_model
+    with _refusals("eden export"):
+        print(function(chosen.model, chosen.output, chosen.format))
+
+
 @contextmanager
 def _refusals(prog: str) -> Iterator[None]:
     """What the user has to mend ends the program with the message alone."""
     from eden_hf.hub.cards import CardError
+    from eden_hf.hub.export import ExportError
+    from eden_hf.hub.key_layouts import CheckpointError
     from eden_hf.hub.publishing import PublishingError
     from eden_hf.hub.refusals import RefusedError
     from eden_hf.hub.repository import StagingError
 
     try:
         yield
-    except (CardError, PublishingError, RefusedError, StagingError) as error:
+    except (CardError, CheckpointError, ExportError, PublishingError, RefusedError, StagingError) as error:
         sys.exit(f"{prog}: {error}")
 
 
@@ -175,6 +202,8 @@ COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
     "stage": stage,
     "card": card,
     "push": push,
+    "convert": convert,
+    "export": export,
 }
 
 

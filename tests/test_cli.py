@@ -52,6 +52,8 @@ def test_an_unknown_command_says_which_there_are():
         ("stage", "--half"),
         ("card", "check"),
         ("push", "--dry_run"),
+        ("convert", "--pretraining"),
+        ("export", "--format"),
     ],
 )
 def test_each_command_explains_its_options(command, option):

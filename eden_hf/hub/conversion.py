@@ -1,0 +1,408 @@
+"""Checkpoints from elsewhere as Eden folders, and trunks under other libraries' names.
+
+`convert_checkpoint` reads the authors' Adam files, MoCo-v2 and DINO ResNets, and torchvision, timm and
+segmentation-models-pytorch state dicts (see `key_layouts`). Every key is mapped, dropped with a reason, or an error.
+"""
+
+import argparse
+import difflib
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from eden_hf.configuration_eden import EdenConfig
+from eden_hf.hub.cards import write_card
+from eden_hf.hub.key_layouts import (
+    BANK,
+    NAMINGS,
+    NON_COMMERCIAL,
+    PROJECTOR,
+    RECORDS,
+    Branch,
+    CheckpointError,
+    Layout,
+    Naming,
+    branch_prefixes,
+    find_layout,
+    find_trunks,
+)
+from eden_hf.image_processing_eden import EdenImageProcessor
+from eden_hf.modeling_eden import EdenForPreTraining, EdenModel
+from eden_hf.training.checkpoints import replace_folder
+
+REPORT_FILE = "conversion.json"
+#: Prefix of an exported trunk's weights.
+EXPORTS = {"torchvision": "", "timm": "", "smp": "encoder."}
+_FITTING = {"torchvision": ("resnet",), "timm": tuple(NAMINGS), "smp": ("resnet",)}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of every key of a checkpoint.
+
+    Attributes:
+        source: Name of the file.
+        sha256: Of the file.
+        layout: Its kind, and `about` in words.
+        about: What that kind is.
+        licence: Licence of the source's weights as far as its kind tells.
+        model: Class that the folder holds.
+        mapped: The source's name of each weight by the name here.
+        dropped: Reason of each key that was left out.
+        initial: Weights here that the source has none for; they are as initialised.
+        notes: What else differs.
+    """
+
+    source: str
+    sha256: str
+    layout: str
+    about: str
+    licence: str | None
+    model: str
+    mapped: dict[str, str]
+    dropped: dict[str, str]
+    initial: list[str]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.dropped.items():
+            reasons.setdefault(reason, []).append(name)
+        lines = [f"{self.source} ({self.about}) -> {self.model}", f"{len(self.mapped):6} keys mapped"]
+        lines += [f"{len(names):6} keys dropped: {reason} ({names[0]} ...)" for reason, names in reasons.items()]
+        lines += [f"{len(self.initial):6} weights as initialised: {self.initial[0]} ..."] if self.initial else []
+        return "\n".join([*lines, *self.notes, f"licence of the weights: {self.licence or 'that of the source'}"])
+
+
+def convert_checkpoint(
+    source: str,
+    output: str,
+    layout: str | None = None,
+    branch: Branch | None = None,
+    pretraining: bool = False,
+    model_id: str | None = None,
+    license: str | None = None,  # noqa: A002 (as in card.yaml)
+) -> Conversion:
+    """Convert a checkpoint file to an Eden folder, with its report and card.
+
+    Args:
+        source: `.pth`, `.pt` and the like, read with `weights_only=True`, or `.safetensors`.
+        output: Folder to make: weights, configuration and processor (ImageNet's statistics, 224 pixels) with their
+            code, `conversion.json`, `card.yaml` and the card.
+        layout: Kind of the file (`adam_v1`, `moco_v2`, `adam_v2`, `dino`, `smp`, `timm`, `torchvision`) where the keys
+            do not tell, or tell wrong.
+        branch: `student` or `teacher`; by default the one that is used downstream.
+        pretraining: Make an `EdenForPreTraining` of student, teacher, projectors and memory bank.
+        model_id: Hub id of the converted model for its card.
+        license: Licence of the source's weights as the Hub names it, where the kind of file does not tell.
+
+    Raises:
+        CheckpointError: the file is none that can be read or is of no known kind; a key is missing, unknown or of
+            another shape; a weight is not finite; `output` holds something.
+    """
+    file, folder = Path(source), Path(output)
+    if folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty: choose another output")
+    tensors, records = read_checkpoint(file)
+    try:
+        mapper = _Mapper(tensors, records, layout)
+        model, state, mapped = mapper.pretraining() if pretraining else mapper.trunk(branch)
+        conversion = Conversion(
+            source=file.name,
+            sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+            layout=mapper.layout.name,
+            about=mapper.layout.about,
+            licence=license or mapper.layout.licence,
+            model=type(model).__name__,
+            mapped=mapped,
+            dropped=mapper.dropped(set(mapped.values())),
+            initial=sorted(model.state_dict().keys() - state.keys()),
+            notes=mapper.notes(set(mapped.values())),
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    model.load_state_dict(state, strict=False)
+
+    def write(temporary: Path) -> None:
+        model.save_pretrained(temporary)
+        EdenImageProcessor().save_pretrained(temporary)
+        (temporary / REPORT_FILE).write_text(json.dumps(asdict(conversion), indent=1) + "\n")
+        declared = _declared(conversion, model_id or f"converted/{folder.name}")
+        (temporary / "card.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
+        if not pretraining:  # cards are of what is published, and that is the trunk
+            write_card(temporary)
+
+    replace_folder(folder, write)
+    return conversion
+
+
+def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a file by their dotted names, and the names of what else it holds.
+
+    Raises:
+        CheckpointError: there is no such file, it cannot be read without running code in it, or it holds no tensors.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing")
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds more than weights, which would run code of whoever wrote it: save its state dict alone, "
+            f"where you trust it ({str(error).strip().splitlines()[0]})"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{file} is no checkpoint: {error}") from error
+    tensors: dict[str, Tensor] = {}
+    records: list[str] = []
+    for name, value in _flattened(content if isinstance(content, dict) else {}):
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        else:
+            records.append(name)
+    if not tensors:
+        raise CheckpointError(f"{file} holds no named tensors, but {type(content).__name__}: save a state dict")
+    return tensors, records
+
+
+def _unpickled(file: Path) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]):  # DINO keeps its arguments in one
+        return torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 (the format of others)
+
+
+def _flattened(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted names; states of the training loop stay whole."""
+    for key, value in content.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and not any(re.fullmatch(pattern, name) for pattern in RECORDS):
+            yield from _flattened(value, f"{name}.")
+        else:
+            yield name, value
+
+
+class _Mapper:
+    """The tensors of a file under the names of an Eden model."""
+
+    def __init__(self, tensors: dict[str, Tensor], records: list[str], layout: str | None) -> None:
+        self.tensors, self.records = tensors, records
+        self.trunks = find_trunks(tensors)
+        self.layout: Layout = find_layout([*tensors, *records], self.trunks, layout)
+        self.expected: set[str] = set()  # names of the trunk's weights, behind the prefix
+
+    def trunk(self, branch: Branch | None) -> tuple[PreTrainedModel, dict[str, Tensor], dict[str, str]]:
+        """Model, its weights, and the source's name of each, of a trunk."""
+        branches: list[Branch] = [branch] if branch else list(self.layout.trunks)
+        prefix = self._prefix(*branches)
+        model = EdenModel(EdenConfig(backbone_config=self._architecture(prefix)))
+        mapped = self._named(prefix, model.state_dict(), "backbone.")
+        return model, self._state(model, mapped), mapped
+
+    def pretraining(self) -> tuple[PreTrainedModel, dict[str, Tensor], dict[str, str]]:
+        """The same of student, teacher, projectors and bank."""
+        banks = {match[1] or "": name for name in self.tensors if (match := re.fullmatch(BANK, name))}
+        if not self.layout.projector or not banks:
+            raise CheckpointError(
+                f"a file of {self.layout.about} without memory bank gives a trunk, no pretraining model"
+            )
+        prefixes = {branch: self._prefix(branch) for branch in ("student", "teacher")}
+        bank = self.tensors[banks[""]]
+        config = EdenConfig(
+            backbone_config=self._architecture(prefixes["student"]),
+            projection_dim=bank.shape[0],
+            memory_bank_size=bank.shape[1],
+        )
+        model = EdenForPreTraining(config)
+        mapped = {"memory_bank": banks[""]} | ({"bank_ptr": banks["_ptr"]} if "_ptr" in banks else {})
+        for branch, ours in (("student", ""), ("teacher", "teacher.")):
+            prefix = prefixes[branch]
+            mapped |= self._named(prefix, model.state_dict(), f"{ours}eden.backbone.")
+            mapped |= {f"{ours}{name}": prefix + theirs for name, theirs in PROJECTOR.items()}
+        return model, self._state(model, mapped), mapped
+
+    def _prefix(self, *branches: Branch) -> str:
+        """The prefix of the first of some branches that the file has."""
+        for branch in branches:
+            found = branch_prefixes(self.layout, branch, self.trunks)
+            if len(found) > 1:
+                raise CheckpointError(
+                    f"several trunks may be the {branch}: {', '.join(found)}; save one of them alone"
+                )
+            if found:
+                return found[0]
+        known = ", ".join(b for b in self.layout.trunks if branch_prefixes(self.layout, b, self.trunks))
+        raise CheckpointError(f"there is no {' or '.join(branches)} in this file of {self.layout.about}, but {known}")
+
+    def _architecture(self, prefix: str) -> dict[str, Any]:
+        shapes = {n.removeprefix(prefix): t.shape for n, t in self.tensors.items() if n.startswith(prefix)}
+        return self.trunks[prefix].configuration(shapes)
+
+    def _named(self, prefix: str, state: Mapping[str, Tensor], above: str) -> dict[str, str]:
+        """The source's name of each weight of the trunk under `above`."""
+        naming = self.trunks[prefix]
+        own = [name.removeprefix(above) for name in state if name.startswith(above)]
+        named = {}
+        for name, theirs in naming.names(own).items():
+            if prefix + theirs not in self.tensors:
+                theirs = self._synonym(prefix, theirs)
+            named[above + name] = prefix + theirs
+            self.expected.add(theirs)
+        return named
+
+    def _synonym(self, prefix: str, theirs: str) -> str:
+        """What the file calls `theirs`, if it has it under another name."""
+        for start, other in self.trunks[prefix].synonyms.items():
+            called = other + theirs.removeprefix(start)
+            if theirs.startswith(start) and prefix + called in self.tensors:
+                return called
+        return theirs
+
+    def _state(self, model: PreTrainedModel, mapped: dict[str, str]) -> dict[str, Tensor]:
+        """The weights under the names here, checked; counts of batches, which old files lack, may be missing."""
+        wanted = model.state_dict()
+        for name in [
+            n for n, theirs in mapped.items() if n.endswith("num_batches_tracked") and theirs not in self.tensors
+        ]:
+            del mapped[name]
+        if missing := sorted(theirs for theirs in mapped.values() if theirs not in self.tensors):
+            raise CheckpointError(f"{len(missing)} keys are missing: {_some(missing)}")
+        state = {}
+        for name, theirs in mapped.items():
+            value = self.tensors[theirs].T if name == "memory_bank" else self.tensors[theirs]
+            if value.shape != wanted[name].shape:
+                if [s for s in value.shape if s > 1] != [s for s in wanted[name].shape if s > 1]:
+                    raise CheckpointError(
+                        f"{theirs} has the shape {list(value.shape)}, not {list(wanted[name].shape)}"
+                    )
+                value = value.reshape(wanted[name].shape)
+            if not torch.isfinite(value).all():
+                raise CheckpointError(f"{theirs} holds values that are not finite")
+            state[name] = value.to(wanted[name].dtype).contiguous()
+        return state
+
+    def dropped(self, used: set[str]) -> dict[str, str]:
+        """Why each other key is left out.
+
+        Raises:
+            CheckpointError: there is no reason.
+        """
+        left = [name for name in (*self.tensors, *self.records) if name not in used]
+        reasons = {name: self._reason(name, used) for name in left}
+        if unknown := sorted(name for name, reason in reasons.items() if reason is None):
+            near = difflib.get_close_matches(unknown[0], used, 1)
+            hint = f" (the nearest known one is {near[0]})" if near else ""
+            raise CheckpointError(
+                f"{len(unknown)} keys are unknown in a file of {self.layout.about}: {_some(unknown)}{hint}"
+            )
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def _reason(self, name: str, used: set[str]) -> str | None:
+        patterns = {**RECORDS, **self.layout.others}
+        for pattern, reason in patterns.items():
+            if re.fullmatch(pattern, name):
+                return reason
+        if re.fullmatch(BANK, name):
+            return "memory bank, which a trunk has none of" if self.layout.projector else None
+        for prefix in sorted(self.trunks, key=len, reverse=True):
+            if name.startswith(prefix):
+                return self._trunk_reason(name, prefix, used)
+        return None
+
+    def _trunk_reason(self, name: str, prefix: str, used: set[str]) -> str | None:
+        rest = name.removeprefix(prefix)
+        if self.layout.projector and rest in PROJECTOR.values():
+            return "projector, which a trunk has none of"
+        for pattern, reason in self.trunks[prefix].heads.items():
+            if re.fullmatch(pattern, rest):
+                return reason
+        other_branch = not any(theirs.startswith(prefix) for theirs in used)
+        return "trunk of the other branch" if other_branch and rest in self.expected else None
+
+    def notes(self, used: set[str]) -> list[str]:
+        """What differs although all keys fit."""
+        if any(re.search(r"(^|\.)head\.norm\.", name) for name in used):
+            return [
+                "timm norms the pooled embedding by head.norm, the trunk here norms its last map before pooling: "
+                "pooled embeddings differ a little, maps before the norm do not"
+            ]
+        return []
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+
+
+def _declared(conversion: Conversion, model_id: str) -> dict[str, Any]:
+    """What a card can say of a converted checkpoint; the rest is for whoever publishes it."""
+    own = conversion.licence is not None and conversion.licence != NON_COMMERCIAL
+    named = "non-commercial, of the method's authors" if conversion.licence == NON_COMMERCIAL else "that of the source"
+    terms = {"license": conversion.licence} if own else {
+        "license": "other", "license_name": named, "license_link": "README.md#patents-and-licences",
+    }  # fmt: skip
+    limits = ["Converted from weights of others; whatever their publication says of their limits holds here."]
+    if conversion.licence == NON_COMMERCIAL:
+        limits.append("The weights are the authors', under their non-commercial licence: no commercial use.")
+    return {
+        "model_id": model_id,
+        **terms,
+        "intended_use": "Research, as far as the licence of the source weights allows it.",
+        "training_data": [
+            {
+                "name": "the data of the source",
+                "description": f"Not recorded in {conversion.source}; see the publication of the weights.",
+                "license": "see there",
+            }
+        ],
+        "limits": limits,
+        "lineage": [f"Converted by eden convert from {conversion.about}, key by key (conversion.json)."],
+    }
+
+
+def export_trunk(model: str, output: str, layout: str = "torchvision") -> Path:
+    """Write the trunk of an Eden folder under the names of another library, as safetensors.
+
+    Args:
+        model: Folder or Hub id of any Eden model; of a pretraining model the student's trunk is taken.
+        output: File to write, `.safetensors`.
+        layout: `torchvision` or `timm` (the names of their ResNets; timm's ConvNeXt as well, made there with
+            `head_norm_first=True`), or `smp` (segmentation-models-pytorch, with the prefix `encoder.`).
+
+    Returns:
+        `output`.
+
+    Raises:
+        CheckpointError: the layout is unknown, the library has no such trunk, or `output` is there already or is no
+            `.safetensors`.
+    """
+    if layout not in EXPORTS:
+        raise CheckpointError(f"`layout` is one of {', '.join(EXPORTS)}, got {layout!r}")
+    file = Path(output)
+    if file.suffix != ".safetensors" or file.exists():
+        raise CheckpointError(f"{file}: name a file that is not there yet, ending in .safetensors")
+    trunk = EdenModel.from_pretrained(model)
+    backbone = trunk.config.backbone_config
+    naming: Naming | None = NAMINGS.get(backbone.model_type) if backbone.model_type in _FITTING[layout] else None
+    if naming is None:
+        raise CheckpointError(f"{layout} has no {backbone.model_type}; it has {', '.join(_FITTING[layout])}")
+    for name, value in naming.plain.items():
+        if getattr(backbone, name) != value:
+            raise CheckpointError(f"{layout} has no {backbone.model_type} with {name}={getattr(backbone, name)!r}")
+    state = trunk.backbone.state_dict()
+    weights = {}
+    for name, theirs in naming.names(state).items():
+        flat = re.search(naming.reshaped, theirs) is not None and theirs.count("grn")
+        weights[EXPORTS[layout] + theirs] = (state[name].flatten() if flat else state[name]).contiguous()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, file, metadata={"format": "pt", "source": "eden_hf"})
+    return file

@@ -1,0 +1,80 @@
+"""Exported models give PyTorch's numbers at any batch and size."""
+
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from eden_hf import EdenForImageClassification, EdenForPreTraining, EdenForSemanticSegmentation, EdenModel
+from eden_hf.hub import export
+from eden_hf.hub.export import ExportError, export_model
+
+from ..tiny import tiny_config
+
+KINDS = {"trunk": EdenModel, "classes": EdenForImageClassification, "masks": EdenForSemanticSegmentation}
+PIXELS = torch.rand(2, 3, 64, 160, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def save(tmp_path):
+    def of(kind=EdenModel, backbone="resnet"):
+        torch.manual_seed(0)
+        model = kind(tiny_config(backbone)).eval()
+        model.save_pretrained(tmp_path / "model")
+        return model, str(tmp_path / "model")
+
+    return of
+
+
+def outputs(model) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        found = model(PIXELS)
+    return [found.logits] if hasattr(found, "logits") else [found.last_hidden_state, found.pooler_output]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backbone", ["resnet", "convnextv2", "dinov2"])
+def test_a_program(tmp_path, save, kind, backbone):
+    model, folder = save(KINDS[kind], backbone)
+    file = export_model(folder, str(tmp_path / "model.pt2"), "program")
+    assert_close(list(torch.export.load(file).module()(PIXELS)), outputs(model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "backbone"), [("trunk", "resnet"), ("masks", "resnet"), ("classes", "dinov2")])
+def test_onnx(tmp_path, save, kind, backbone):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, folder = save(KINDS[kind], backbone)
+    file = export_model(folder, str(tmp_path / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert names == (["last_hidden_state", "pooler_output"] if kind == "trunk" else ["logits"])
+    found = [torch.from_numpy(o) for o in session.run(None, {"pixel_values": PIXELS.numpy()})]
+    assert_close(found, outputs(model), rtol=1e-3, atol=1e-4)
+    assert sorted(path.name for path in tmp_path.glob("model.onnx*")) == ["model.onnx"]
+
+
+def test_of_a_pretraining_model_the_students_trunk_is_taken(tmp_path, save):
+    model, folder = save(EdenForPreTraining)
+    file = export_model(folder, str(tmp_path / "out" / "model.pt2"), "program")
+    assert_close(list(torch.export.load(file).module()(PIXELS)), outputs(model.eden), rtol=1e-4, atol=1e-5)
+
+
+def test_errors(tmp_path, save, monkeypatch):
+    _, folder = save()
+    with pytest.raises(ExportError, match=r"model\.pt must end in \.onnx, being of the format onnx"):
+        export_model(folder, str(tmp_path / "model.pt"))
+    with pytest.raises(ExportError, match=r"is no model folder: it has no config\.json"):
+        export_model(str(tmp_path), str(tmp_path / "model.pt2"), "program")
+    (tmp_path / "config.json").write_text('{"architectures": ["ResNetModel"]}')
+    with pytest.raises(ExportError, match="is of ResNetModel; exported are EdenForPreTraining, EdenModel"):
+        export_model(str(tmp_path), str(tmp_path / "model.pt2"), "program")
+    with pytest.raises(ExportError, match=r"last_hidden_state of \[1, 3, 224, 224\] images is off by"):
+        export_model(folder, str(tmp_path / "model.pt2"), "program", tolerance=-1)
+    monkeypatch.setattr(export, "_program", lambda *_: (_ for _ in ()).throw(RuntimeError("cannot\nbe")))
+    with pytest.raises(ExportError, match=r"EdenModel on resnet: cannot$"):
+        export_model(folder, str(tmp_path / "model.pt2"), "program")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"eden_hf\[export\]"):
+        export_model(folder, str(tmp_path / "model.onnx"))
