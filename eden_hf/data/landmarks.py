@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from eden_hf.data.phantoms import SIDES
-from eden_hf.data.sources import load_source, read_cell
+from eden_hf.data.sources import load_source, of_subgroup, read_cell
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,12 @@ def landmark_pixels(item: LandmarkedImage, names: Sequence[str]) -> Tensor:
 
 
 def load_landmarked(
-    source: Any, split: str = "train", *, id_column: str | None = None, images: int | None = None
+    source: Any,
+    split: str = "train",
+    *,
+    id_column: str | None = None,
+    images: int | None = None,
+    subgroup: Mapping[str, str] | None = None,
 ) -> list[LandmarkedImage]:
     """Radiographs with their landmarks: SCR's Parquet, phantoms, or any source with a `landmarks` column.
 
@@ -154,6 +159,7 @@ def load_landmarked(
         split: Split of the source.
         id_column: Column whose values name the images.
         images: How many of the first images with landmarks; all of them by default.
+        subgroup: Which patients alone (see `of_subgroup`).
 
     Returns:
         Images of mode L with their landmarks. Rows without any are counted in a warning that names them.
@@ -163,7 +169,7 @@ def load_landmarked(
     """
     if images is not None and images < 1:
         raise ValueError(f"at least one image is needed, got images={images}")
-    data = load_source(source, split=split, id_column=id_column)
+    data = of_subgroup(load_source(source, split=split, id_column=id_column), subgroup or {})
     columns = set(data.column_names)
     needed = {"landmarks_heart", *(f"landmarks_{side}_{s}" for side in SIDES for s in ("lung", "clavicle"))}
     if "landmarks" not in columns and not needed <= columns:

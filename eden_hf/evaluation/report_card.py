@@ -42,6 +42,7 @@ def evaluate(
     window: float = 0.25,
     side_mm: float = SCR_SIDE_MM,
     dilated: bool = False,
+    subgroup: dict[str, str] | None = None,
     seed: int = 0,
 ) -> list[Path]:
     """Measure what encoders know of anatomy, on radiographs with landmarks.
@@ -59,6 +60,7 @@ def evaluate(
         window: Side of patches, as a share of the image's smaller side.
         side_mm: Millimetres along an image's width, for the errors of correspondence (SCR's by default).
         dilated: Search for landmarks in one pass over each image (`dilated_embeddings`; convolutional trunks only).
+        subgroup: Which patients alone, by columns of the source: `--subgroup.sex F`, `--subgroup.age 0-59`.
         seed: Of all that is drawn.
 
     Returns:
@@ -70,7 +72,7 @@ def evaluate(
     if unknown := set(evaluations).difference(EVALUATIONS):
         raise ValueError(f"unknown evaluations {sorted(unknown)}; there are {', '.join(EVALUATIONS)}")
     folders = _folders(model)
-    data = load_landmarked(source, split, id_column=id_column, images=images)
+    data = load_landmarked(source, split, id_column=id_column, images=images, subgroup=subgroup)
     digest = data_hash([item.source_id for item in data], [item.image for item in data])
     patches = {"window": window}  # wholes of compositionality have sizes of their own
     searched = {**patches, "side_mm": side_mm, "dilated": dilated}
@@ -82,6 +84,8 @@ def evaluate(
         for chosen in tqdm(evaluations, desc=name):
             evaluation = EVALUATIONS[chosen](encoder, data, seed=seed, **options[chosen])
             settings = evaluation.settings | {"size": size, "intensity": intensity}
+            if subgroup:
+                settings["subgroup"] = subgroup
             where = f"{source} ({split}, {len(data)} images)"
             result = Results(chosen, name, encoder.revision, where, digest, seed, evaluation.values, settings)
             result.save(Path(output) / folder / chosen)

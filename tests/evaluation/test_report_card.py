@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from eden_hf import EdenImageProcessor, EdenModel
+from eden_hf import EdenImageProcessor, EdenModel, cli
+from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.evaluation.report_card import EVALUATIONS, _folders, evaluate
 from eden_hf.evaluation.results import Results
 from tests.launching import python
@@ -71,3 +72,15 @@ def test_the_same_encoder_twice_is_refused(folder, tmp_path):
 )
 def test_folders_are_named_by_the_end_of_the_encoders_name(names, folders):
     assert list(_folders(names).values()) == folders
+
+
+def test_a_card_of_some_patients_alone(folder, tmp_path, capsys):
+    rows = phantom_dataset(6, size=64).add_column("sex", ["F", "M", "F", "M", "F", "M"])
+    rows.to_parquet(tmp_path / "data" / "train.parquet")
+    named = ["--model", folder, "--source", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+    cli.evaluate([*named, "--evaluations", "locality", "--subgroup.sex", "F"])
+    results = Results.load(next(tmp_path.glob("out/*/locality/results.json")))
+    assert results.settings["subgroup"] == {"sex": "F"}
+    assert results.source.endswith("(train, 3 images)")
+    with pytest.raises(ValueError, match="nobody has sex 'X'"):
+        cli.evaluate([*named, "--subgroup.sex", "X"])
