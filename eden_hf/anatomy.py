@@ -1,4 +1,4 @@
-"""The Anatomy Decomposer: levels of detail as boxes (section 3.1 of arXiv 2309.15358). Pure geometry, nothing else.
+"""The Anatomy Decomposer: levels of detail as boxes (arXiv 2309.15358). Pure geometry, nothing else.
 
 Level `n` cuts an image into `2**n` parts by halving every part of level `n - 1`, along x first: level 0 is the
 whole image, level 1 its left and right halves, level 2 is 2 x 2, level 3 is 2 rows x 4 columns, level 4 is 4 x 4.

@@ -113,6 +113,8 @@ def card(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="eden card", description=(card.__doc__ or "").replace("`", ""))
     parser.add_argument("action", choices=["write", "check"])
     parser.add_argument("folder", help="of a model, with card.yaml")
+    parser.add_argument("--model_id", help="Hub id that the card must be of")
+    parser.add_argument("--online", action="store_true", help="ask the Hub about the metadata as well")
     chosen = parser.parse_args(arguments)
     from eden_hf.hub.cards import check_card, write_card
 
@@ -120,7 +122,7 @@ def card(arguments: list[str] | None = None) -> None:
         with _refusals("eden card"):
             print(write_card(chosen.folder))
         return
-    problems = check_card(chosen.folder)
+    problems = check_card(chosen.folder, chosen.model_id, chosen.online)
     print("\n".join(problems) or f"{chosen.folder}/README.md is good")
     sys.exit(bool(problems))
 

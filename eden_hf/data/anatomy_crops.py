@@ -123,7 +123,7 @@ class AnatomyCrops(datasets.GeneratorBasedBuilder):
         return skipped_entries(self.skipped_path)
 
     def _info(self) -> DatasetInfo:
-        return DatasetInfo(description="Anatomy Decomposer parts (arXiv 2309.15358, section 3.1) of every image.")
+        return DatasetInfo(description="Anatomy Decomposer parts (arXiv 2309.15358) of every image.")
 
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
         streaming = dl_manager.is_streaming
@@ -328,7 +328,7 @@ def _rows(builder: AnatomyCrops) -> dict[str, int]:
 CARD = """
 # Anatomy crops of {source}
 
-Parts of every image at several levels of detail, as the Anatomy Decomposer of Adam (arXiv 2309.15358, section 3.1)
+Parts of every image at several levels of detail, as the Anatomy Decomposer of Adam (arXiv 2309.15358)
 cuts them: level `n` has `2**n` parts, made by halving each part of level `n - 1`, along x first.
 
 ```python

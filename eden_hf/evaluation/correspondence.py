@@ -255,7 +255,7 @@ def correspondence(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Evaluation:
-    """Landmarks of one patient found in the next by the nearest dense embedding (arXiv 2309.15358, section 4).
+    """Landmarks of one patient found in the next by the nearest dense embedding.
 
     For landmark l of patient p with its patch's embedding e, the found point is that of the window in patient q whose
     embedding has the highest cosine with e; the error is its distance from q's own landmark l. Every patient is

@@ -1,4 +1,4 @@
-"""Few-shot segmentation (arXiv 2309.15358, section 4): k labelled images, several draws of them, the whole test split.
+"""Few-shot segmentation (arXiv 2309.15358): k labelled images, several draws of them, the whole test split.
 
 Two ways of scoring an encoder share the draws. *Frozen*: a ridge classifier on each pixel's features from all stages
 of the trunk, seconds an encoder, so that it can steer choices. *Fine-tuned*: the whole segmentation model, minutes

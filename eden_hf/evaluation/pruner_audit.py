@@ -1,4 +1,4 @@
-"""Does the Purposive Pruner drop the right negatives? (arXiv 2309.15358, section 3.2)
+"""Does the Purposive Pruner drop the right negatives? (arXiv 2309.15358, Purposive Pruner)
 
 The pruner drops negatives that look like the anchor, hoping that they are the same anatomy. On aligned radiographs
 the part's place in the image says whether they are: a negative is *the same* where it is the same part of another

@@ -103,7 +103,7 @@ class DataArguments:
 
 @dataclass
 class Stage:
-    """One step of the coarse-to-fine curriculum (section 3.1 of the paper).
+    """One step of the coarse-to-fine curriculum (arXiv 2309.15358, Anatomy Decomposer).
 
     Args:
         level: Granularity n; views are cut from one of the 2^n parts.

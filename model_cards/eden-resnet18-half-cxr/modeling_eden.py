@@ -275,7 +275,7 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
 
 
 class EdenProjector(nn.Module):
-    """Projection head: Linear(C, C) - ReLU - Linear(C, D), then unit length (section 3 of the paper; MoCo v2)."""
+    """Projection head: Linear(C, C) - ReLU - Linear(C, D), then unit length (as in MoCo v2)."""
 
     def __init__(self, num_features: int, projection_dim: int) -> None:
         super().__init__()

@@ -402,3 +402,14 @@ def test_the_commands_stage_check_and_push(hub, run, report, tmp_path, capsys):
         cli.stage(["--source", str(tmp_path), "--card", card, "--output", str(tmp_path / "other")])
     cli.card(["write", str(folder)])
     assert publish_model(folder, "user/tiny").changes == []
+
+
+def test_a_finished_fine_tuning_run_is_published_with_its_results(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("eden_hf.evaluation.downstream.RESAMPLES", 50)
+    card = write_card_yaml(tmp_path)
+    recipe = settings(tmp_path / "tuned", phantoms(), steps=3, run={"push_to_hub": True, "card": str(card)})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    cli.finetune(["--config", str(tmp_path / "recipe.yaml")])
+    assert {"README.md", "model.safetensors", "training/loss.png", "evaluation/tuned/results.json"} <= held(hub).keys()
+    assert not [path for path in held(hub) if path.endswith("masks.png")]
+    assert len(json.loads(held(hub)["training/data.json"])["list_hash"]) == 64
