@@ -272,12 +272,17 @@ def subgroups(facts: Facts) -> str:
             "Not measured: no result file tells patients apart by sex or age, so whether it is equally good for all "
             "is not known."
         )
-    rows = [
-        [f"{found.title}, {_readable(name)}", _patients(found), value, value.n]
+    cells = {
+        (f"{found.title}, {_readable(name)}", _patients(found)): value
         for found in parts
         for name, value in found.headline.items()
-    ]
-    return _table(["", "patients", "value", "n"], rows)
+    }
+    rows, columns = (sorted({key[axis] for key in cells}) for axis in (0, 1))
+    of = {patients: next(value.n for (_, who), value in cells.items() if who == patients) for patients in columns}
+    return _table(
+        ["", *(f"{patients} (n = {of[patients]})" for patients in columns)],
+        [[row, *(cells.get((row, patients), "") for patients in columns)] for row in rows],
+    )
 
 
 def _patients(found: Measurement) -> str:
@@ -286,7 +291,7 @@ def _patients(found: Measurement) -> str:
 
 
 def eval_results(facts: Facts) -> list[EvalResult]:
-    """The headline values of this model for `model-index`, rounded as the card prints them."""
+    """The headline values of this model and all patients for `model-index`, rounded as the card prints them."""
     return [
         EvalResult(
             task_type=_task_type(found, facts),
@@ -295,12 +300,12 @@ def eval_results(facts: Facts) -> list[EvalResult]:
             dataset_split=found.data[1],
             dataset_revision=found.results.data_hash,
             metric_type=name.replace(", ", "_").replace(" ", "_"),
-            metric_name=", ".join(filter(None, [f"{found.title}: {_readable(name)}", _patients(found)])),
+            metric_name=f"{found.title}: {_readable(name)}",
             metric_value=float(str(value).split()[0]),
-            metric_args={"weights": found.results.revision, "seed": found.results.seed, **found.subgroup},
+            metric_args={"weights": found.results.revision, "seed": found.results.seed},
         )
         for found in facts.measurements
-        if found.results.encoder == facts.own
+        if found.results.encoder == facts.own and not found.subgroup
         for name, value in found.headline.items()
     ]
 

@@ -83,7 +83,7 @@ def test_any_number_that_is_changed_is_found(request, layout):
 
 
 def test_a_subgroups_value_that_is_changed_is_found(finetuned):
-    line = edit(finetuned, "| sex female | 0.915", "| sex female | 0.925")
+    line = edit(finetuned, "phantoms, dice | 0.915", "phantoms, dice | 0.925")
     assert check_card(finetuned) == [f"README.md:{line}: no file of the folder holds 0.925 here; they hold 0.915"]
 
 

@@ -217,7 +217,9 @@ def test_pretraining_tells_data_recipe_compute_and_lineage(layouts):
 
 def test_finetuning_tells_subgroups_recipe_and_where_it_grew_from(layouts):
     text = render_card(layouts["finetuned"])
-    assert "| Fine-tuned on phantoms, dice | sex female | 0.915 (0.865, 0.965) | 37 |" in section(text, "Subgroups")
+    told = section(text, "Subgroups")
+    assert "|  | sex female (n = 37) | sex male (n = 37) |" in told
+    assert "| Fine-tuned on phantoms, dice | 0.915 (0.865, 0.965) | 0.890 (0.840, 0.940) |" in told
     evaluation = section(text, "Evaluation")
     assert "### Fine-tuned on phantoms: phantoms:64, test" in evaluation
     assert "| dice heart |" in evaluation
