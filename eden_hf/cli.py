@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, auto_cli
@@ -123,7 +124,7 @@ def card(arguments: list[str] | None = None) -> None:
             print(write_card(chosen.folder))
         return
     problems = check_card(chosen.folder, chosen.model_id, chosen.online)
-    print("\n".join(problems) or f"{chosen.folder}/README.md is good")
+    print("\n".join(problems) or f"{Path(chosen.folder) / 'README.md'} is good")
     sys.exit(bool(problems))
 
 
@@ -211,7 +212,8 @@ COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
 
 def main() -> None:
     """Run `eden COMMAND [options]`; exits with status 2 and the list of commands if there is none of that name."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("eden_hf").setLevel(logging.INFO)
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         return COMMANDS[name](arguments)

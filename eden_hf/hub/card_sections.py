@@ -354,6 +354,8 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> str:
     if declared.base_model:
         steps.insert(0, f"The checkpoint [{declared.base_model}](https://huggingface.co/{declared.base_model}).")
     if "stages" in facts.recipe:
+        start = facts.recipe["model"].get("start")
+        steps += [f"Student, teacher and memory bank of {model_name(start)}."] if start else []
         steps += [] if steps else ["Random weights."]
         steps += [_stage(stage, first=index == 0) for index, stage in enumerate(facts.recipe["stages"])]
     elif "task" in facts.recipe:

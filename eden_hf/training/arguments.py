@@ -50,6 +50,8 @@ class ModelArguments:
         memory_bank_init: `random` unit rows count from the start (published), or `empty` rows count once filled.
         contrastive_temperature: Temperature of the loss.
         teacher_momentum: Momentum of the teacher's average.
+        start: Folder or Hub id of a pretraining model (or of a repository that has one in `pretraining/`) whose
+            student, teacher, projectors and memory bank are gone on from. Trunk and sizes are then its own.
     """
 
     backbone: str | dict[str, Any] = "resnet50"
@@ -58,10 +60,12 @@ class ModelArguments:
     memory_bank_init: Literal["random", "empty"] = "random"
     contrastive_temperature: float = 0.2
     teacher_momentum: float = 0.999
+    start: str | None = None
 
     def to_config(self) -> EdenConfig:
-        """The model configuration these settings stand for."""
+        """The model configuration these settings stand for, but for `start`."""
         settings = dataclasses.asdict(self)
+        del settings["start"]
         return EdenConfig(backbone_config=settings.pop("backbone"), **settings)
 
 

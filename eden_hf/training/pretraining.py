@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
+from eden_hf.configuration_eden import EdenConfig
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
 from eden_hf.data.views import TwoViews
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.modeling_eden import EdenForPreTraining
-from eden_hf.training.arguments import DataArguments, PretrainArguments, Stage
+from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainArguments, Stage
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import Progress, StageBatches, learning_rate
 from eden_hf.training.monitors import LossGuard, Monitor, health
@@ -73,7 +74,7 @@ class Pretraining:
         disable_progress_bar()
         training = arguments.training
         set_seed(training.seed)
-        model = EdenForPreTraining(arguments.model.to_config())
+        model = _model(arguments.model)
         _freeze_unreached(model, arguments.views.size)
         self.accelerator = _accelerator(arguments)
         with self.accelerator.local_main_process_first():
@@ -273,6 +274,30 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         signal.signal(number, signal.SIG_DFL)
+
+
+def _model(arguments: ModelArguments) -> EdenForPreTraining:
+    """A new model, or the one of `start` with the temperature and momentum of `arguments`.
+
+    Raises:
+        ValueError: `start` holds no pretraining model.
+    """
+    if arguments.start is None:
+        return EdenForPreTraining(arguments.to_config())
+    held = EdenConfig.from_pretrained(arguments.start).architectures or []
+    inner = {} if "EdenForPreTraining" in held else {"subfolder": "pretraining"}
+    try:
+        model, loaded = EdenForPreTraining.from_pretrained(arguments.start, output_loading_info=True, **inner)
+    except OSError as error:
+        raise ValueError(
+            f"`model.start`: {arguments.start} holds {', '.join(held) or 'no model'} alone; to go on it takes "
+            "student, teacher and memory bank (publish with --pretraining, or name a run's last)"
+        ) from error
+    if lacking := loaded["missing_keys"]:
+        raise ValueError(f"`model.start`: {arguments.start} lacks {sorted(lacking)[:3]} ...")
+    model.config.contrastive_temperature = arguments.contrastive_temperature
+    model.config.teacher_momentum = arguments.teacher_momentum
+    return model
 
 
 def _loader(images: PreparedImages, batches: StageBatches, workers: int, device: torch.device) -> DataLoader:

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModel
 
+from eden_hf import EdenForPreTraining, EdenModel
 from eden_hf.training.arguments import PretrainArguments, read_arguments
 from eden_hf.training.pretraining import pretrain
 
 from ..launching import ENVIRONMENT, REPOSITORY, python, torchrun
-from ..tiny import BACKBONES
+from ..tiny import BACKBONES, tiny_config
 
 SETTINGS = {
     "model": {"backbone": BACKBONES["resnet"], "projection_dim": 8, "memory_bank_size": 20},
@@ -238,3 +239,21 @@ def test_a_tracker_gets_the_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     run_pretraining(tmp_path, run={"trackers": ["tensorboard"]}, stages=[{"level": 0, "epochs": 1}])
     assert os.listdir(tmp_path / "run" / "pretrain")  # noqa: PTH208
+
+
+def test_pretraining_goes_on_from_a_model(tmp_path):
+    first = run_pretraining(tmp_path, "first")
+    model = {"start": str(first / "last"), "teacher_momentum": 1.0, "contrastive_temperature": 0.5}
+    second = run_pretraining(tmp_path, "second", model=model)
+    before, after = (EdenForPreTraining.from_pretrained(run / "last") for run in (first, second))
+    for name, tensor in before.teacher.named_parameters():
+        assert torch.equal(tensor, after.teacher.get_parameter(name)), name  # of momentum 1, it stands still
+    assert not torch.equal(before.projector.dense.weight, after.projector.dense.weight)
+    assert after.config.contrastive_temperature == 0.5
+    assert after.config.memory_bank_size == before.config.memory_bank_size
+
+
+def test_a_start_that_is_no_pretraining_model(tmp_path):
+    EdenModel(tiny_config()).save_pretrained(tmp_path / "trunk")
+    with pytest.raises(ValueError, match=r"`model\.start`: .*trunk holds EdenModel alone; to go on it takes student"):
+        run_pretraining(tmp_path, model={"start": str(tmp_path / "trunk")})
