@@ -31,7 +31,7 @@ from eden_hf.training.arguments import parse_arguments
 from eden_hf.training.pretraining import pretrain
 
 from .data.readers import layouts
-from .launching import ENVIRONMENT, REPOSITORY
+from .launching import ENVIRONMENT, REPOSITORY, takes_auto_image_processor
 from .training.test_pretraining import settings_file
 
 PAGES = [
@@ -80,6 +80,7 @@ def workspace(furnished, tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@takes_auto_image_processor
 @pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] if p in SLOW else []) for p in PAGES])
 def test_the_snippets_of_a_page_run(page, workspace):
     names: dict = {}
@@ -293,6 +294,7 @@ def test_the_notebook_is_kept_without_outputs():
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code_cells())
 
 
+@takes_auto_image_processor
 @pytest.mark.slow
 def test_the_notebook_runs(workspace):
     names: dict = {"display": lambda shown: None}

@@ -19,7 +19,7 @@ from eden_hf.hub.cards import CardError, EdenModelCardData, check_card, render_c
 from eden_hf.training.arguments import PretrainArguments
 from eden_hf.training.finetune_arguments import FinetuneArguments
 
-from ..launching import ENVIRONMENT, python
+from ..launching import ENVIRONMENT, python, takes_auto_image_processor
 from ..tiny import tiny_config
 
 DECLARED = {
@@ -347,6 +347,7 @@ def snippets(folder: Path) -> list[str]:
     return [snippet.replace("user/tiny-chests", str(folder)) for snippet in found]
 
 
+@takes_auto_image_processor
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_snippets_run(kind, tmp_path, monkeypatch):
     folder = write_model(tmp_path / "model", kind)
@@ -373,6 +374,7 @@ def test_the_snippets_run(kind, tmp_path, monkeypatch):
     assert torch.equal(first, second)
 
 
+@takes_auto_image_processor
 @pytest.mark.slow
 def test_the_first_snippet_needs_no_package(layouts, tmp_path):
     Image.linear_gradient("L").resize((90, 70)).save(tmp_path / "image.png")
