@@ -37,7 +37,9 @@ from .training.test_pretraining import settings_file
 PAGES = [
     "README.md",
     *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
-    *sorted(f"model_cards/{path.parent.name}/README.md" for path in (REPOSITORY / "model_cards").glob("*/README.md")),
+    *sorted(
+        f"model_cards/{w.parent.name}/README.md" for w in (REPOSITORY / "model_cards").glob("*/model.safetensors")
+    ),
 ]
 SLOW = ("README.md",)
 #: Sub-commands of `eden` that run where their page is tested; others would take minutes, or data that is not here.

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from transformers import PreTrainedModel
 
 from eden_hf.configuration_eden import EdenConfig
@@ -133,6 +135,7 @@ def _write_training(run: Path, output: Path) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (output / "metrics.json").write_text(json.dumps(rows, indent=1) + "\n")
     _draw_losses(rows, output / "loss.png")
+    _copy_small(output / "loss.png", output / "loss.png")
     recipe = _without_folders(yaml.safe_load((run / "config.yaml").read_text()))
     (output / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     environment = _without_folders(json.loads((run / "environment.json").read_text()))
@@ -208,7 +211,17 @@ def _copy_result(file: Path, output: Path, images: bool) -> None:
         if shows_images(json.loads(file.read_text())) and not images:
             logger.warning("%s stays behind: it shows images of %s", figure, results.source)
         else:
-            shutil.copy(figure, output)
+            _copy_small(figure, output / figure.name)
+
+
+def _copy_small(figure: Path, output: Path) -> None:
+    """A drawing in as many colours as it needs, with its tags: a card's page shows several."""
+    with Image.open(figure) as drawn:
+        tags = PngInfo()
+        for name, text in drawn.info.items():
+            if isinstance(text, str):
+                tags.add_text(str(name), text)
+        drawn.convert("RGB").quantize(64).save(output, optimize=True, pnginfo=tags)
 
 
 #: A path from the root of a file system: a slash that no other text is before, up to quotes, brackets or its end.

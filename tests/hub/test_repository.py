@@ -114,7 +114,7 @@ def test_a_fine_tuning_run(tmp_path):
 def test_figures_of_patients_stay_behind(run, report, tmp_path, caplog):
     measured = shutil.copytree(report, tmp_path / "report")
     for folder in measured.iterdir():
-        (folder / "figure.png").write_bytes(b"a figure")
+        Image.new("RGB", (8, 8)).save(folder / "figure.png")
     file = measured / "correspondence" / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"source": "scr (test, 4 images)"}))
     card = write_card_yaml(tmp_path)
@@ -224,3 +224,9 @@ def test_a_bad_card_makes_no_folder(run, tmp_path):
     with pytest.raises(CardError, match=r"declared\.yaml: .*license"):
         stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path, license=None))
     assert not (tmp_path / "staged").exists()
+
+
+def test_figures_are_small_and_keep_their_tags(run, staged):
+    with Image.open(staged / "training" / "loss.png") as figure:
+        assert figure.mode == "P"
+        assert figure.info["Software"].startswith("Matplotlib")
