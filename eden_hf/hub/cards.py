@@ -10,6 +10,7 @@ import re
 from argparse import ArgumentError
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
@@ -24,6 +25,20 @@ from eden_hf.hub.card_numbers import Evidence, numbers, result_in
 from eden_hf.training.arguments import require
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+
+
+def require_license(license: str, name: str | None, link: str | None) -> None:  # noqa: A002 (the Hub's name)
+    """Check a licence by the Hub's list, and that `other` has a name and a link.
+
+    Raises:
+        ValueError: it is unknown, or `other` and not named.
+    """
+    near = difflib.get_close_matches(license.lower(), LICENSES, 1)
+    hint = f" (perhaps {near[0]})" if near else ", or `other` with its name and link"
+    require(license in LICENSES, "license", license, f"one of the Hub's licences{hint}")
+    if license == "other":
+        for key, value in {"license_name": name, "license_link": link}.items():
+            require(bool(value), key, value, "given, since the license is `other`")
 
 
 @dataclass
@@ -102,7 +117,7 @@ class EdenModelCardData:
         require("/" in self.model_id, "model_id", self.model_id, "a Hub id with its owner, user/name")
         _require_hub_id("model_id", self.model_id)
         _require_hub_id("base_model", self.base_model)
-        self._check_license()
+        require_license(self.license, self.license_name, self.license_link)
         require(bool(self.intended_use.strip()), "intended_use", self.intended_use, "said")
         require(bool(self.training_data), "training_data", self.training_data, "a list of at least one set of images")
         for name in ("intended_use", "summary", "limits", "out_of_scope", "lineage"):
@@ -112,15 +127,6 @@ class EdenModelCardData:
         is_bibtex = self.citation is None or self.citation.lstrip().startswith("@")
         require(is_bibtex, "citation", self.citation, "BibTeX, which starts with @")
 
-    def _check_license(self) -> None:
-        near = difflib.get_close_matches(self.license.lower(), LICENSES, 1)
-        hint = f" (perhaps {near[0]})" if near else ", or `other` with its name and link"
-        require(self.license in LICENSES, "license", self.license, f"one of the Hub's licences{hint}")
-        if self.license == "other":
-            for name in ("license_name", "license_link"):
-                value = getattr(self, name)
-                require(bool(value), name, value, "given, since the license is `other`")
-
     @classmethod
     def load(cls, file: str | Path) -> "EdenModelCardData":
         """Read a `card.yaml`.
@@ -129,24 +135,36 @@ class EdenModelCardData:
             CardError: there is no such file, it is no YAML, or a key or value of it is unknown, missing or wrong; the
                 message names the file, the value and the mend.
         """
-        file = Path(file)
-        if not file.is_file():
-            raise CardError(f"{file} is missing: write one with model_id, license, intended_use and training_data")
-        try:
-            declared = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise CardError(f"{file} cannot be read as YAML: {error}") from error
-        if not isinstance(declared, dict):
-            raise CardError(f"{file} must be a mapping with model_id, license ..., got {declared!r}")
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, None)
-        try:
-            return cls(**parser.instantiate(parser.parse_object(declared)))
-        except ArgumentError as error:  # a key or a type
-            known = ", ".join(key.name for key in fields(cls))
-            raise CardError(f"{file}: {str(error).strip()}; the keys of a card.yaml are {known}") from error
-        except ValueError as error:
-            raise CardError(f"{file}: {error}") from error
+        return read_declared(cls, file)
+
+
+Declared = TypeVar("Declared")
+
+
+def read_declared(kind: type[Declared], file: str | Path) -> Declared:
+    """The dataclass of declarations that a YAML file holds.
+
+    Raises:
+        CardError: there is no such file, it is no YAML, or a key or value of it is unknown, missing or wrong; the
+            message names the file, the value and the mend.
+    """
+    file, known = Path(file), ", ".join(key.name for key in fields(kind))  # type: ignore[arg-type]
+    if not file.is_file():
+        raise CardError(f"{file} is missing: write one; its keys are {known}")
+    try:
+        declared = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CardError(f"{file} cannot be read as YAML: {error}") from error
+    if not isinstance(declared, dict):
+        raise CardError(f"{file} must be a mapping with the keys {known}, got {declared!r}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, None)
+    try:
+        return kind(**parser.instantiate(parser.parse_object(declared)))
+    except ArgumentError as error:  # a key or a type
+        raise CardError(f"{file}: {str(error).strip()}; its keys are {known}") from error
+    except ValueError as error:
+        raise CardError(f"{file}: {error}") from error
 
 
 def _require_hub_id(name: str, value: str | None) -> None:

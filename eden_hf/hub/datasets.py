@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import DatasetCard
-from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
-from eden_hf.hub.card_checks import LICENSES
-from eden_hf.hub.card_facts import CardError
+from eden_hf.hub.cards import CardError, read_declared, require_license
 from eden_hf.hub.publishing import Push, upload
 from eden_hf.hub.refusals import Override, Refusal, file_refusals, local_files, refuse
+from eden_hf.training.arguments import require
 
 TERMS = """
 ## Provenance
@@ -28,7 +25,6 @@ shared under it. Not for clinical use.
 {citation}"""
 
 
-@strict
 @dataclass
 class EdenDatasetCardData:
     """What only the publisher of a data set can say: the keys of its `card.yaml`.
@@ -43,8 +39,7 @@ class EdenDatasetCardData:
         citation: BibTeX of the source.
 
     Raises:
-        ValueError: a value is empty or unknown, or the images may not be shared (`StrictDataclass...Error` of
-            huggingface_hub wrap it).
+        ValueError: a value is empty or unknown, or the images may not be shared.
     """
 
     license: str
@@ -55,24 +50,14 @@ class EdenDatasetCardData:
     url: str | None = None
     citation: str | None = None
 
-    def validate_license(self) -> None:
-        """Check `license` by the Hub's list, and that `other` is named."""
-        if self.license not in LICENSES:
-            raise ValueError(
-                f"`license` must be one of the Hub's licences, or `other` and named, got {self.license!r}"
-            )
-        if self.license == "other" and not (self.license_name and self.license_link):
-            raise ValueError("`license_name` and `license_link` must be given, since the license is `other`")
-
-    def validate_declaration(self) -> None:
-        """Check that the provenance is told, and that the images may be shared."""
-        if not self.provenance.strip():
-            raise ValueError("`provenance` must say where the images are from, got nothing")
-        if not self.images_may_be_shared:
-            raise ValueError(
-                "`images_may_be_shared` must be true: a data set shares its images with everybody who may read it, "
-                "which their licence and their patients' consent must allow"
-            )
+    def __post_init__(self) -> None:
+        require_license(self.license, self.license_name, self.license_link)
+        require(bool(self.provenance.strip()), "provenance", self.provenance, "said: where the images are from")
+        require(
+            self.images_may_be_shared, "images_may_be_shared", self.images_may_be_shared,
+            "true: a data set shares its images with everybody who may read it, which their licence and their "
+            "patients' consent must allow",
+        )  # fmt: skip
 
     @classmethod
     def load(cls, file: str | Path) -> "EdenDatasetCardData":
@@ -81,13 +66,7 @@ class EdenDatasetCardData:
         Raises:
             CardError: it is absent or no YAML, or a key or value of it is unknown, missing or wrong.
         """
-        try:
-            declared: Any = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            return cls(**declared)
-        except (OSError, yaml.YAMLError, TypeError) as error:
-            raise CardError(f"{file} must declare license, provenance and images_may_be_shared: {error}") from error
-        except (StrictDataclassFieldValidationError, StrictDataclassClassValidationError) as error:
-            raise CardError(f"{file}: {error.__cause__ or error}") from error
+        return read_declared(cls, file)
 
 
 def publish_dataset(

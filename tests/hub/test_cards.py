@@ -411,7 +411,7 @@ def test_the_first_snippet_needs_no_package(layouts, tmp_path):
         ({"summary": "An AUROC of 0.99."}, r"`summary` holds the number 0.99"),
         ({"lineage": ["Grew for 20 epochs."]}, r"`lineage` holds the number 20"),
         ({"citation": "Me, 2026"}, r"`citation` must be BibTeX, which starts with @, got 'Me, 2026'"),
-        ({"intended_for": "all"}, r"'intended_for' is not accepted; the keys of a card.yaml are model_id, license,"),
+        ({"intended_for": "all"}, r"'intended_for' is not accepted; its keys are model_id, license,"),
     ],
 )
 def test_card_yaml_names_what_is_wrong_with_it(tmp_path, declared, message):
@@ -441,10 +441,10 @@ def test_training_data_names_what_is_wrong_with_it(tmp_path, entry, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"is missing: write one with model_id, license, intended_use and training_data"),
+        (None, r"is missing: write one; its keys are model_id, license, intended_use, training_data"),
         ("a: [", r"cannot be read as YAML"),
         (b"\xff\xfe\xfa", r"cannot be read as YAML"),
-        ("- a", r"must be a mapping with model_id, license \.\.\., got \['a'\]"),
+        ("- a", r"must be a mapping with the keys model_id, license, .*, got \['a'\]"),
     ],
 )
 def test_a_card_yaml_that_is_none(tmp_path, text, message):
