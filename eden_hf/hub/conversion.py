@@ -43,6 +43,8 @@ from eden_hf.modeling_eden import EdenForPreTraining, EdenModel
 from eden_hf.training.checkpoints import replace_folder
 
 REPORT_FILE = "conversion.json"
+#: What torch and safetensors raise of text, of other archives and of files that end too early.
+_UNREADABLE = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, OSError)
 #: Prefix of an exported trunk's weights.
 EXPORTS = {"torchvision": "", "timm": "", "smp": "encoder."}
 _FITTING = {"torchvision": ("resnet",), "timm": tuple(NAMINGS), "smp": ("resnet",)}
@@ -110,14 +112,20 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: the file is none that can be read or is of no known kind; a key is missing, unknown or of
-            another shape; a weight is not finite; `output` holds something.
+            another shape or type; a weight is not finite; `license` is given of weights whose licence is known;
+            `output` holds something.
     """
     file, folder = Path(source), Path(output)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise CheckpointError(f"{folder} is not empty: choose another output")
     tensors, records = read_checkpoint(file)
     try:
         mapper = _Mapper(tensors, records, layout)
+        if license and mapper.layout.licence:
+            raise CheckpointError(
+                f"the licence of {mapper.layout.about} is known ({mapper.layout.licence}): leave out `license`, or "
+                "name the `layout` if the file is another"
+            )
         model, state, mapped = mapper.pretraining() if pretraining else mapper.trunk(branch)
         conversion = Conversion(
             source=file.name,
@@ -158,13 +166,14 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], list[str]]:
         raise CheckpointError(f"{file} is missing")
     try:
         content = load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} holds more than weights, which would run code of whoever wrote it: save its state dict alone, "
-            f"where you trust it ({str(error).strip().splitlines()[0]})"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file} is no checkpoint: {error}") from error
+    except _UNREADABLE as error:
+        # torch's own message advises to read the file with `weights_only=False`, which would run what is in it.
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"{file} holds more than weights ({code[1]}), which would run code of whoever wrote it: save its "
+                "state dict alone, where you trust it"
+            ) from error
+        raise CheckpointError(f"{file} is no checkpoint, or is cut short ({type(error).__name__})") from error
     tensors: dict[str, Tensor] = {}
     records: list[str] = []
     for name, value in _flattened(content if isinstance(content, dict) else {}):
@@ -212,12 +221,14 @@ class _Mapper:
     def pretraining(self) -> tuple[PreTrainedModel, dict[str, Tensor], dict[str, str]]:
         """The same of student, teacher, projectors and bank."""
         banks = {match[1] or "": name for name in self.tensors if (match := re.fullmatch(BANK, name))}
-        if not self.layout.projector or not banks:
+        if not self.layout.projector or "" not in banks:
             raise CheckpointError(
                 f"a file of {self.layout.about} without memory bank gives a trunk, no pretraining model"
             )
         prefixes = {branch: self._prefix(branch) for branch in ("student", "teacher")}
         bank = self.tensors[banks[""]]
+        if bank.ndim != 2:
+            raise CheckpointError(f"{banks['']} has the shape {list(bank.shape)}, not [D, K]")
         config = EdenConfig(
             backbone_config=self._architecture(prefixes["student"]),
             projection_dim=bank.shape[0],
@@ -280,15 +291,7 @@ class _Mapper:
         state = {}
         for name, theirs in mapped.items():
             value = self.tensors[theirs].T if name == "memory_bank" else self.tensors[theirs]
-            if value.shape != wanted[name].shape:
-                if [s for s in value.shape if s > 1] != [s for s in wanted[name].shape if s > 1]:
-                    raise CheckpointError(
-                        f"{theirs} has the shape {list(value.shape)}, not {list(wanted[name].shape)}"
-                    )
-                value = value.reshape(wanted[name].shape)
-            if not torch.isfinite(value).all():
-                raise CheckpointError(f"{theirs} holds values that are not finite")
-            state[name] = value.to(wanted[name].dtype).contiguous()
+            state[name] = _fitted(value, wanted[name], theirs)
         return state
 
     def dropped(self, used: set[str]) -> dict[str, str]:
@@ -339,6 +342,17 @@ class _Mapper:
         return []
 
 
+def _fitted(value: Tensor, wanted: Tensor, name: str) -> Tensor:
+    """`value` in the shape and precision of `wanted`; shapes may differ by sides of one."""
+    if [s for s in value.shape if s > 1] != [s for s in wanted.shape if s > 1]:
+        raise CheckpointError(f"{name} has the shape {list(value.shape)}, not {list(wanted.shape)}")
+    if value.is_floating_point() != wanted.is_floating_point() or value.is_complex():
+        raise CheckpointError(f"{name} is of {value.dtype}, not of {wanted.dtype}")
+    if not torch.isfinite(value).all():
+        raise CheckpointError(f"{name} holds values that are not finite")
+    return value.reshape(wanted.shape).to(wanted.dtype).contiguous()
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
@@ -382,27 +396,46 @@ def export_trunk(model: str, output: str, layout: str = "torchvision") -> Path:
         `output`.
 
     Raises:
-        CheckpointError: the layout is unknown, the library has no such trunk, or `output` is there already or is no
-            `.safetensors`.
+        CheckpointError: the layout is unknown, `model` is no Eden model, the library has no such trunk (a family,
+            widths or settings that it has none of), or `output` is there already or is no `.safetensors`.
     """
     if layout not in EXPORTS:
         raise CheckpointError(f"`layout` is one of {', '.join(EXPORTS)}, got {layout!r}")
     file = Path(output)
     if file.suffix != ".safetensors" or file.exists():
         raise CheckpointError(f"{file}: name a file that is not there yet, ending in .safetensors")
-    trunk = EdenModel.from_pretrained(model)
+    trunk = _eden_trunk(model)
     backbone = trunk.config.backbone_config
     naming: Naming | None = NAMINGS.get(backbone.model_type) if backbone.model_type in _FITTING[layout] else None
     if naming is None:
         raise CheckpointError(f"{layout} has no {backbone.model_type}; it has {', '.join(_FITTING[layout])}")
-    for name, value in naming.plain.items():
+    for name, value in naming.plain(backbone).items():
         if getattr(backbone, name) != value:
-            raise CheckpointError(f"{layout} has no {backbone.model_type} with {name}={getattr(backbone, name)!r}")
+            raise CheckpointError(
+                f"{layout} has no {backbone.model_type} with {name}={getattr(backbone, name)!r}, but {value!r}; ONNX "
+                "and torch.export take any"
+            )
     state = trunk.backbone.state_dict()
     weights = {}
     for name, theirs in naming.names(state).items():
-        flat = re.search(naming.reshaped, theirs) is not None and theirs.count("grn")
+        flat = re.fullmatch(naming.flat, theirs)
         weights[EXPORTS[layout] + theirs] = (state[name].flatten() if flat else state[name]).contiguous()
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, file, metadata={"format": "pt", "source": "eden_hf"})
     return file
+
+
+def _eden_trunk(model: str) -> EdenModel:
+    try:
+        settings, _ = EdenConfig.get_config_dict(model)
+    except OSError as error:
+        raise CheckpointError(f"{model} is no folder or Hub id of a model: it has no config.json") from error
+    if settings.get("model_type") != EdenConfig.model_type:
+        raise CheckpointError(
+            f"{model} is a model of the type {settings.get('model_type')!r}, not {EdenConfig.model_type!r}"
+        )
+    loaded: Any = EdenModel.from_pretrained(model, output_loading_info=True)
+    trunk, found = loaded
+    if found["missing_keys"]:  # transformers would leave them random
+        raise CheckpointError(f"{model} lacks weights of the trunk: {_some(sorted(found['missing_keys']))}")
+    return trunk

@@ -1,6 +1,8 @@
 """Trunk and head models as ONNX and as `torch.export` programs, for any batch and image size."""
 
 import json
+import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -18,7 +20,7 @@ TRACED = (2, 128, 192)
 CHECKED = ((1, 224, 224), (3, 96, 160))
 
 
-class ExportError(RuntimeError):
+class ExportError(Exception):
     """A model that cannot be exported; the message says why."""
 
 
@@ -56,29 +58,34 @@ def export_model(
         `output`.
 
     Raises:
-        ExportError: there is no Eden model in `model`, `output` has another ending, the trunk cannot be exported (Swin
-            as ONNX), or the exported model gives other numbers.
+        ExportError: there is no Eden model in `model`, `output` is there already or has another ending, the trunk
+            cannot be exported for any size (Swin), or the exported model gives other numbers; nothing is written then.
         ImportError: `format` is `onnx` and the extra is not installed.
     """
     file = Path(output)
     if file.suffix != ENDINGS[format]:
         raise ExportError(f"{file} must end in {ENDINGS[format]}, being of the format {format}")
+    if file.exists():
+        raise ExportError(f"{file} is there already: choose another output")
     eden = _load(Path(model))
     wrapped = _Tensors(eden).eval()
     channels = eden.config.backbone_config.num_channels
     any_size = ({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    number, *sides = TRACED
+    traced, *checked = (torch.rand(number, channels, *sides) for number, *sides in (TRACED, *CHECKED))
     export = _onnx if format == "onnx" else _program
-    try:
-        run = export(wrapped, torch.rand(number, channels, *sides), any_size, file)
-    except RuntimeError as error:
-        said = str(error).strip().splitlines()[0]
-        raise ExportError(
-            f"{model}: {type(eden).__name__} on {eden.config.backbone_config.model_type}: {said}"
-        ) from error
-    for number, *sides in CHECKED:
-        _check(wrapped, run, torch.rand(number, channels, *sides), tolerance, file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # a wrong model never stands under the name
+        written = Path(folder) / file.name
+        try:
+            run = export(wrapped, traced, any_size, written)
+            for pixels in checked:
+                _check(wrapped, run, pixels, tolerance, file)
+        except (RuntimeError, AssertionError) as error:  # the latter of a program that is bound to the traced sizes
+            said = re.sub(r"\x1b\[\d*m", "", str(error).strip().splitlines()[0])[:200]
+            raise ExportError(
+                f"{model}: {type(eden).__name__} on {eden.config.backbone_config.model_type}: {said}"
+            ) from error
+        written.rename(file)
     return file
 
 

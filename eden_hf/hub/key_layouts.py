@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from transformers import PreTrainedConfig
+
 Branch = Literal["student", "teacher"]
 Shapes = Mapping[str, Sequence[int]]
 
@@ -30,8 +32,8 @@ class Naming:
         configuration: Settings of the transformers configuration, read off their names and shapes.
         heads: Patterns of their names beside the trunk, and what those are.
         synonyms: Starts of their names, and what the same weights may be called instead.
-        reshaped: Pattern of names whose shape may differ from transformers' by sides of one.
-        plain: Settings of the transformers configuration that their model has; with others the names lie.
+        plain: Settings that their model has, of a transformers configuration; with others they have no such model.
+        flat: Pattern of their names of weights that they keep without transformers' sides of one.
     """
 
     model_type: str
@@ -39,9 +41,9 @@ class Naming:
     theirs: Callable[[str], str | None]
     configuration: Callable[[Shapes], dict[str, Any]]
     heads: Mapping[str, str]
-    plain: Mapping[str, Any]
+    plain: Callable[[PreTrainedConfig], dict[str, Any]]
     synonyms: Mapping[str, str]
-    reshaped: str = r"(?!)"
+    flat: str = r"(?!)"
 
     def names(self, trunk: Collection[str]) -> dict[str, str]:
         """Their name of each name of `trunk` (a transformers state dict) that they know."""
@@ -102,7 +104,7 @@ def _size(shapes: Shapes, name: str, axis: int) -> int:
 
 
 def _resnet_configuration(shapes: Shapes) -> dict[str, Any]:
-    bottleneck = "layer1.0.conv3.weight" in shapes
+    bottleneck = any(re.match(r"layer\d+\.\d+\.(conv|bn)3\.", name) for name in shapes)
     depths = _depths(shapes, r"layer(\d+)\.(\d+)\.", first=1)
     last = "conv3" if bottleneck else "conv2"
     return {
@@ -131,6 +133,17 @@ def _convnext_configuration(shapes: Shapes) -> dict[str, Any]:
     return settings
 
 
+def _resnet_plain(config: PreTrainedConfig) -> dict[str, Any]:
+    expansion = 4 if config.layer_type == "bottleneck" else 1
+    return {
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+        "embedding_size": 64,
+        "hidden_sizes": [width * expansion for width in (64, 128, 256, 512)],
+    }
+
+
 _CLASSIFIER = "classifier of the source, which a trunk has none of"
 
 RESNET = Naming(
@@ -138,8 +151,8 @@ RESNET = Naming(
     landmarks=("conv1.weight", "layer1.0.conv1.weight"),
     theirs=_torchvision_name,
     configuration=_resnet_configuration,
-    heads={r"fc\.(weight|bias)": _CLASSIFIER},
-    plain={"hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False},
+    heads={r"fc\.(\d+\.)?(weight|bias)": _CLASSIFIER},
+    plain=_resnet_plain,
     synonyms={},
 )
 CONVNEXT = Naming(
@@ -148,9 +161,9 @@ CONVNEXT = Naming(
     theirs=_timm_convnext_name,
     configuration=_convnext_configuration,
     heads={r"head\.fc\.(weight|bias)": _CLASSIFIER},
-    plain={"hidden_act": "gelu", "num_stages": 4},
+    plain=lambda _: {"hidden_act": "gelu", "num_stages": 4},
     synonyms={"norm_pre.": "head.norm."},
-    reshaped=r".*\.mlp\.(fc\d\.weight|grn\.(weight|bias))",
+    flat=r".*\.mlp\.grn\.(weight|bias)",
 )
 #: By the trunk's type in transformers.
 NAMINGS = {"resnet": RESNET, "convnext": CONVNEXT, "convnextv2": CONVNEXT}
@@ -207,6 +220,10 @@ class Layout:
     licence: str | None = None
 
 
+_MOCO_TRUNKS: dict[Branch, str] = {
+    "student": rf"^{_WRAPPED}encoder_q\.$",
+    "teacher": rf"^{_WRAPPED}encoder_k\.$",
+}
 _DINO_TRUNKS: dict[Branch, str] = {
     "teacher": r"^(?:teacher\.)?(?:module\.)?backbone\.$",
     "student": r"^student\.(?:module\.)?backbone\.$",
@@ -217,9 +234,18 @@ _DINO_HEADS = {r"(?:(?:student|teacher)\.)?(?:module\.)?head\..*": "projection h
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "adam_v1",
-        "the Adam authors' training checkpoint, or the bare student of their best_checkpoint.pth",
-        {"student": rf"^{_WRAPPED}(?:encoder_q\.)?$", "teacher": rf"^{_WRAPPED}encoder_k\.$"},
-        marks=rf"best_loss|{_WRAPPED}fc\.0\.weight",
+        "the Adam authors' training checkpoint",
+        _MOCO_TRUNKS,
+        marks="best_loss",  # nothing else tells it from MoCo-v2's
+        others={},
+        projector=True,
+        licence=NON_COMMERCIAL,
+    ),
+    Layout(
+        "adam_v1",
+        "the bare student of the Adam authors' best_checkpoint.pth",
+        {"student": _TORCHVISION},
+        marks=rf"{_WRAPPED}fc\.0\.weight",
         others={},
         projector=True,
         licence=NON_COMMERCIAL,
@@ -227,7 +253,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "moco_v2",
         "MoCo-v2 (facebookresearch/moco)",
-        {"student": rf"^{_WRAPPED}encoder_q\.$", "teacher": rf"^{_WRAPPED}encoder_k\.$"},
+        _MOCO_TRUNKS,
         marks=rf"{_WRAPPED}encoder_q\..*",
         others={},
         projector=True,
@@ -273,22 +299,23 @@ def find_layout(names: Collection[str], trunks: Mapping[str, Naming], forced: st
     """The layout of a file with the keys `names` and `trunks` among them.
 
     Raises:
-        CheckpointError: the keys fit no layout, or not the `forced` one.
+        CheckpointError: the keys fit no layout, or not the `forced` one, or there is none of that name.
     """
+    if forced is not None and forced not in (known := list(dict.fromkeys(layout.name for layout in LAYOUTS))):
+        raise CheckpointError(f"`layout` is one of {', '.join(known)}, got {forced!r}")
     fitting = [layout for layout in LAYOUTS if any(branch_prefixes(layout, b, trunks) for b in layout.trunks)]
     if forced is not None:
         chosen = [layout for layout in fitting if layout.name == forced]
     else:
         chosen = [layout for layout in fitting if any(re.fullmatch(layout.marks, name) for name in names)]
-        # Only the entry `best_loss` tells Adam-v1's training checkpoint from MoCo-v2's; elsewhere it tells nothing.
     if chosen:
         return chosen[0]
     seen = ", ".join(sorted(names)[:4])
     if forced is not None:
         may = ", ".join(layout.name for layout in fitting) or "none"
         raise CheckpointError(f"the keys are not those of the layout {forced!r} (of {may}, rather): {seen} ...")
-    known = "; ".join(f"{layout.name}: {layout.about}" for layout in LAYOUTS)
-    raise CheckpointError(f"no trunk of a known layout among the keys {seen} ... Known are {known}")
+    about = "; ".join(f"{layout.name}: {layout.about}" for layout in LAYOUTS)
+    raise CheckpointError(f"no trunk of a known layout among the keys {seen} ... Known are {about}")
 
 
 def branch_prefixes(layout: Layout, branch: Branch, trunks: Mapping[str, Naming]) -> list[str]:

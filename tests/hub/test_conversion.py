@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import AutoModel
+from transformers import AutoModel, ResNetConfig, ResNetModel
 
 from eden_hf import EdenConfig, EdenForPreTraining, EdenImageProcessor, EdenModel
 from eden_hf.hub.cards import EdenModelCardData, check_card
@@ -134,6 +134,20 @@ def dino(state):
     return {"student": other | head, "teacher": backbone | head, "args": argparse.Namespace(lr=1.0), "epoch": 3}
 
 
+def adam_v2(state):
+    """As DINO's, with student, teacher and two heads a second time in `model`, and without `module.` elsewhere."""
+    branches = {"teacher": state, "student": {name: tensor * 0 for name, tensor in state.items()}}
+    content = {
+        branch: {f"backbone.{name}": tensor for name, tensor in weights.items()}
+        | {"head.mlp.0.weight": torch.zeros(2, 2), "head.last_layer.weight_g": torch.zeros(2, 1)}
+        for branch, weights in branches.items()
+    }
+    model = {f"module.{branch}.{name}": t for branch, weights in content.items() for name, t in weights.items()}
+    model |= {f"module.{head}.0.weight": torch.zeros(2, 2) for head in ("compose_head", "decompose_head")}
+    other = {"localizability_loss": {"center": torch.zeros(1, 2)}, "optimizer": {}, "fp16_scaler": {}, "epoch": 3}
+    return content | {"model": model} | other
+
+
 OTHERS = {
     "torchvision": lambda state: state | {"fc.weight": torch.zeros(4, 20), "fc.bias": torch.zeros(4)},
     "moco_v2": lambda state: {
@@ -142,6 +156,7 @@ OTHERS = {
         "epoch": 200,
     },
     "dino": dino,
+    "adam_v2": adam_v2,
     "smp": lambda state: (
         {f"encoder.{name}": tensor for name, tensor in state.items()}
         | {"decoder.blocks.0.conv1.0.weight": torch.zeros(2, 2)}
@@ -158,7 +173,25 @@ def test_resnets_of_others(tmp_path, kind, backbone):
     conversion = convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"))
     assert conversion.layout == kind
     assert conversion.initial == []
+    assert (conversion.licence is not None) == (kind == "adam_v2")
     assert torch.equal(embedded(EdenModel.from_pretrained(tmp_path / "out").eval()), embedded(model.eden))
+
+
+def test_the_best_loss_of_others_does_not_make_a_file_the_authors(tmp_path, tiny_model):
+    torch.save({"state_dict": bare(tiny_model), "best_loss": 0.5}, tmp_path / "file.pth")
+    conversion = convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"), license="mit")
+    assert (conversion.layout, conversion.licence) == ("torchvision", "mit")
+    assert conversion.dropped == {"best_loss": "record of the training run"}
+
+
+def test_a_head_like_the_authors_is_a_classifier_if_the_layout_says_so(tmp_path, tiny_model):
+    torch.save(bare(tiny_model, projector=True), tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=r"best_checkpoint\.pth is known \(authors-non-commercial\): leave out"):
+        convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"), license="mit")
+    conversion = convert_checkpoint(
+        str(tmp_path / "file.pth"), str(tmp_path / "out"), layout="torchvision", license="mit"
+    )
+    assert conversion.dropped.keys() == {"fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"}
 
 
 def test_the_student_of_dino_if_asked(tmp_path, tiny_model):
@@ -194,17 +227,22 @@ def test_convnext_of_timm_and_back(tmp_path, family, norm):
     assert torch.equal(embedded(EdenModel.from_pretrained(tmp_path / "out").eval()), embedded(model))
 
 
-@pytest.mark.parametrize("layout", ["torchvision", "timm", "smp"])
-def test_a_trunk_goes_there_and_back_bit_for_bit(tmp_path, tiny_model, layout):
-    tiny_model.save_pretrained(tmp_path / "model")
+@pytest.mark.parametrize(
+    ("layout", "backbone"),
+    [("torchvision", "resnet18"), ("timm", "resnet18"), ("smp", "resnet18"), ("timm", "resnet50")],
+)
+def test_a_trunk_goes_there_and_back_bit_for_bit(tmp_path, layout, backbone):
+    torch.manual_seed(0)
+    model = EdenForPreTraining(EdenConfig(backbone_config=backbone, memory_bank_size=8))
+    model.save_pretrained(tmp_path / "model")
     file = export_trunk(str(tmp_path / "model"), str(tmp_path / "trunk.safetensors"), layout)
-    expected = bare(tiny_model, prefix="encoder." if layout == "smp" else "")
+    expected = bare(model, prefix="encoder." if layout == "smp" else "")
     exported = load_file(file)
     assert exported.keys() == expected.keys()
     assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
     convert_checkpoint(str(file), str(tmp_path / "again"))
     state = EdenModel.from_pretrained(tmp_path / "again").state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in tiny_model.eden.state_dict().items())
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.eden.state_dict().items())
 
 
 # errors
@@ -218,8 +256,8 @@ class Code:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (Code(), r"file\.pth holds more than weights.*save its state dict alone"),
-        ({"weights": Code()}, r"file\.pth holds more than weights"),
+        (Code(), r"file\.pth holds more than weights \(print\).*save its state dict alone"),
+        ({"weights": torch.nn.ReLU()}, r"file\.pth holds more than weights \(torch\.nn\.modules\.activation\.ReLU\)"),
         ({"epoch": 3}, r"file\.pth holds no named tensors"),
         ([torch.zeros(2)], r"file\.pth holds no named tensors, but list"),
         ({"some.weight": torch.zeros(2)}, r"no trunk of a known layout among the keys some\.weight"),
@@ -234,10 +272,15 @@ def test_files_that_are_no_checkpoint(tmp_path, content, message, capsys):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    for name in ("text.pth", "text.safetensors"):
-        (tmp_path / name).write_text("no checkpoint")
-        with pytest.raises(CheckpointError, match=name):
+    torch.save({"weight": torch.zeros(5000)}, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    contents = {"text.pth": b"no checkpoint", "hello.pth": b"hello", "text.safetensors": b"no checkpoint"}
+    contents |= {"empty.pth": b"", "half.pth": whole[: len(whole) // 2], "tenth.pth": whole[: len(whole) // 10]}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{name} is no checkpoint, or is cut short") as caught:
             convert_checkpoint(str(tmp_path / name), str(tmp_path / "out"))
+        assert "weights_only" not in str(caught.value)  # torch's own message says to read it without
     with pytest.raises(CheckpointError, match=r"absent\.pth is missing"):
         convert_checkpoint(str(tmp_path / "absent.pth"), str(tmp_path / "out"))
 
@@ -263,6 +306,18 @@ def without(name):
             change("conv1.weight", torch.full((8, 3, 7, 7), torch.nan)),
             r"conv1\.weight holds values that are not finite",
         ),
+        (
+            change("conv1.weight", torch.zeros((8, 3, 7, 7), dtype=torch.int8)),
+            r"conv1\.weight is of torch\.int8, not of torch\.float32",
+        ),
+        (
+            change("conv1.weight", torch.zeros((8, 3, 7, 7), dtype=torch.complex64)),
+            r"conv1\.weight is of torch\.complex64, not of torch\.float32",
+        ),
+        (
+            without("layer1.0.conv3.weight"),
+            r"the architecture cannot be read off the weights: layer1\.0\.conv3\.weight is missing",
+        ),
         (change("queue", torch.zeros(3)), "1 keys are unknown in a file of torchvision"),
     ],
 )
@@ -282,31 +337,65 @@ def test_what_the_file_does_not_hold(tmp_path, tiny_model):
         convert_checkpoint(file, out, branch="teacher")
     with pytest.raises(CheckpointError, match="the keys are not those of the layout 'dino'"):
         convert_checkpoint(file, out, layout="dino")
+    with pytest.raises(CheckpointError, match=r"`layout` is one of adam_v1, moco_v2, .*, got 'keras'"):
+        convert_checkpoint(file, out, layout="keras")
     torch.save(bare(tiny_model) | bare(tiny_model, prefix="module."), file)
     with pytest.raises(CheckpointError, match=r"several trunks may be the student"):
         convert_checkpoint(file, out)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept").touch()
-    with pytest.raises(CheckpointError, match="out is not empty: choose another output"):
-        convert_checkpoint(file, out)
+    for taken in (tmp_path / "out", tmp_path / "out" / "kept"):
+        with pytest.raises(CheckpointError, match=f"{taken.name} is not empty: choose another output"):
+            convert_checkpoint(file, str(taken))
+
+
+def test_a_bank_that_is_none(tmp_path, tiny_model):
+    content = adam_checkpoint(tiny_model)
+    content["state_dict"]["module.queue"] = torch.zeros(5)
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=r"module\.queue has the shape \[5\], not \[D, K\]"):
+        convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"), pretraining=True)
+    del content["state_dict"]["module.queue"]  # its pointer stays
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match="without memory bank gives a trunk, no pretraining model"):
+        convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"), pretraining=True)
 
 
 def test_trunks_that_others_do_not_have(tmp_path):
     EdenModel(tiny_config("dinov2")).save_pretrained(tmp_path / "dinov2")
     EdenModel(tiny_config("convnextv2")).save_pretrained(tmp_path / "convnext")
-    settings = BACKBONES["resnet"] | {"hidden_act": "gelu"}
-    EdenModel(EdenConfig(backbone_config=settings)).save_pretrained(tmp_path / "gelu")
+    for name, settings in (
+        ("gelu", {"hidden_act": "gelu"}),
+        ("narrow", {"embedding_size": 64}),
+        ("three", {"embedding_size": 64, "hidden_sizes": [64, 128, 256], "depths": [1, 1, 1]}),
+    ):
+        EdenModel(EdenConfig(backbone_config=BACKBONES["resnet"] | settings)).save_pretrained(tmp_path / name)
     output = str(tmp_path / "trunk.safetensors")
     for model, layout, message in (
         ("dinov2", "timm", "timm has no dinov2; it has resnet, convnext, convnextv2"),
         ("convnext", "torchvision", "torchvision has no convnextv2; it has resnet"),
-        ("gelu", "torchvision", "torchvision has no resnet with hidden_act='gelu'"),
+        ("gelu", "torchvision", "torchvision has no resnet with hidden_act='gelu', but 'relu'; ONNX and torch.export"),
+        ("narrow", "smp", r"smp has no resnet with hidden_sizes=\[8, 12, 16, 20\], but \[64, 128, 256, 512\]"),
+        ("three", "timm", r"timm has no resnet with hidden_sizes=\[64, 128, 256\]"),
         ("gelu", "keras", "`layout` is one of torchvision, timm, smp, got 'keras'"),
     ):
         with pytest.raises(CheckpointError, match=message):
             export_trunk(str(tmp_path / model), output, layout)
     with pytest.raises(CheckpointError, match=r"name a file that is not there yet, ending in \.safetensors"):
         export_trunk(str(tmp_path / "gelu"), str(tmp_path / "trunk.pth"))
+
+
+def test_folders_without_a_trunk_to_export(tmp_path):
+    output = str(tmp_path / "trunk.safetensors")
+    with pytest.raises(CheckpointError, match=r"absent is no folder or Hub id of a model: it has no config\.json"):
+        export_trunk(str(tmp_path / "absent"), output)
+    ResNetModel(ResNetConfig(**BACKBONES["resnet"])).save_pretrained(tmp_path / "resnet")
+    with pytest.raises(CheckpointError, match="resnet is a model of the type 'resnet', not 'eden'"):
+        export_trunk(str(tmp_path / "resnet"), output)
+    EdenModel(tiny_config()).save_pretrained(tmp_path / "model")
+    save_file({"other": torch.zeros(2)}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model lacks weights of the trunk: backbone\."):
+        export_trunk(str(tmp_path / "model"), output)
 
 
 def _leaves(content: dict) -> list[str]:

@@ -61,6 +61,19 @@ def test_of_a_pretraining_model_the_students_trunk_is_taken(tmp_path, save):
     assert_close(list(torch.export.load(file).module()(PIXELS)), outputs(model.eden), rtol=1e-4, atol=1e-5)
 
 
+def test_trunks_that_are_bound_to_the_traced_size(tmp_path, save, monkeypatch):
+    """As Swin, of which torch takes a minute to find it out."""
+    _, folder = save()
+
+    def guarded(pixels):
+        raise AssertionError("Guard failed: pixel_values.size()[2] == 128")
+
+    monkeypatch.setattr(export, "_program", lambda *_: guarded)
+    with pytest.raises(ExportError, match=r"EdenModel on resnet: Guard failed: pixel_values\.size"):
+        export_model(folder, str(tmp_path / "model.pt2"), "program")
+    assert not (tmp_path / "model.pt2").exists()
+
+
 def test_errors(tmp_path, save, monkeypatch):
     _, folder = save()
     with pytest.raises(ExportError, match=r"model\.pt must end in \.onnx, being of the format onnx"):
@@ -72,7 +85,13 @@ def test_errors(tmp_path, save, monkeypatch):
         export_model(str(tmp_path), str(tmp_path / "model.pt2"), "program")
     with pytest.raises(ExportError, match=r"last_hidden_state of \[1, 3, 224, 224\] images is off by"):
         export_model(folder, str(tmp_path / "model.pt2"), "program", tolerance=-1)
-    monkeypatch.setattr(export, "_program", lambda *_: (_ for _ in ()).throw(RuntimeError("cannot\nbe")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model"]  # no wrong model is left
+    (tmp_path / "kept.pt2").touch()
+    with pytest.raises(ExportError, match=r"kept\.pt2 is there already: choose another output"):
+        export_model(folder, str(tmp_path / "kept.pt2"), "program")
+    monkeypatch.setattr(
+        export, "_program", lambda *_: (_ for _ in ()).throw(RuntimeError("\x1b[96mcannot\x1b[0m\nbe"))
+    )
     with pytest.raises(ExportError, match=r"EdenModel on resnet: cannot$"):
         export_model(folder, str(tmp_path / "model.pt2"), "program")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
