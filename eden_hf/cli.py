@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ActionConfigFile, ArgumentParser, auto_cli
 
@@ -32,7 +32,8 @@ def pretrain(arguments: list[str] | None = None) -> None:
     from eden_hf.training.pretraining import pretrain
 
     settings, resume = parse_arguments(arguments, prog="eden pretrain")
-    pretrain(settings, resume)
+    with _refusals("eden pretrain"):
+        pretrain(settings, resume)
 
 
 def crops(arguments: list[str] | None = None) -> None:
@@ -92,13 +93,15 @@ def finetune(arguments: list[str] | None = None) -> None:
     from eden_hf.training.run_folder import push_run
 
     settings, resume = parse_settings(FinetuneArguments, arguments, prog="eden finetune")
-    folder = finetune(settings, resume)
+    with _refusals("eden finetune"):
+        folder = finetune(settings, resume)
     if PartialState().is_main_process:
         results = evaluate_finetuned(folder)
         print(f"{results.save(folder)}\n{table([results])}")
         if "dice" in results.values:
             print(draw_masks(folder))
-        push_run(folder, settings.run, [str(folder)])
+        with _refusals("eden finetune"):
+            push_run(folder, settings.run, [str(folder)])
 
 
 def stage(arguments: list[str] | None = None) -> None:
@@ -182,7 +185,7 @@ def _call(function: Callable, arguments: list[str] | None, prog: str, several: S
     parameters = signature(function).parameters
     for name in several:
         required = parameters[name].default is Parameter.empty
-        kind = {"gammas": float, "shots": int}.get(name, str)
+        kind = get_args(parameters[name].annotation)[0]
         parser.add_argument(f"--{name}", nargs="+", type=kind, required=required, help="one or more values")
     switches = [name for name, parameter in parameters.items() if parameter.default is False]
     for name in switches:

@@ -263,6 +263,23 @@ def plot_densities(samples: Mapping[str, np.ndarray], xlabel: str) -> Figure:
     return figure
 
 
+def plot_finetuning(history: Sequence[dict[str, Any]]) -> Figure:
+    """Training and validation loss over a fine-tuning run.
+
+    Args:
+        history: The rows of its `metrics.jsonl`: `step`, and `loss` or `eval_loss` where the row has them.
+    """
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    _draw_series(axes, history, "loss", color=COLOURS[0], marker=".", label="training")
+    _draw_series(axes, history, "eval_loss", color=COLOURS[5], marker=".", label="validation")
+    axes.set(xlabel="optimiser step", ylabel="loss")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def plot_pruner_audit(
     scores: Mapping[str, Mapping[str, np.ndarray]], gammas: Sequence[float], base_rate: float
 ) -> Figure:

@@ -369,7 +369,8 @@ def _stage(stage: dict[str, Any], first: bool) -> str:
     gamma = stage["prune_threshold"]
     pruned = "no pruning" if gamma is None else f"negatives pruned from a similarity of {gamma:g}"
     went_on = "" if first else ", from the last student, teacher and memory bank"
-    return f"Pretrained at level {stage['level']} for {stage['epochs']} epochs, {pruned}{went_on}."
+    epochs = f"{stage['epochs']} epoch{'s' if stage['epochs'] > 1 else ''}"
+    return f"Pretrained at level {stage['level']} for {epochs}, {pruned}{went_on}."
 
 
 def _figure(facts: Facts, file: str, title: str) -> list[str]:

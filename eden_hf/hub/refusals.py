@@ -1,6 +1,8 @@
 """What keeps a folder from being published: a poor card, pickles, damaged weights, images of patients."""
 
 import json
+import pickletools
+import struct
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +18,10 @@ OVERRIDES: tuple[Override, ...] = get_args(Override)
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 #: What the folder of a model, or of a data set, is made of.
-KNOWN = (".jinja", ".json", ".jsonl", ".md", ".onnx", ".parquet", ".png", ".py", ".safetensors", ".txt", ".yaml")
+KNOWN = (
+    *(".jinja", ".json", ".jsonl", ".md", ".onnx", ".parquet", ".png", ".py", ".safetensors", ".txt", ".yaml"),
+    *("LICENSE", "NOTICE"),
+)
 #: Formats that PIL knows by their first bytes.
 IMAGES = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 MEDICAL_IMAGES = (".dcm", ".dicom", ".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
@@ -123,11 +128,18 @@ def _not_ours(folder: Path, name: str) -> str | None:
 
 
 def _is_pickle(file: Path) -> bool:
-    """Whether a file starts as a pickle of protocol 2 or later, or is a zip with one in it, as torch saves them."""
+    """Whether a file is a pickle, starts as one of protocol 2 or later, or is a zip with one in it, as torch's are."""
     with file.open("rb") as content:
         start = content.read(2)
-    if start[:1] == b"\x80" and start[1:] and start[1] in range(2, 6):
-        return True
+        if start[:1] == b"\x80" and start[1:] and start[1] in range(2, 6):
+            return True
+        content.seek(0)
+        try:  # older protocols have no mark: opcodes from the first byte to the last
+            *_, (_, _, end) = pickletools.genops(content)
+            if end == file.stat().st_size - 1:
+                return True
+        except (ValueError, IndexError, struct.error):
+            pass  # no opcodes, so no pickle
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:

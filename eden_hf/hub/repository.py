@@ -133,7 +133,7 @@ def _write_training(run: Path, output: Path) -> None:
     """What the run recorded: recipe, environment, metrics as JSON and as a figure, and what the images were."""
     output.mkdir()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    (output / "metrics.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (output / "metrics.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")  # a row a line
     _draw_losses(rows, output / "loss.png")
     _copy_small(output / "loss.png", output / "loss.png")
     recipe = _without_folders(yaml.safe_load((run / "config.yaml").read_text()))
@@ -156,19 +156,10 @@ def _data(recipe: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]
 
 def _draw_losses(rows: list[dict[str, Any]], file: Path) -> None:
     """The run's losses: stage by stage of pretraining, training and validation loss of fine-tuning."""
-    from eden_hf.evaluation.plots import COLOURS, Figure, plot_history
+    from eden_hf.evaluation.plots import plot_finetuning, plot_history
 
-    if any("stage" in row for row in rows):
-        plot_history(rows).savefig(file, dpi=100)
-        return
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, colour, label in (("loss", COLOURS[0], "training"), ("eval_loss", COLOURS[5], "validation")):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        axes.plot([step for step, _ in points], [loss for _, loss in points], color=colour, marker=".", label=label)
-    axes.set(xlabel="optimiser step", ylabel="loss")
-    axes.legend(frameon=False)
-    figure.savefig(file, dpi=100)
+    plot = plot_history if any("stage" in row for row in rows) else plot_finetuning
+    plot(rows).savefig(file, dpi=100)
 
 
 def _measured(results: Sequence[str | Path]) -> dict[str, Path]:

@@ -164,7 +164,8 @@ class FinetuneRunArguments(HubArguments):
     """Where a run writes and how it reads; nothing here changes what is learned.
 
     Args:
-        push_to_hub: Publish the finished model on the Hub, private, as the `model_id` of `card`.
+        push_to_hub: Let `eden finetune` publish the model on the Hub, private, as the `model_id` of `card`, once it
+            is measured.
         card: YAML file of what the publisher declares (`EdenModelCardData`).
         output_dir: Folder of the run.
         keep_checkpoints: Newest checkpoints that are kept, beside the best one.

@@ -70,6 +70,7 @@ class Pretraining:
     def __init__(self, arguments: PretrainArguments, resume: bool = False) -> None:
         self.arguments = arguments
         self.folder = Path(arguments.run.output_dir)
+        arguments.model = _as_started(arguments.model)
         check_folder(self.folder, arguments, resume)
         disable_progress_bar()
         training = arguments.training
@@ -274,6 +275,18 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         signal.signal(number, signal.SIG_DFL)
+
+
+def _as_started(arguments: ModelArguments) -> ModelArguments:
+    """The settings with trunk and sizes of `start`, so that what is recorded of a run is what ran."""
+    if arguments.start is None:
+        return arguments
+    config = EdenConfig.from_pretrained(arguments.start)
+    backbone = {
+        key: value for key, value in config.backbone_config.to_diff_dict().items() if key != "transformers_version"
+    }
+    own = {name: getattr(config, name) for name in ("projection_dim", "memory_bank_size", "memory_bank_init")}
+    return dataclasses.replace(arguments, backbone=backbone, **own)
 
 
 def _model(arguments: ModelArguments) -> EdenForPreTraining:
