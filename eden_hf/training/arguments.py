@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from eden_hf.anatomy import finest_level
 from eden_hf.configuration_eden import EdenConfig
+from eden_hf.data.point_views import PointArguments
 from eden_hf.data.views import ViewArguments
 
 
@@ -50,8 +51,13 @@ class ModelArguments:
         memory_bank_init: `random` unit rows count from the start (published), or `empty` rows count once filled.
         contrastive_temperature: Temperature of the loss.
         teacher_momentum: Momentum of the teacher's average.
-        start: Folder or Hub id of a pretraining model (or of a repository that has one in `pretraining/`) whose
-            student, teacher, projectors and memory bank are gone on from. Trunk and sizes are then its own.
+        dense_dim: Dimension of the dense embeddings, which a stage of objective `points` trains; `null` for none.
+        dense_hidden_size: Channels of the dense decoder.
+        dense_temperature: Temperature of the dense stage's loss.
+        dense_tolerance: How near counts as the same point there, as a share of the image's side.
+        start: Folder or Hub id of an Eden model to start from. Of a pretraining model (or a repository that has one in
+            `pretraining/`), student, teacher, projectors and memory bank go on; of any other, student and teacher
+            begin as its trunk. Trunk and sizes are then its own.
     """
 
     backbone: str | dict[str, Any] = "resnet50"
@@ -60,6 +66,10 @@ class ModelArguments:
     memory_bank_init: Literal["random", "empty"] = "random"
     contrastive_temperature: float = 0.2
     teacher_momentum: float = 0.999
+    dense_dim: int | None = None
+    dense_hidden_size: int = 64
+    dense_temperature: float = 0.07
+    dense_tolerance: float = 0.014
     start: str | None = None
 
     def to_config(self) -> EdenConfig:
@@ -107,23 +117,33 @@ class DataArguments:
 
 @dataclass
 class Stage:
-    """One step of the coarse-to-fine curriculum (arXiv 2309.15358, Anatomy Decomposer).
+    """One step of the coarse-to-fine curriculum (arXiv 2309.15358, Anatomy Decomposer), or the dense stage after it.
 
     Args:
+        objective: `parts` contrasts views of parts (published); `points` looks for the points of one view of a whole
+            image in another (views as in `points`), and has no use for `level` and `prune_threshold`.
         level: Granularity n; views are cut from one of the 2^n parts.
         epochs: Passes over the training images.
         prune_threshold: Gamma of the Purposive Pruner; `null` prunes nothing.
         learning_rate: Peak learning rate, brought down to 0 along a half cosine over the stage.
         momentum: Momentum of SGD, or the first beta of AdamW.
         weight_decay: Weight decay.
+        optimizer: Of this stage; `training.optimizer` by default.
+        batch_size: Of this stage; `training.batch_size` by default.
+        partner_weight: Of looking for points in another patient's image as well, where the teacher finds them; 0 for
+            none. Only once a stage without it has taught the teacher.
     """
 
+    objective: Literal["parts", "points"] = "parts"
     level: int = 0
     epochs: int = 200
     prune_threshold: float | None = None
     learning_rate: float = 0.03
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    optimizer: Literal["sgd", "adamw"] | None = None
+    batch_size: int | None = None
+    partner_weight: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.level >= 0, "stages.level", self.level, "an integer >= 0 (0 is the whole image)")
@@ -133,6 +153,9 @@ class Stage:
         require(0 <= self.momentum < 1, "stages.momentum", self.momentum, "in [0, 1)")
         gamma = self.prune_threshold
         require(gamma is None or -1 <= gamma <= 1, "stages.prune_threshold", gamma, "a cosine in [-1, 1], or null")
+        size = self.batch_size
+        require(size is None or size >= 1, "stages.batch_size", size, "at least 1, or null for training.batch_size")
+        require(self.partner_weight >= 0, "stages.partner_weight", self.partner_weight, "at least 0")
 
 
 def published_curriculum() -> list[Stage]:
@@ -225,14 +248,23 @@ class PretrainArguments(Settings):
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
     views: ViewArguments = field(default_factory=ViewArguments)
+    points: PointArguments = field(default_factory=PointArguments)
     stages: list[Stage] = field(default_factory=published_curriculum)
     training: TrainingArguments = field(default_factory=TrainingArguments)
     run: RunArguments = field(default_factory=RunArguments)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether some parameters are trained in some stages alone: the projector's, the dense decoder's."""
+        return len({stage.objective for stage in self.stages}) > 1
 
     def __post_init__(self) -> None:
         require(len(self.stages) >= 1, "stages", self.stages, "a list of at least one stage")
         finest = finest_level(self.data.side, self.data.side)
         for stage in self.stages:
+            dense = self.model.dense_dim is not None or self.model.start is not None
+            mend = "given (64, say) for a stage of objective points"
+            require(stage.objective == "parts" or dense, "model.dense_dim", self.model.dense_dim, mend)
             mend = f"at most {finest} for prepared images of {self.data.side} pixels a side (see data.side)"
             require(stage.level <= finest, "stages.level", stage.level, mend)
 

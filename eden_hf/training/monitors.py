@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from eden_hf.modeling_eden import EdenForPreTrainingOutput
+from eden_hf.modeling_eden import EdenForPreTrainingOutput, EdenPointOutput
 from eden_hf.training.curriculum import Progress
 
 logger = logging.getLogger(__name__)
@@ -22,12 +22,14 @@ class NonFiniteLossError(RuntimeError):
     """The loss became infinite or NaN; the message names the file that lists the batch's images."""
 
 
-def health(output: EdenForPreTrainingOutput) -> dict[str, Tensor]:
-    """Scalars of one batch that tell how the method fares, on the device.
+def health(output: EdenForPreTrainingOutput | EdenPointOutput) -> dict[str, Tensor]:
+    """Scalars of one batch that tell how the method fares, on the device; of the dense stage, those of its output.
 
     `embedding_std` is the standard deviation of the queries over the batch, mean over dimensions, times sqrt(D): 1 for
     directions spread evenly over the sphere, 0 for a collapsed encoder.
     """
+    if isinstance(output, EdenPointOutput):
+        return {name: value.detach() for name, value in output.items()}
     queries = output.query_embeddings.detach().float()
     return {
         "loss": output.loss.detach(),
@@ -35,6 +37,13 @@ def health(output: EdenForPreTrainingOutput) -> dict[str, Tensor]:
         "pruned_share": output.pruned_share,
         "embedding_std": queries.std(dim=0, correction=0).mean() * math.sqrt(queries.shape[1]),
     }
+
+
+#: What the progress bar shows of a line, and its name there.
+_SHOWN = {
+    "loss": "loss", "positive_similarity": "pos", "pruned_share": "pruned", "embedding_std": "std",
+    "point_error": "error", "partner_error": "partner",
+}  # fmt: skip
 
 
 class LossGuard:
@@ -110,18 +119,16 @@ class Monitor:
         means = self.accelerator.reduce({name: total / self.batches for name, total in self.sums.items()}, "mean")
         line = {name: value.item() for name, value in means.items()}
         line |= {"learning_rate": learning_rate, "images_per_second": self.images / (time.perf_counter() - self.since)}
-        self.bar.set_postfix(
-            stage=where["stage"], level=where["level"], loss=f"{line['loss']:.3f}",
-            pos=f"{line['positive_similarity']:.3f}", pruned=f"{line['pruned_share']:.1%}",
-            std=f"{line['embedding_std']:.2f}", img_s=f"{line['images_per_second']:.0f}", refresh=False,
-        )  # fmt: skip
+        shown = {short: f"{line[name]:.3f}" for name, short in _SHOWN.items() if name in line}
+        rate = f"{line['images_per_second']:.0f}"
+        self.bar.set_postfix(stage=where["stage"], level=where["level"], **shown, img_s=rate, refresh=False)
         self.write(where, line)
         self._warn_if_nothing_is_learned(line)
         self._start_interval()
 
     def _warn_if_nothing_is_learned(self, line: dict[str, float]) -> None:
         """Without a negative left the loss is 0: a run in which all embeddings are alike never recovers from it."""
-        if line["pruned_share"] > 0.99 and not self.warned and self.accelerator.is_main_process:
+        if line.get("pruned_share", 0) > 0.99 and not self.warned and self.accelerator.is_main_process:
             self.warned = True
             logger.warning(
                 "the pruner dropped every negative, so nothing is learned: the embeddings are all alike "

@@ -8,6 +8,7 @@ and two model folders for `from_pretrained`: `best` (lowest validation loss of t
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import shutil
@@ -28,10 +29,11 @@ from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
 from eden_hf.configuration_eden import EdenConfig
+from eden_hf.data.point_views import make_point_views, plain_views
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
 from eden_hf.data.views import TwoViews
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.modeling_eden import EdenForPreTraining
+from eden_hf.modeling_eden import EdenForPreTraining, EdenModel
 from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainArguments, Stage
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import Progress, StageBatches, learning_rate
@@ -76,7 +78,7 @@ class Pretraining:
         training = arguments.training
         set_seed(training.seed)
         model = _model(arguments.model)
-        _freeze_unreached(model, arguments.views.size)
+        _freeze_unreached(model, arguments)
         self.accelerator = _accelerator(arguments)
         with self.accelerator.local_main_process_first():
             self.images = _prepared_images(arguments.data)
@@ -87,7 +89,9 @@ class Pretraining:
         self.device = self.accelerator.device
         self.memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
         model = _fit_to_hardware(model, arguments, self.accelerator).to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, training.optimizer))
+        self.model = self.accelerator.prepare(model)
+        names = dict.fromkeys(self._optimizer_name(stage) for stage in arguments.stages)
+        self.optimizers = {name: self.accelerator.prepare(_optimizer(model, name)) for name in names}
         self.student = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.eden: EdenForPreTraining = self.accelerator.unwrap_model(self.model)
         set_seed(training.seed, device_specific=True)  # a trunk's dropout differs between processes, as it should
@@ -124,7 +128,7 @@ class Pretraining:
         training = self.arguments.training
         return StageBatches(
             self.train_indices,
-            training.batch_size,
+            stages[stage_index].batch_size or training.batch_size,
             epochs=stages[stage_index].epochs,
             seed=training.seed,
             first_epoch=sum(stage.epochs for stage in stages[:stage_index]),
@@ -138,7 +142,7 @@ class Pretraining:
         """Train one stage from the current position; `False` if asked to stop on the way."""
         stage, progress = self.arguments.stages[index], self.progress
         if (progress.epoch, progress.batch) == (0, 0):
-            self.optimizer.optimizer.state.clear()  # each stage starts with a fresh optimiser, as published
+            self._optimizer(stage).optimizer.state.clear()  # each stage starts with a fresh optimiser, as published
             progress.best_validation_loss = math.inf
         self.eden.config.prune_threshold = stage.prune_threshold
         batches = self._batches(index)
@@ -169,12 +173,19 @@ class Pretraining:
 
     def _where(self, stage: Stage) -> dict[str, Any]:
         progress = self.progress
-        return {"step": progress.step, "stage": progress.stage, "epoch": progress.seen_epochs, "level": stage.level}
+        level = stage.level if stage.objective == "parts" else stage.objective
+        return {"step": progress.step, "stage": progress.stage, "epoch": progress.seen_epochs, "level": level}
+
+    def _optimizer_name(self, stage: Stage) -> str:
+        return stage.optimizer or self.arguments.training.optimizer
+
+    def _optimizer(self, stage: Stage) -> Any:
+        return self.optimizers[self._optimizer_name(stage)]
 
     def _optimizer_step(self, pieces: Iterator[tuple[Tensor, Tensor]], stage: Stage, rate: float) -> None:
         """One step of the student on the next batch, in as many pieces as accumulation says."""
-        training = self.arguments.training
-        for group in self.optimizer.param_groups:
+        training, optimizer = self.arguments.training, self._optimizer(stage)
+        for group in optimizer.param_groups:
             group.update(lr=rate, weight_decay=stage.weight_decay)
             group.update({"momentum": stage.momentum} if "momentum" in group else {"betas": (stage.momentum, 0.999)})
         self.model.train()
@@ -182,22 +193,30 @@ class Pretraining:
         for piece in range(steps):
             indices, images = next(pieces)
             with nullcontext() if piece == steps - 1 else self.accelerator.no_sync(self.model):
-                query, key = self._two_views(indices, images, stage.level, training.seed, self.progress.seen_epochs)
-                output = self.model(query, key, update_teacher=piece == 0)
+                inputs = self._inputs(indices, images, stage, training.seed, self.progress.seen_epochs)
+                output = self.model(**inputs, update_teacher=piece == 0)
                 ids = [self.images.ids[index] for index in indices]
                 self.guard.watch(output.loss, ids, self._where(stage))
                 self.accelerator.backward(output.loss / steps)
             self.monitor.add(health(output), len(indices) * self.accelerator.num_processes)
         if training.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.student, training.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
-    def _two_views(self, indices: Tensor, images: Tensor, level: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Query and key batches [B, 3, size, size] of source images [B, C, side, side], made on the device."""
-        images = images.to(self.device, non_blocking=True)
-        query, key = self.views(images, indices, level=level, seed=seed, epoch=epoch)
-        return query.contiguous(memory_format=self.memory_format), key.contiguous(memory_format=self.memory_format)
+    def _inputs(self, indices: Tensor, images: Tensor, stage: Stage, seed: int, epoch: int) -> dict[str, Any]:
+        """What the model takes of source images [B, C, side, side], made on the device: views [B, 3, size, size]."""
+        images, inputs = images.to(self.device, non_blocking=True), {}
+        if stage.objective == "parts":
+            query, key = self.views(images, indices, level=stage.level, seed=seed, epoch=epoch)
+        else:
+            recipe = self.arguments.points
+            query, key, inputs["points"] = make_point_views(images, indices, recipe, seed=seed, epoch=epoch)
+            if stage.partner_weight:
+                partners = plain_views(images, recipe.size).contiguous(memory_format=self.memory_format)
+                inputs |= {"partner_pixel_values": partners, "partner_weight": stage.partner_weight}
+        formatted = (view.contiguous(memory_format=self.memory_format) for view in (query, key))
+        return dict(zip(("query_pixel_values", "key_pixel_values"), formatted, strict=True)) | inputs
 
     def _end_epoch(self, stage: Stage) -> None:
         """Validate, keep the model folders, and move the position to the next epoch."""
@@ -222,13 +241,14 @@ class Pretraining:
         for buffer in self.eden.buffers():  # BatchNorm statistics of other processes are their own
             broadcast(buffer)
         training, processes = self.arguments.training, self.accelerator.num_processes
-        piece = max(1, training.batch_size // (processes * training.gradient_accumulation_steps))
+        batch = stage.batch_size or training.batch_size
+        piece = max(1, batch // (processes * training.gradient_accumulation_steps))
         mine = self.holdout_indices[self.accelerator.process_index :: processes]
         total = torch.zeros(2, device=self.device)
         for indices in mine.split(piece):
             # Another seed than training's, and always epoch 0: the same views whenever it is asked.
-            query, key = self._two_views(indices, self.images.get(indices), stage.level, training.seed + 1, epoch=0)
-            loss = self.eden(query, key).loss
+            inputs = self._inputs(indices, self.images.get(indices), stage, training.seed + 1, epoch=0)
+            loss = self.eden(**inputs).loss
             total += torch.stack([loss.float() * len(indices), torch.tensor(float(len(indices)), device=self.device)])
         summed, count = self.accelerator.reduce(total).tolist()
         return summed / count
@@ -277,39 +297,58 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
 
+#: What a model that is started from keeps of its own.
+_OWN = ("projection_dim", "memory_bank_size", "memory_bank_init")
+
+
 def _as_started(arguments: ModelArguments) -> ModelArguments:
     """The settings with trunk and sizes of `start`, so that what is recorded of a run is what ran."""
     if arguments.start is None:
         return arguments
     config = EdenConfig.from_pretrained(arguments.start)
-    backbone = {
-        key: value for key, value in config.backbone_config.to_diff_dict().items() if key != "transformers_version"
-    }
-    own = {name: getattr(config, name) for name in ("projection_dim", "memory_bank_size", "memory_bank_init")}
-    return dataclasses.replace(arguments, backbone=backbone, **own)
+    backbone = config.backbone_config.to_diff_dict()
+    for passing in ("transformers_version", "out_features", "out_indices", "stage_names"):
+        backbone.pop(passing, None)
+    dense = config if config.dense_dim is not None else arguments
+    sizes = {"dense_dim": dense.dense_dim, "dense_hidden_size": dense.dense_hidden_size}
+    return dataclasses.replace(arguments, backbone=backbone, **{name: getattr(config, name) for name in _OWN}, **sizes)
 
 
 def _model(arguments: ModelArguments) -> EdenForPreTraining:
-    """A new model, or the one of `start` with the temperature and momentum of `arguments`.
+    """A new model, or the one of `start` with the other settings of `arguments`.
+
+    Of a pretraining model, student, teacher and memory bank go on; of a trunk alone, student and teacher begin as it.
 
     Raises:
-        ValueError: `start` holds no pretraining model.
+        ValueError: `start` holds no trunk.
     """
+    config = arguments.to_config()
     if arguments.start is None:
-        return EdenForPreTraining(arguments.to_config())
+        return EdenForPreTraining(config)
     held = EdenConfig.from_pretrained(arguments.start).architectures or []
     inner = {} if "EdenForPreTraining" in held else {"subfolder": "pretraining"}
+    load = functools.partial(EdenForPreTraining.from_pretrained, arguments.start, config=config, dtype=torch.float32)
     try:
-        model, loaded = EdenForPreTraining.from_pretrained(arguments.start, output_loading_info=True, **inner)
-    except OSError as error:
-        raise ValueError(
-            f"`model.start`: {arguments.start} holds {', '.join(held) or 'no model'} alone; to go on it takes "
-            "student, teacher and memory bank (publish with --pretraining, or name a run's last)"
-        ) from error
-    if lacking := loaded["missing_keys"]:
+        model, loaded = load(output_loading_info=True, **inner)
+    except OSError:  # what is published of a run may be its trunk alone
+        return _from_trunk(arguments.start, config)
+    lacking = {key for key in loaded["missing_keys"] if "dense_decoder." not in key}
+    if lacking:
         raise ValueError(f"`model.start`: {arguments.start} lacks {sorted(lacking)[:3]} ...")
-    model.config.contrastive_temperature = arguments.contrastive_temperature
-    model.config.teacher_momentum = arguments.teacher_momentum
+    if loaded["missing_keys"]:  # a dense stage on a model that had none: the teacher begins as the student
+        model.teacher.eden.dense_decoder.load_state_dict(model.eden.dense_decoder.state_dict())
+    return model
+
+
+def _from_trunk(start: str, config: EdenConfig) -> EdenForPreTraining:
+    """A new pretraining model whose student and teacher begin as the trunk of a folder or repository."""
+    model = EdenForPreTraining(config)
+    trunk, loaded = EdenModel.from_pretrained(start, config=config, output_loading_info=True, dtype=torch.float32)
+    lacking = {key for key in loaded["missing_keys"] if not key.startswith("dense_decoder.")}
+    if lacking:
+        raise ValueError(f"`model.start`: {start} lacks {sorted(lacking)[:3]} ...")
+    for eden in (model.eden, model.teacher.eden):
+        eden.load_state_dict(trunk.state_dict())
     return model
 
 
@@ -338,21 +377,30 @@ def _accelerator(arguments: PretrainArguments) -> Accelerator:
         project_dir=arguments.run.output_dir,
         kwargs_handlers=[
             # Banks stay equal by themselves, and running statistics are those of the main process.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=arguments.is_mixed),
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the main process may prepare a large source first
         ],
     )
 
 
-def _freeze_unreached(model: EdenForPreTraining, size: int) -> None:
-    """Take out parameters that the embedding does not depend on (Swin's last norm, DINOv2's mask token).
+def _freeze_unreached(model: EdenForPreTraining, arguments: PretrainArguments) -> None:
+    """Take out parameters that no objective of the curriculum depends on (Swin's last norm, DINOv2's mask token).
 
     They would get no gradient, for which processes that share gradients would wait.
     """
     model.eval()
-    model.eden(torch.zeros(1, 3, size, size)).pooler_output.sum().backward()
-    for parameter in model.eden.parameters():
-        parameter.requires_grad_(parameter.grad is not None)
+    objectives = {stage.objective for stage in arguments.stages}
+    size = arguments.views.size if "parts" in objectives else arguments.points.size
+    outputs = model.eden(torch.zeros(1, 3, size, size))
+    reached = []
+    if "parts" in objectives:
+        reached.append(model.projector(outputs.pooler_output))
+    if "points" in objectives:
+        reached.append(outputs.dense_embeddings)
+    sum(tensor.sum() for tensor in reached).backward()
+    for module in (model.eden, model.projector):
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
     model.zero_grad()
 
 
@@ -383,12 +431,13 @@ def _optimizer(model: EdenForPreTraining, name: str) -> torch.optim.Optimizer:
 
 def image_processor(arguments: PretrainArguments) -> EdenImageProcessor:
     """The image processor that gives a model pretrained by `arguments` the input it knows."""
-    views = arguments.views
+    views, dense = arguments.views, arguments.stages[-1].objective == "points"
+    size = arguments.points.size if dense else views.size
     return EdenImageProcessor(
-        size={"height": views.size, "width": views.size},
+        size={"height": size, "width": size},
         image_mean=list(views.image_mean),
         image_std=list(views.image_std),
-        intensity=views.intensity,
+        intensity="per_image" if dense else views.intensity,
         aspect_ratio=arguments.data.aspect_ratio,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def settings_file(folder: Path, name: str = "run", **sections) -> Path:
     """YAML of a tiny run in `folder/name`; `sections` are merged into `SETTINGS`."""
     settings = {key: dict(value) if isinstance(value, dict) else value for key, value in SETTINGS.items()}
     for section, values in sections.items():
-        settings[section] = {**settings[section], **values} if isinstance(values, dict) else values
+        settings[section] = {**settings.get(section, {}), **values} if isinstance(values, dict) else values
     settings["run"] = {**settings["run"], "output_dir": str(folder / name)}
     settings["data"] = {**settings["data"], "cache_dir": str(folder / "cache")}
     file = folder / f"{name}.yaml"
@@ -253,7 +254,49 @@ def test_pretraining_goes_on_from_a_model(tmp_path):
     assert after.config.memory_bank_size == before.config.memory_bank_size
 
 
-def test_a_start_that_is_no_pretraining_model(tmp_path):
-    EdenModel(tiny_config()).save_pretrained(tmp_path / "trunk")
-    with pytest.raises(ValueError, match=r"`model\.start`: .*trunk holds EdenModel alone; to go on it takes student"):
-        run_pretraining(tmp_path, model={"start": str(tmp_path / "trunk")})
+def test_pretraining_starts_from_a_trunk(tmp_path):
+    trunk = EdenModel(tiny_config())
+    trunk.save_pretrained(tmp_path / "trunk")
+    settings = {"model": {"start": str(tmp_path / "trunk"), "teacher_momentum": 1.0}}
+    run = run_pretraining(tmp_path, stages=[{"level": 0, "epochs": 1}], **settings)
+    teacher = EdenForPreTraining.from_pretrained(run / "last").teacher.eden
+    for name, tensor in trunk.named_parameters():
+        assert torch.equal(tensor, teacher.get_parameter(name)), name  # of momentum 1, it stands still
+
+
+POINTS = [
+    {"objective": "points", "epochs": 1, "learning_rate": 0.002, "optimizer": "adamw"},
+    {"objective": "points", "epochs": 1, "learning_rate": 0.002, "optimizer": "adamw", "partner_weight": 0.5},
+]
+
+
+def test_the_dense_stage_follows_the_parts(tmp_path):
+    stages = [{"level": 1, "epochs": 1}, *POINTS]
+    run = run_pretraining(tmp_path, model={"dense_dim": 6}, points={"size": 32, "count": 8}, stages=stages)
+    model = AutoModel.from_pretrained(run / "last").eval()
+    dense = model(torch.rand(1, 3, 30, 45)).dense_embeddings
+    assert dense.shape == (1, 6, 8, 12)
+    assert torch.allclose(dense.norm(dim=1), torch.ones(1, 8, 12), atol=1e-5)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {row["level"] for row in rows} == {1, "points"}
+    assert any(row.get("partner_error", 0) > 0 for row in rows if row["stage"] == 2)
+    processor = json.loads((run / "last" / "preprocessor_config.json").read_text())
+    assert processor["intensity"] == "per_image"
+    assert processor["size"] == {"height": 32, "width": 32}
+
+
+def test_a_dense_stage_resumes_to_the_last_bit(tmp_path):
+    settings = {"model": {"dense_dim": 6}, "points": {"size": 32, "count": 8}, "stages": POINTS}
+    whole = run_pretraining(tmp_path, "whole", **settings)
+    resumed = run_pretraining(tmp_path, "resumed", run={"checkpoint_every": 1, "keep_checkpoints": 9}, **settings)
+    for later in sorted((resumed / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(later)
+    arguments = read_arguments(resumed / "config.yaml")
+    pretrain(arguments, resume=True)
+    first, second = (load_file(run / "last" / "model.safetensors") for run in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_dense_stage_needs_a_decoder(tmp_path):
+    with pytest.raises(ValueError, match=r"`model\.dense_dim` must be given"):
+        run_pretraining(tmp_path, stages=POINTS)
