@@ -1,8 +1,11 @@
 """Programs launched as users launch them, with the child's whole output shown if it fails."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,23 @@ def run(command: list[str], **options) -> subprocess.CompletedProcess:
 def python(*arguments: str, **options) -> subprocess.CompletedProcess:
     """Run this interpreter on `arguments`."""
     return run([sys.executable, *arguments], **options)
+
+
+def terminated(program: str, *arguments: str | Path, once: Callable[[], object]) -> int:
+    """The exit status of a Python program that gets SIGTERM `once` something holds; none of its processes is left."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not once():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    status = process.wait(timeout=30)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    return status
 
 
 def torchrun(processes: int, *arguments: str, **options) -> subprocess.CompletedProcess:

@@ -20,7 +20,12 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from eden_hf import __version__
 from eden_hf.anatomy import child_indices, finest_level, grid_shape, parent_index, part_boxes, part_position
-from eden_hf.data.sources import Data, SkipLog, SourceError, find_source, read_cell, skipped_entries
+from eden_hf.data.columns import Data
+from eden_hf.data.decoders import decoder_versions
+from eden_hf.data.errors import SourceError
+from eden_hf.data.skips import SKIPPED_FILE, SkipLog, skipped_entries
+from eden_hf.data.sources import find_source, read_cell
+from eden_hf.data.stopping import undone_on_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +75,13 @@ class AnatomyCropsConfig(datasets.BuilderConfig):
             raise SourceError("AnatomyCrops takes its images from source=...: a folder, Parquet, a Hub id, a Dataset")
         self.levels = _levels(self.name, self.max_level)
         self.found = find_source(self.source, list_file=self.list_file)
-        if self.split is not None and self.split not in self.found.splits:
-            raise SourceError(f"{self.found.name} has no split {self.split!r}; it has {', '.join(self.found.splits)}")
+        if self.split is not None:
+            self.split = self.found.usual_name(self.split)
 
     def create_config_id(self, config_kwargs: dict, custom_features: Features | None = None) -> str:
-        """Name of the cache folder: another source content, level or option gives another one."""
+        """Name of the cache folder: another source content, level, option or decoder gives another one."""
         options = [self.found.fingerprint, self.split, self.image_column, self.id_column, self.max_skipped_share]
-        return f"{self.name}-{Hasher.hash([*options, self.levels])}"
+        return f"{self.name}-{Hasher.hash([*options, self.levels, decoder_versions()])}"
 
 
 class AnatomyCrops(datasets.GeneratorBasedBuilder):
@@ -115,7 +120,7 @@ class AnatomyCrops(datasets.GeneratorBasedBuilder):
     @property
     def skipped_path(self) -> Path:
         """The list of the images left out, one JSON line each; absent where there were none."""
-        return Path(self.cache_dir).parent / "skipped.jsonl"
+        return Path(self.cache_dir).parent / SKIPPED_FILE
 
     @property
     def skipped(self) -> list[dict[str, Any]]:
@@ -136,7 +141,8 @@ class AnatomyCrops(datasets.GeneratorBasedBuilder):
         )
         splits = {name: load(name) for name in names}
         self.info.features = _features(splits)
-        self._skips = SkipLog(None if streaming else self.skipped_path, self.config.max_skipped_share)
+        self._skips = SkipLog(self.skipped_path, self.config.max_skipped_share)
+        self._stops_at_once = streaming  # what is written is read to its end first, so that the list holds all
         sizes = [len(data) for data in splits.values() if isinstance(data, Dataset)]
         self._total = sum(sizes) if sizes else None  # nobody knows the length of a stream
         return [
@@ -151,6 +157,8 @@ class AnatomyCrops(datasets.GeneratorBasedBuilder):
             if self._total is not None:
                 self._skips.check(self._total)  # says more than the error, whose cause a worker process loses
             raise
+        if self._total is not None:
+            self._skips.check(self._total)
         if count := self._skips.count:
             logger.warning("%d of %d images left out, see %s", count, self._total, self.skipped_path)
 
@@ -174,7 +182,7 @@ class AnatomyCrops(datasets.GeneratorBasedBuilder):
             boxes = {level: part_boxes(*image.size, level) for level in self.config.levels}
         except ValueError as error:  # an ImageReadError, or a level finer than the pixels
             self._skips.add(source_id, str(error), split=split)
-            if self._total is not None:
+            if self._stops_at_once and self._total is not None:
                 self._skips.check(self._total)
             return
         for level, level_boxes in boxes.items():
@@ -273,13 +281,15 @@ def build_anatomy_crops(
         FileExistsError: `output` holds something, and `overwrite` was not given.
         SourceError, TooManyUnreadable, ValueError: as `AnatomyCrops`.
     """
+    output = output.expanduser()
     if output.exists() and any(output.iterdir()) and not overwrite:
         raise FileExistsError(f"{output} is not empty: give another output folder, or overwrite")
     names = [f"level-{level}" for level in levels] + (["hierarchy"] if max_level is not None else [])
     if not names:
         raise ValueError("nothing to build: give levels, or max_level for the hierarchy")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
+    hidden = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-")
+    with undone_on_sigterm(), hidden as scratch:
         builders = []
         for name in names:
             builder = AnatomyCrops(

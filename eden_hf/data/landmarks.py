@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from eden_hf.data.patients import of_subgroup
 from eden_hf.data.phantoms import SIDES
-from eden_hf.data.sources import load_source, of_subgroup, read_cell
+from eden_hf.data.sources import load_source, read_cell
 
 logger = logging.getLogger(__name__)
 

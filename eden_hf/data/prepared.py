@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +22,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.reading import ImageReadError
-from eden_hf.data.sources import Data, SkipLog, SourceError, find_source, read_cell
+from eden_hf.data.skips import SKIPPED_FILE, SkipLog
+from eden_hf.data.sources import Data, SourceError, find_source, read_cell
+from eden_hf.data.stopping import undone_on_sigterm
 
 logger = logging.getLogger(__name__)
 
 CACHE_DIR = Path(HF_HOME) / "eden_hf" / "prepared"
-SKIPPED_FILE = "skipped.jsonl"
 
 
 class PreparedImages(Dataset):
@@ -91,19 +94,22 @@ def prepare_images(
 ) -> PreparedImages:
     """Decode every image of a source once; the next call with the same source and settings finds the result.
 
+    Another version of this package or of a decoder decodes anew.
+
     Args:
         source: With `split`, `image_column`, `id_column`, `list_file` as for `eden_hf.data.sources.load_source`.
         side: Pixels a side. Smaller and larger images are resized to it, anti-aliased.
         channels: 1 turns colour to grey, 3 repeats grey.
         aspect_ratio: `resize` stretches to the square; `pad` keeps the ratio, centred on black.
         max_skipped_share: Share of the images that may be unreadable; they are listed in `skipped.jsonl`.
-        cache_dir: Where prepared images are kept.
+        cache_dir: Where prepared images are kept; `eden_hf/prepared` in the cache of Hugging Face by default.
         num_proc: Processes that decode; all processors by default, 0 for this process alone.
 
     Raises:
         ValueError: `side`, `channels` or `aspect_ratio` is none of the values above.
-        SourceError: the source is absent, empty or not of the shape asked for.
-        TooManyUnreadable: more images than `max_skipped_share` cannot be read; nothing is kept.
+        SourceError: the source is absent, empty or not of the shape asked for, or nothing can be written to
+            `cache_dir`.
+        TooManyUnreadable: more images than `max_skipped_share` cannot be read; the list of all of them is kept.
     """
     if side < 1 or channels not in (1, 3) or aspect_ratio not in ("resize", "pad"):
         raise ValueError(
@@ -114,22 +120,39 @@ def prepare_images(
     found = find_source(source, list_file=list_file)
     split = found.splits[0] if isinstance(source, Data) else split
     settings: dict[str, Any] = {"side": side, "channels": channels, "aspect_ratio": aspect_ratio}
-    key = Hasher.hash([found.fingerprint, split, where, settings, max_skipped_share])
-    folder = Path(cache_dir or CACHE_DIR) / key
+    key = Hasher.hash([found.fingerprint, split, where, settings, max_skipped_share, decoder_versions()])
+    cache = Path(cache_dir or CACHE_DIR).expanduser()
+    folder, kept_list = cache / key, cache / f"{key}-{SKIPPED_FILE}"
     if not folder.exists():
         data = found.load(split, **where).select_columns(["image", "source_id"])
-        scratch = folder.with_name(f".{key}-{uuid.uuid4().hex}")  # process ids repeat between machines and containers
-        scratch.mkdir(parents=True)
-        try:
+        with _scratch(folder) as scratch:
             decoded = _decode_all(data, _Decoder(**settings), num_proc)
-            _write(decoded, scratch, settings, total=_length(data), max_skipped_share=max_skipped_share)
+            skips = SkipLog(scratch / SKIPPED_FILE, max_skipped_share)
+            _write(decoded, scratch, settings, skips, kept_list)
             _move(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    kept_list.unlink(missing_ok=True)
     images = PreparedImages(folder)
     if images.skipped:
         logger.warning("%d images left out as unreadable, see %s", images.skipped, images.skipped_file)
     return images
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder`, removed at the end."""
+    scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")  # process ids repeat between machines
+    with undone_on_sigterm():
+        try:
+            scratch.mkdir(parents=True)
+        except OSError as error:
+            raise SourceError(
+                f"prepared images cannot be written to {folder.parent} ({error.strerror}): choose another place by "
+                "data.cache_dir (cache_dir in Python), or by HF_HOME"
+            ) from error
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _move(scratch: Path, folder: Path) -> None:
@@ -183,21 +206,22 @@ def _length(data: Any) -> int | None:
 
 
 def _write(
-    decoded: Iterator, folder: Path, settings: dict[str, Any], total: int | None, max_skipped_share: float
+    decoded: Iterable[tuple[str, np.ndarray | str]],
+    folder: Path,
+    settings: dict[str, Any],
+    skips: SkipLog,
+    kept_list: Path,
 ) -> None:
-    """Write `pixels.bin`, `images.json` and, if anything was left out, `skipped.jsonl`."""
-    skips = SkipLog(folder / SKIPPED_FILE, max_skipped_share)
+    """Write `pixels.bin`, `images.json` and, if anything was left out, `skipped.jsonl` (`kept_list` if too much)."""
     ids = []
     with (folder / "pixels.bin").open("wb") as file:
         for name, pixels in decoded:
             if isinstance(pixels, str):
                 skips.add(name, pixels)
-                if total is not None:
-                    skips.check(total)
             else:
                 ids.append(name)
                 file.write(np.ascontiguousarray(pixels).data)
-    skips.check(len(ids) + skips.count)
+    skips.check(len(ids) + skips.count, keep_at=kept_list)
     if not ids:
         raise SourceError("the source has no images")
     about = {**settings, "skipped": skips.count, "list_hash": list_hash(ids), "ids": ids}

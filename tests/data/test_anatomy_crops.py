@@ -2,6 +2,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,17 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from huggingface_hub import DatasetCard
+from torch.utils.data import DataLoader
 
 from eden_hf import __version__
 from eden_hf.anatomy import child_indices, grid_shape, parent_index, part_boxes
-from eden_hf.data import anatomy_crops
+from eden_hf.data import anatomy_crops, decoders
 from eden_hf.data.anatomy_crops import AnatomyCrops, build_anatomy_crops
+from eden_hf.data.errors import SourceError
 from eden_hf.data.reading import read_image
-from eden_hf.data.sources import SourceError, TooManyUnreadable
+from eden_hf.data.skips import TooManyUnreadable
+
+from ..launching import terminated
 
 ROOT = Path(__file__).parents[2]
 
@@ -294,6 +299,13 @@ def test_parquet_that_changed_is_cut_anew(tmp_path):
 # Images that cannot be used
 
 
+def test_another_decoder_cuts_anew(folder, monkeypatch):
+    first = AnatomyCrops(source=folder, name="level-1").cache_dir
+    assert AnatomyCrops(source=folder, name="level-1").cache_dir == first
+    monkeypatch.setattr(decoders, "_version", lambda package: "9.9")
+    assert AnatomyCrops(source=folder, name="level-1").cache_dir != first
+
+
 def test_unreadable_images_are_listed_and_left_out(folder, caplog):
     (folder / "torn.png").write_bytes(b"no picture")
     builder = AnatomyCrops(source=folder, name="level-1", max_skipped_share=0.2)
@@ -332,6 +344,23 @@ def test_streams_leave_out_unreadable_images_too(kind, folder, tmp_path, caplog)
     assert "torn.png" in caplog.text
     with pytest.raises(TooManyUnreadable, match="1 of 6 images"):
         list(AnatomyCrops(source=source, name="level-1").as_streaming_dataset("train"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_and_workers_of_a_stream_share_one_count(folder, workers):
+    for index in range(15):
+        picture(index).save(folder / f"more-{index:02}.png")
+    (folder / "more-00.png").write_bytes(b"no picture")
+
+    def stream():
+        crops = AnatomyCrops(source=folder, name="level-0", max_skipped_share=0.05).as_streaming_dataset("train")
+        return DataLoader(crops, num_workers=workers, batch_size=None)
+
+    loader = stream()
+    assert [len(list(loader)) for epoch in range(3)] == [19, 19, 19]  # the one is no more than 1 of 20
+    (folder / "more-14.png").write_bytes(b"no picture")  # far from the other: of another worker
+    with pytest.raises(TooManyUnreadable, match="2 of 20 images"):
+        list(stream())
 
 
 def test_images_too_small_for_the_level(folder):
@@ -473,6 +502,18 @@ def test_output_is_replaced_only_when_told(folder, tmp_path):
     build_anatomy_crops(str(folder), output, levels=(1,), max_level=None, overwrite=True)
     assert sorted(path.name for path in output.iterdir()) == ["README.md", "level-1", "notes.txt"]
     assert len(load_dataset(str(output), "level-1", split="train")) == 10
+
+
+def test_a_build_that_is_stopped_leaves_nothing_behind(folder, tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path; from eden_hf.data import anatomy_crops\n"
+        "anatomy_crops.read_cell = lambda *cell: time.sleep(60)\n"
+        "anatomy_crops.build_anatomy_crops(sys.argv[1], Path(sys.argv[2]), num_proc=2)\n"
+    )
+    made = tmp_path / "made"
+    status = terminated(program, folder, made / "out", once=lambda: list(made.glob(".out-*/level-0*")))
+    assert status == 128 + signal.SIGTERM
+    assert list(made.iterdir()) == []
 
 
 def test_a_failed_build_leaves_nothing_behind(folder, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import pickle
+import signal
 
 import datasets
 import numpy as np
@@ -7,9 +8,13 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from eden_hf.data import prepared
+from eden_hf.data import decoders, prepared
+from eden_hf.data.errors import SourceError
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
-from eden_hf.data.sources import SourceError, TooManyUnreadable
+from eden_hf.data.reading import ImageReadError
+from eden_hf.data.skips import TooManyUnreadable, skipped_entries
+
+from ..launching import terminated
 
 
 def picture(seed, size=(40, 30), mode="L"):
@@ -64,6 +69,56 @@ def test_a_second_call_decodes_nothing(folder, tmp_path, monkeypatch):
     second = prepare(folder, tmp_path)
     assert torch.equal(first.get(range(5)), second.get(range(5)))
     assert first.list_hash == second.list_hash
+
+
+def test_what_could_not_be_read_is_read_once_its_decoder_is_there(folder, tmp_path, monkeypatch):
+    read = prepared.read_cell
+
+    def without_decoder(cell, name):
+        if name == "3.png":
+            raise ImageReadError(f"{name}: no decoder is installed")
+        return read(cell, name)
+
+    monkeypatch.setattr(prepared, "read_cell", without_decoder)
+    assert prepare(folder, tmp_path, max_skipped_share=0.5).skipped == 1
+    monkeypatch.setattr(prepared, "read_cell", read)
+    monkeypatch.setattr(decoders, "_version", lambda package: "9.9")
+    assert prepare(folder, tmp_path, max_skipped_share=0.5).skipped == 0
+
+
+def test_another_version_of_the_package_prepares_anew(folder, tmp_path, monkeypatch):
+    first = prepare(folder, tmp_path)
+    assert prepare(folder, tmp_path).folder == first.folder
+    monkeypatch.setattr(decoders, "__version__", "0.0.1")
+    assert prepare(folder, tmp_path).folder != first.folder
+
+
+def test_a_cache_at_home(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert prepare(folder, tmp_path, cache_dir="~/kept").folder.parent == tmp_path / "kept"
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_mend(folder, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SourceError, match=r"cannot be written to .*file/cache .*choose another place by data.cache_d"):
+        prepare(folder, tmp_path, cache_dir=tmp_path / "file" / "cache")
+
+
+def test_sigterm_while_preparing_leaves_nothing(folder, tmp_path):
+    """Neither a hidden folder nor a decoding process."""
+    for index in range(5, 100):
+        picture(index).save(folder / f"{index}.png")
+    program = (
+        "import time, sys; from eden_hf.data import prepared\n"
+        "read = prepared.read_cell\n"
+        "prepared.read_cell = lambda *cell: time.sleep(0.2) or read(*cell)\n"
+        "prepared.prepare_images(sys.argv[1], cache_dir=sys.argv[2], num_proc=2)\n"
+    )
+    status = terminated(
+        program, folder, tmp_path / "cache", once=lambda: list((tmp_path / "cache").glob(".*/pixels.bin"))
+    )
+    assert status == 128 + signal.SIGTERM
+    assert not list((tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize("change", ["setting", "content"])
@@ -125,11 +180,17 @@ def test_unreadable_files_are_listed_and_left_out(folder, tmp_path, caplog):
     assert json.loads(line)["reason"]
 
 
-def test_too_many_unreadable_files_stop_and_leave_nothing(folder, tmp_path):
-    (folder / "broken.png").write_bytes(b"no image")
-    with pytest.raises(TooManyUnreadable, match=r"1 of 6 images"):
+def test_too_many_unreadable_files_stop_and_leave_the_list_of_all(folder, tmp_path):
+    for index in (0, 2, 7, 8):
+        (folder / f"{index}.png").write_bytes(b"no image")
+    with pytest.raises(TooManyUnreadable, match=r"4 of 7 images") as stopped:
         prepare(folder, tmp_path)
-    assert not list((tmp_path / "cache").iterdir())
+    (left,) = (tmp_path / "cache").iterdir()
+    assert f"All are listed in {left}" in str(stopped.value)
+    assert [entry["source_id"] for entry in skipped_entries(left)] == ["0.png", "2.png", "7.png", "8.png"]
+    for index in (0, 2, 7, 8):
+        picture(index).save(folder / f"{index}.png")
+    assert prepare(folder, tmp_path).skipped == 0
 
 
 def test_an_interrupted_preparation_leaves_nothing(folder, tmp_path, monkeypatch):

@@ -1,6 +1,4 @@
 import gc
-import json
-import multiprocessing
 import os
 
 import datasets
@@ -10,15 +8,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
 
 from eden_hf.data.reading import ImageReadError
-from eden_hf.data.sources import (
-    SkipLog,
-    SourceError,
-    TooManyUnreadable,
-    find_source,
-    load_source,
-    of_subgroup,
-    read_cell,
-)
+from eden_hf.data.sources import SourceError, find_source, load_source, read_cell
+from eden_hf.data.splits import SPLIT_NAMES
 
 
 @pytest.fixture(autouse=True)
@@ -106,8 +97,21 @@ def test_sub_folders_named_as_splits_are_splits(tmp_path, caplog):
     assert ids(load_source(tmp_path)) == ["train/a.png", "train/x/b.png"]
     assert ids(load_source(tmp_path, split="validation")) == ["val/c.png"]
     assert "1 images outside the split folders" in caplog.text
+    assert "folders beside train, validation and test are splits of their own: {'extra': 1}" in caplog.text
     with pytest.raises(SourceError, match="no split 'test'; it has train, validation, extra"):
         load_source(tmp_path, split="test")
+
+
+def test_splits_are_asked_for_by_any_of_their_words(tmp_path):
+    write_pictures(tmp_path, "Training/a.png", "Testing/b.png")
+    assert ids(load_source(tmp_path)) == ["Training/a.png"]
+    assert ids(load_source(tmp_path, split="TEST")) == ["Testing/b.png"]
+    data = DatasetDict({"training": table(3), "val": table(1)})
+    assert find_source(data).splits == ("train", "validation")
+    assert [len(load_source(data, split=split)) for split in ("train", "val", "validation")] == [3, 1, 1]
+    assert find_source(DatasetDict({"val": table(1), "validation": table(2)})).splits == ("validation", "val")
+    data.save_to_disk(tmp_path / "saved")
+    assert len(load_source(tmp_path / "saved", split="validation")) == 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -145,6 +149,15 @@ def test_a_list_file_picks_by_path_or_name(tmp_path):
     images = write_pictures(tmp_path / "images", "images_001/1.png", "images_001/2.png", "images_002/3.png")
     data = load_source(images, list_file=listed(tmp_path, "3.png", "images_001/1.png"))
     assert ids(data) == ["images_001/1.png", "images_002/3.png"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_a_list_file_may_come_from_any_editor_and_lie_at_home(tmp_path, encoding, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    images = write_pictures(tmp_path / "images", "Müller.png", "b.png")
+    (tmp_path / "list.txt").write_text("Müller.png\r\n", encoding=encoding)
+    assert ids(load_source("~/images", list_file="~/list.txt")) == ["Müller.png"]
+    assert ids(load_source(images, list_file=tmp_path / "list.txt")) == ["Müller.png"]
 
 
 @pytest.mark.parametrize(
@@ -205,11 +218,13 @@ def test_one_parquet_file_of_any_name(parquet, tmp_path):
     assert len(load_source(parquet / "test-00000-of-00001.parquet", split="test")) == 2
     with pytest.raises(SourceError, match="no split 'train'; it has test"):
         load_source(parquet / "test-00000-of-00001.parquet")
-    for name in ("trainable.parquet", "2024.parquet", "cohort_test.parquet"):
+    for name in ("trainable.parquet", "2024.parquet"):
         table(1).to_parquet(tmp_path / name)
         assert len(load_source(tmp_path / name)) == 1
-    table(1).to_parquet(tmp_path / "val_1.parquet")
-    assert find_source(f"{tmp_path}/*.parquet").splits == ("train", "validation")
+    for name in ("val_1.parquet", "cohort_test.parquet"):
+        table(1).to_parquet(tmp_path / name)
+    splits = {split: len(load_source(f"{tmp_path}/*.parquet", split=split)) for split in SPLIT_NAMES}
+    assert splits == {"train": 2, "validation": 1, "test": 1}
 
 
 def test_streaming_passes_encoded_images_on_untouched(parquet):
@@ -393,65 +408,6 @@ def test_cells_that_hold_nothing(tmp_path):
     assert np.array_equal(read_cell({"bytes": None, "path": f"file://{tmp_path}/x.png"}, "x"), picture(3))
 
 
-# Skipped images
-
-
-def test_a_skip_log_is_json_lines(tmp_path):
-    log = SkipLog(tmp_path / "run/skipped.jsonl", max_share=0.5)
-    assert log.count == 0
-    log.add("a.png", 'torn, "so to say"\nin two')
-    log.add("b.png", "Ünlesbar", split="test")
-    lines = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
-    assert lines == log.entries
-    assert lines == [
-        {"source_id": "a.png", "reason": 'torn, "so to say"\nin two'},
-        {"source_id": "b.png", "reason": "Ünlesbar", "split": "test"},
-    ]
-    assert log.count == 2
-    assert SkipLog(tmp_path / "run/skipped.jsonl").count == 0
-
-
-@pytest.mark.parametrize("in_file", [True, False])
-def test_a_skip_log_bears_a_share(tmp_path, in_file):
-    log = SkipLog(tmp_path / "skipped.jsonl" if in_file else None)
-    log.check(0)
-    for name in "ab":
-        log.add(f"{name}.png", "torn")
-    log.check(200)
-    with pytest.raises(
-        TooManyUnreadable, match=r"2 of 199 images .* limit of 1.00% forbids \(a.png: torn; b.png: torn\)"
-    ) as e:
-        log.check(199)
-    assert ("skipped.jsonl" in str(e.value)) == in_file
-
-
-def test_a_skip_log_never_bears_the_loss_of_all():
-    log = SkipLog(None, max_share=1)
-    log.add("a.png", "torn")
-    log.check(2)
-    with pytest.raises(TooManyUnreadable, match="1 of 1 images"):
-        log.check(1)
-    with pytest.raises(ValueError, match=r"in \[0, 1\], got 1.5"):
-        SkipLog(None, max_share=1.5)
-
-
-def _add_many(log, name):
-    for index in range(200):
-        log.add(f"{name}{index}", "torn " * 20)
-
-
-def test_processes_share_a_skip_log(tmp_path):
-    log = SkipLog(tmp_path / "skipped.jsonl")
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_add_many, args=(log, name)) for name in "ab"]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert {entry["source_id"] for entry in log.entries} == {f"{name}{i}" for name in "ab" for i in range(200)}
-    assert log.count == 400
-
-
 # Real radiographs
 
 
@@ -479,30 +435,3 @@ def test_real_parquet_streams_as_it_loads(shared_data):
     assert count == 123
     del streamed
     gc.collect()
-
-
-PATIENTS = {"source_id": list("abcde"), "sex": ["F", "M", None, "F", "M"], "age": [59, 60, 20, None, 0]}
-
-
-@pytest.mark.parametrize(
-    ("subgroup", "ids", "unknown"),
-    [
-        ({}, "abcde", []),
-        ({"sex": "F"}, "ad", ["1 of 5 rows have no sex"]),
-        ({"age": "0-59"}, "ace", ["1 of 5 rows have no age"]),
-        ({"age": "60"}, "b", ["1 of 5 rows have no age"]),
-        ({"sex": "M", "age": "0-59"}, "e", ["1 of 5 rows have no sex"]),
-    ],
-)
-def test_rows_of_a_subgroup(subgroup, ids, unknown, caplog):
-    rows = of_subgroup(Dataset.from_dict(PATIENTS), subgroup)
-    assert rows["source_id"][:] == list(ids)
-    assert [message.partition(" and ")[0] for message in caplog.messages] == unknown
-
-
-def test_subgroups_that_are_not_there():
-    rows = Dataset.from_dict(PATIENTS)
-    with pytest.raises(SourceError, match="no column 'gender' to tell patients by, only source_id, sex, age"):
-        of_subgroup(rows, {"gender": "F"})
-    with pytest.raises(SourceError, match="nobody has sex 'female'; there are F, M"):
-        of_subgroup(rows, {"sex": "female"})

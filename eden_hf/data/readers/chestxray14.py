@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eden_hf.data.readers.files import Published, first, labelled, read_names, read_table, refuse_repeats
+from eden_hf.data.errors import first
+from eden_hf.data.readers.files import Published, labelled, read_names, read_table, refuse_repeats
 from eden_hf.data.readers.task import Task, TaskError, features_of
 
 LAYOUT = """\

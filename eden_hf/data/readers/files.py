@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 from datasets import Dataset, DatasetDict, Features
 
+from eden_hf.data.errors import first
+from eden_hf.data.folders import IMAGE_SUFFIXES, list_files
 from eden_hf.data.readers.task import TaskError
-from eden_hf.data.sources import IMAGE_SUFFIXES, SPLIT_NAMES, list_files
+from eden_hf.data.splits import SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -133,12 +135,6 @@ def stem(name: str) -> str:
     """A file name without the suffix of an image; other dots, as in DICOM identifiers, stay."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in (*IMAGE_SUFFIXES, ".img") else path.name
-
-
-def first(names: Iterable[str]) -> str:
-    """The first three of some names."""
-    names = list(names)
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

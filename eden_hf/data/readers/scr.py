@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from eden_hf.data.readers.files import Images, Published, first
+from eden_hf.data.errors import first
+from eden_hf.data.readers.files import Images, Published
 from eden_hf.data.readers.masks import Row, drawn, read_masks
 from eden_hf.data.readers.task import Task, features_of
 

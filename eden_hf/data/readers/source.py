@@ -11,10 +11,12 @@ import PIL.Image
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 from datasets.exceptions import DatasetGenerationError
 
-from eden_hf.data.readers.files import first
+from eden_hf.data.columns import holds_images
+from eden_hf.data.errors import first
+from eden_hf.data.folders import list_files
 from eden_hf.data.readers.masks import Cell, Size, mask_cell
 from eden_hf.data.readers.task import KINDS, USUAL_METRIC, Kind, Task, TaskError, features_of
-from eden_hf.data.sources import find_source, holds_images, list_files, read_cell
+from eden_hf.data.sources import find_source, read_cell
 
 METADATA = ("metadata.csv", "metadata.jsonl")  # of the `imagefolder` builder of `datasets`
 

@@ -1,0 +1,117 @@
+"""Folders of images as sources: which files are images, which of them a list names, and what tells their content."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets import Dataset, DatasetInfo, Features, Image, Value
+from datasets.fingerprint import Hasher
+from datasets.table import InMemoryTable
+
+from eden_hf.data.columns import refuse_repeats
+from eden_hf.data.errors import SourceError, first
+from eden_hf.data.splits import split_folders
+from eden_hf.data.text_files import read_text
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".dcm", ".dicom"})
+
+
+def images_by_split(root: Path, list_file: str | Path | None = None) -> Mapping[str, Sequence[str]]:
+    """Images below a folder by split (see `split_folders`), or those that a list names, as `train`.
+
+    Returns:
+        For each split the sorted paths relative to `root`.
+
+    Raises:
+        SourceError: there is no image, or the list does not fit the folder.
+    """
+    files, hidden = list_files(root)
+    images = [file for file in files if _is_image(root / file)]
+    if not images:
+        raise SourceError(
+            f"no images in {root} ({len(files)} other files); known: {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    if hidden or len(images) < len(files):
+        others = sorted(set(files).difference(images))
+        what = f"{len(others)} files that are no images {others[:3]} and {hidden} hidden ones"
+        logger.warning("%s: left out %s", root, what)
+    if list_file is not None:
+        return {"train": _listed(images, Path(list_file).expanduser(), root)}
+    return split_folders(images, root)
+
+
+def image_rows(root: Path, images: Sequence[str]) -> Dataset:
+    """Images of a folder as rows `image` (`{bytes, path}`, not read) and `source_id`, the path relative to it."""
+    folder = str(root.absolute())
+    features = Features({"image": Image(decode=False), "source_id": Value("string")})
+    columns = {"image": [{"bytes": None, "path": f"{folder}/{image}"} for image in images], "source_id": images}
+    table = InMemoryTable.from_pydict(columns, schema=features.arrow_schema)
+    fingerprint = Hasher.hash([folder, images_fingerprint(root, images)])
+    return Dataset(table, info=DatasetInfo(features=features), fingerprint=fingerprint)
+
+
+def images_fingerprint(root: Path, images: Sequence[str]) -> str:
+    """Changes with the names, sizes and times of change of the files."""
+    return Hasher.hash([_stamp(root, image) for image in images])
+
+
+def list_files(root: Path) -> tuple[list[str], int]:
+    """Relative paths of the files below `root`, sorted, and the number of hidden files and folders left out."""
+    files, hidden, seen = [], 0, set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(real)
+        hidden += sum(name.startswith(".") for name in folders + names)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = Path(folder).relative_to(root)
+        files += [(relative / name).as_posix() for name in names if not name.startswith(".")]
+    return sorted(files), hidden
+
+
+def _is_image(path: Path) -> bool:
+    """By its suffix, or by the DICOM mark: names such as `IM0001` and `1.2.840.10008` are usual there."""
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _listed(images: Sequence[str], list_file: Path, root: Path) -> list[str]:
+    """Those of `images` that `list_file` names, by relative path or by file name."""
+    if not list_file.is_file():
+        raise SourceError(f"no list file at {list_file}")
+    names = [line.strip() for line in read_text(list_file).splitlines() if line.strip()]
+    by_name: dict[str, set[str]] = {}
+    for image in images:
+        by_name.setdefault(image, set()).add(image)
+        by_name.setdefault(Path(image).name, set()).add(image)
+    absent = [name for name in names if name not in by_name]
+    if absent:
+        raise SourceError(
+            f"{len(absent)} of the {len(names)} images in {list_file} are not in {root}: {first(absent)}"
+        )
+    unclear = [name for name in names if len(by_name[name]) > 1]
+    if unclear:
+        raise SourceError(f"{list_file} names files that {root} has in several folders: {first(unclear)}")
+    refuse_repeats((image for name in names for image in by_name[name]), str(list_file))
+    if not names:
+        raise SourceError(f"{list_file} names no image")
+    return sorted(image for name in names for image in by_name[name])
+
+
+def _stamp(root: Path, image: str) -> tuple[str, int, int]:
+    """Name, size and time of change of a file; a broken link has neither and fails when it is read."""
+    try:
+        status = (root / image).stat()
+    except OSError:
+        return image, -1, -1
+    return image, status.st_size, status.st_mtime_ns

@@ -1,0 +1,62 @@
+import json
+import multiprocessing
+
+import pytest
+
+from eden_hf.data.skips import SkipLog, TooManyUnreadable
+
+
+def test_a_skip_log_is_json_lines(tmp_path):
+    log = SkipLog(tmp_path / "run/skipped.jsonl", max_share=0.5)
+    assert log.count == 0
+    log.add("a.png", 'torn, "so to say"\nin two')
+    log.add("b.png", "Ünlesbar", split="test")
+    lines = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    assert lines == log.entries
+    assert lines == [
+        {"source_id": "a.png", "reason": 'torn, "so to say"\nin two'},
+        {"source_id": "b.png", "reason": "Ünlesbar", "split": "test"},
+    ]
+    assert log.count == 2
+    assert SkipLog(tmp_path / "run/skipped.jsonl").count == 0
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_skip_log_bears_a_share(tmp_path, in_file):
+    log = SkipLog(tmp_path / "skipped.jsonl" if in_file else None)
+    log.check(0)
+    for name in "ab":
+        log.add(f"{name}.png", "torn")
+    log.check(200)
+    with pytest.raises(
+        TooManyUnreadable, match=r"2 of 199 images .* limit of 1.00% forbids \(a.png: torn; b.png: torn\)"
+    ) as e:
+        log.check(199)
+    assert ("skipped.jsonl" in str(e.value)) == in_file
+
+
+def test_a_skip_log_never_bears_the_loss_of_all():
+    log = SkipLog(None, max_share=1)
+    log.add("a.png", "torn")
+    log.check(2)
+    with pytest.raises(TooManyUnreadable, match="1 of 1 images"):
+        log.check(1)
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got 1.5"):
+        SkipLog(None, max_share=1.5)
+
+
+def _add_many(log, name):
+    for index in range(200):
+        log.add(f"{name}{index}", "torn " * 20)
+
+
+def test_processes_share_a_skip_log(tmp_path):
+    log = SkipLog(tmp_path / "skipped.jsonl")
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_add_many, args=(log, name)) for name in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert {entry["source_id"] for entry in log.entries} == {f"{name}{i}" for name in "ab" for i in range(200)}
+    assert log.count == 400

@@ -1,0 +1,39 @@
+import codecs
+
+import pytest
+
+from eden_hf.data.text_files import read_text
+
+TEXT = "file_name,Größe\nÄ.png,1\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp1252"])
+def test_text_of_any_usual_encoding(tmp_path, encoding, caplog):
+    (tmp_path / "table.csv").write_bytes(TEXT.encode(encoding))
+    assert read_text(tmp_path / "table.csv") == TEXT
+    assert ("table.csv is no UTF-8: read as Windows-1252" in caplog.text) == (encoding in ("latin-1", "cp1252"))
+
+
+def test_utf_16_of_both_byte_orders(tmp_path):
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+        (tmp_path / "list.txt").write_bytes(mark + TEXT.encode(encoding))
+        assert read_text(tmp_path / "list.txt") == TEXT
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0", "a.png".encode("utf-16-le")])
+def test_what_is_no_text_is_refused_by_name(tmp_path, content):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"list\.txt holds null characters"):
+        read_text(tmp_path / "list.txt")
+
+
+def test_torn_text_is_refused_by_name(tmp_path):
+    (tmp_path / "list.txt").write_bytes("ab".encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"list\.txt is torn: not the utf-16 that it begins as"):
+        read_text(tmp_path / "list.txt")
+
+
+def test_text_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "list.txt").write_text("a")
+    assert read_text("~/list.txt") == "a"
