@@ -633,7 +633,7 @@ _LEAST_SUPPORT = 0.12
 
 
 def _supported_places(smooth_map: SmoothMap, support: Tensor, places: Tensor) -> Tensor:
-    """Where `places` `[B, P, 2]` lie in the partner; NaN where the map has too little support or leads off the image."""
+    """Where `places` `[B, P, 2]` lie in the partner; NaN where the map has little support or leads off the image."""
     targets = smooth_map(places.nan_to_num(-1))
     here = F.grid_sample(support, 2 * places.nan_to_num(-1)[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
     known = places.isfinite().all(dim=2) & (here > _LEAST_SUPPORT) & ((targets > 0) & (targets < 1)).all(dim=2)

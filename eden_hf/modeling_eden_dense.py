@@ -1,4 +1,4 @@
-"""The dense stage: an embedding for the point under every pixel (travels to the Hub as remote code: imports torch only).
+"""Embeddings of the point under every pixel (travels to the Hub as remote code: imports torch only).
 
 After the finest parts come the points. `EdenDenseDecoder` makes a map of unit vectors at a quarter of the image's
 side from the maps of a trunk and the pixels themselves; `point_contrast` trains it to find a point of one view in the

@@ -9,8 +9,8 @@ import torch
 from jsonargparse import auto_cli
 
 from eden_hf.data.landmarks import load_landmarked
-from eden_hf.evaluation.correspondence import dense_embeddings, dilated_embeddings
-from eden_hf.evaluation.encoders import load_encoder
+from eden_hf.encoders import load_encoder
+from eden_hf.matching.windows import dense_embeddings, dilated_embeddings
 
 
 def benchmark(model: str, source: str = "phantoms:1", side: int = 256, window: int = 64, stride: int = 8):

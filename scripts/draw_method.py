@@ -17,7 +17,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from eden_hf import EdenForPreTraining
 from eden_hf.anatomy import part_boxes
 from eden_hf.data.sources import load_source, read_cell
-from eden_hf.evaluation.encoders import Encoder
+from eden_hf.encoders import Encoder
 from eden_hf.evaluation.plots import COLOURS, Part, outline, show
 from eden_hf.evaluation.pruner_audit import queries_and_keys
 

@@ -7,8 +7,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from transformers import ResNetConfig, ResNetModel
+
+from eden_hf.encoders import Encoder
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -25,3 +29,27 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the real images of ../shared/data are not here")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A tiny ResNet with random weights, 20 channels out."""
+    torch.manual_seed(0)
+    config = ResNetConfig(layer_type="basic", hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1], embedding_size=8)
+    return ResNetModel(config)
+
+
+@pytest.fixture(scope="session")
+def processor():
+    """Stands in for an image processor: 32 x 32, three channels, roughly standardised."""
+
+    def process(images, return_tensors):
+        small = [np.asarray(image.resize((32, 32)).convert("L"), dtype=np.float32) / 64 - 2 for image in images]
+        return {"pixel_values": torch.tensor(np.stack(small))[:, None].expand(-1, 3, -1, -1)}
+
+    return process
+
+
+@pytest.fixture(scope="session")
+def encoder(model, processor):
+    return Encoder(model, processor, "tiny")

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from eden_hf.anatomy import Box
 from eden_hf.data.landmarks import LandmarkedImage
-from eden_hf.evaluation.embeddings import embed
-from eden_hf.evaluation.encoders import Encoder
+from eden_hf.encoders import Encoder, embed
 from eden_hf.evaluation.plots import plot_densities
 from eden_hf.evaluation.results import Evaluation, estimate, other_patients, own_against_other
 

@@ -14,9 +14,8 @@ from PIL import Image
 
 from eden_hf.anatomy import grid_shape, part_boxes
 from eden_hf.data.sources import load_source, read_cell
-from eden_hf.evaluation.correspondence import correspond
-from eden_hf.evaluation.embeddings import nearest_neighbours, part_embeddings, tsne
-from eden_hf.evaluation.encoders import Encoder, load_encoder
+from eden_hf.encoders import Encoder, load_encoder, nearest_neighbours
+from eden_hf.evaluation.embeddings import part_embeddings, tsne
 from eden_hf.evaluation.plots import (
     Part,
     plot_correspondence,
@@ -25,6 +24,7 @@ from eden_hf.evaluation.plots import (
     plot_neighbours,
     plot_tsne,
 )
+from eden_hf.matching.windows import correspond
 
 
 def draw_gallery(
@@ -40,7 +40,7 @@ def draw_gallery(
     """Draw decomposer levels, t-SNE of parts, correspondence, neighbours and, for a run's model, its loss curves.
 
     Args:
-        model: Any image encoder, as for `eden_hf.evaluation.encoders.load_encoder`.
+        model: Any image encoder, as for `eden_hf.encoders.load_encoder`.
         source: Images to look at: whatever `eden_hf.data.sources.load_source` takes.
         output: Folder for the pictures.
         split: Split of the source.

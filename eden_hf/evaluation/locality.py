@@ -13,11 +13,11 @@ from sklearn.metrics import roc_auc_score, silhouette_samples
 from torch import Tensor
 
 from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, mirror_of, shared_landmarks
-from eden_hf.evaluation.correspondence import point_embeddings
+from eden_hf.encoders import Encoder
 from eden_hf.evaluation.embeddings import tsne
-from eden_hf.evaluation.encoders import Encoder
 from eden_hf.evaluation.plots import plot_tsne
 from eden_hf.evaluation.results import Evaluation, estimate
+from eden_hf.matching.windows import point_embeddings
 
 NEIGHBOURS = 5
 

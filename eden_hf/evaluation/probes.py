@@ -15,9 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from eden_hf.data.tasks import Kind, Task, load_source_task
+from eden_hf.encoders import Encoder, embed, load_encoder
 from eden_hf.evaluation.downstream import intervals
-from eden_hf.evaluation.embeddings import embed
-from eden_hf.evaluation.encoders import Encoder, load_encoder
 from eden_hf.evaluation.results import Estimate, Results, data_hash, estimate, table
 from eden_hf.training.downstream_data import row_image
 

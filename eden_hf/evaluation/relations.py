@@ -15,9 +15,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from eden_hf.data.landmarks import LandmarkedImage, mirror_of
+from eden_hf.encoders import Encoder, embed
 from eden_hf.evaluation.compositionality import random_window
-from eden_hf.evaluation.embeddings import embed
-from eden_hf.evaluation.encoders import Encoder
 from eden_hf.evaluation.locality import landmark_embeddings
 from eden_hf.evaluation.plots import plot_densities
 from eden_hf.evaluation.results import Evaluation, estimate, other_patients, own_against_other

@@ -12,9 +12,9 @@ from typing import Literal
 from tqdm.auto import tqdm
 
 from eden_hf.data.landmarks import load_landmarked
+from eden_hf.encoders import FRESH, load_encoder
 from eden_hf.evaluation.compositionality import compositionality
 from eden_hf.evaluation.correspondence import SCR_SIDE_MM, correspondence
-from eden_hf.evaluation.encoders import FRESH, load_encoder
 from eden_hf.evaluation.locality import locality, locality_scores
 from eden_hf.evaluation.relations import relations
 from eden_hf.evaluation.results import Evaluation, Results, data_hash, table

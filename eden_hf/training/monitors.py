@@ -120,8 +120,8 @@ class Monitor:
         line = {name: value.item() for name, value in means.items()}
         line |= {"learning_rate": learning_rate, "images_per_second": self.images / (time.perf_counter() - self.since)}
         shown = {short: f"{line[name]:.3f}" for name, short in _SHOWN.items() if name in line}
-        rate = f"{line['images_per_second']:.0f}"
-        self.bar.set_postfix(stage=where["stage"], level=where["level"], **shown, img_s=rate, refresh=False)
+        place = {"stage": where["stage"], "level": where["level"]}
+        self.bar.set_postfix({**place, **shown, "img_s": f"{line['images_per_second']:.0f}"}, refresh=False)
         self.write(where, line)
         self._warn_if_nothing_is_learned(line)
         self._start_interval()

@@ -206,7 +206,8 @@ class Pretraining:
 
     def _inputs(self, indices: Tensor, images: Tensor, stage: Stage, seed: int, epoch: int) -> dict[str, Any]:
         """What the model takes of source images [B, C, side, side], made on the device: views [B, 3, size, size]."""
-        images, inputs = images.to(self.device, non_blocking=True), {}
+        inputs: dict[str, Any] = {}
+        images = images.to(self.device, non_blocking=True)
         if stage.objective == "parts":
             query, key = self.views(images, indices, level=stage.level, seed=seed, epoch=epoch)
         else:
@@ -309,9 +310,9 @@ def _as_started(arguments: ModelArguments) -> ModelArguments:
     backbone = config.backbone_config.to_diff_dict()
     for passing in ("transformers_version", "out_features", "out_indices", "stage_names"):
         backbone.pop(passing, None)
-    dense = config if config.dense_dim is not None else arguments
-    sizes = {"dense_dim": dense.dense_dim, "dense_hidden_size": dense.dense_hidden_size}
-    return dataclasses.replace(arguments, backbone=backbone, **{name: getattr(config, name) for name in _OWN}, **sizes)
+    kept = _OWN if config.dense_dim is None else (*_OWN, "dense_dim", "dense_hidden_size")
+    own: dict[str, Any] = {name: getattr(config, name) for name in kept}
+    return dataclasses.replace(arguments, backbone=backbone, **own)
 
 
 def _model(arguments: ModelArguments) -> EdenForPreTraining:
@@ -343,7 +344,9 @@ def _model(arguments: ModelArguments) -> EdenForPreTraining:
 def _from_trunk(start: str, config: EdenConfig) -> EdenForPreTraining:
     """A new pretraining model whose student and teacher begin as the trunk of a folder or repository."""
     model = EdenForPreTraining(config)
-    trunk, loaded = EdenModel.from_pretrained(start, config=config, output_loading_info=True, dtype=torch.float32)
+    loaded: dict[str, Any]
+    trunk: Any
+    trunk, loaded = EdenModel.from_pretrained(start, config=config, output_loading_info=True, dtype=torch.float32)  # type: ignore[misc]
     lacking = {key for key in loaded["missing_keys"] if not key.startswith("dense_decoder.")}
     if lacking:
         raise ValueError(f"`model.start`: {start} lacks {sorted(lacking)[:3]} ...")

@@ -4,34 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ResNetConfig, ResNetModel
 
 from eden_hf.data.landmarks import LandmarkedImage
-from eden_hf.evaluation.encoders import Encoder
-
-
-@pytest.fixture(scope="session")
-def model():
-    """A tiny ResNet with random weights, 20 channels out."""
-    torch.manual_seed(0)
-    config = ResNetConfig(layer_type="basic", hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1], embedding_size=8)
-    return ResNetModel(config)
-
-
-@pytest.fixture(scope="session")
-def processor():
-    """Stands in for an image processor: 32 x 32, three channels, roughly standardised."""
-
-    def process(images, return_tensors):
-        small = [np.asarray(image.resize((32, 32)).convert("L"), dtype=np.float32) / 64 - 2 for image in images]
-        return {"pixel_values": torch.tensor(np.stack(small))[:, None].expand(-1, 3, -1, -1)}
-
-    return process
-
-
-@pytest.fixture(scope="session")
-def encoder(model, processor):
-    return Encoder(model, processor, "tiny")
+from eden_hf.encoders import Encoder
 
 
 class Places(torch.nn.Module):

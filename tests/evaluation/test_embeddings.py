@@ -8,8 +8,8 @@ import torch
 from transformers import ViTConfig, ViTModel
 
 from eden_hf.data.phantoms import phantom_dataset
-from eden_hf.evaluation.embeddings import embed, nearest_neighbours, part_embeddings, pooled, tsne
-from eden_hf.evaluation.encoders import Encoder
+from eden_hf.encoders import Encoder, embed, nearest_neighbours, pooled
+from eden_hf.evaluation.embeddings import part_embeddings, tsne
 
 
 @pytest.fixture(scope="module")

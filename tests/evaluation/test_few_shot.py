@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 from torch import nn
 
 from eden_hf.data.phantoms import draw_phantom
-from eden_hf.evaluation.encoders import Encoder
+from eden_hf.encoders import Encoder
 from eden_hf.evaluation.few_shot import (
     FrozenSegmentation,
     Score,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentError
 from pathlib import Path
 
 import numpy as np
@@ -298,5 +299,5 @@ def test_a_dense_stage_resumes_to_the_last_bit(tmp_path):
 
 
 def test_a_dense_stage_needs_a_decoder(tmp_path):
-    with pytest.raises(ValueError, match=r"`model\.dense_dim` must be given"):
+    with pytest.raises(ArgumentError, match=r"`model\.dense_dim` must be given"):
         run_pretraining(tmp_path, stages=POINTS)

@@ -1,12 +1,13 @@
 """Image encoders of any kind behind one shape: an Eden folder, any transformers vision model, fresh weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -14,7 +15,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import FRESH, adapted_processor, find_model, weights_revision
 
-__all__ = ["FRESH", "Encoder", "load_encoder"]
+__all__ = ["FRESH", "Encoder", "embed", "load_encoder", "nearest_neighbours", "pooled"]
 
 #: A token trunk has a state for each of many layers: this many, evenly spaced, are its "stages".
 TOKEN_STAGES = 4
@@ -39,6 +40,11 @@ class Encoder:
 
     def __post_init__(self) -> None:
         self.model.eval()
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the model has embeddings of points: an `EdenModel` with a dense decoder."""
+        return getattr(getattr(self.model, "config", None), "dense_dim", None) is not None
 
     def pixel_values(self, images: Sequence[Image.Image | np.ndarray]) -> Tensor:
         """`[B, 3, H, W]` of images, on the model's device in its dtype."""
@@ -118,3 +124,68 @@ def load_encoder(
         revision = weights_revision(named.origin, model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return Encoder(model.to(device or "cpu"), adapted_processor(named.processor, size, intensity), name, revision)
+
+
+def embed(encoder: Encoder, images: Iterable[Image.Image | np.ndarray], batch_size: int = 64) -> Tensor:
+    """One unit vector for each image.
+
+    An embedding is the encoder's `pooler_output`, or where it has none the mean of `last_hidden_state`, scaled to
+    length 1.
+
+    Args:
+        encoder: From `load_encoder`, or `Encoder(model, processor)`.
+        images: What the processor takes; read `batch_size` at a time, so a generator may be longer than memory.
+        batch_size: Images in one forward pass.
+
+    Returns:
+        `[N, C]` float32 on the CPU, unit rows.
+
+    Raises:
+        ValueError: there are no images, or the model's output has neither field.
+    """
+    encoder.model.eval()  # it may have gone back to training since
+    waiting, embedded = iter(images), []
+    sparing = {"output_dense_embeddings": False} if encoder.is_dense else {}
+    while batch := list(islice(waiting, batch_size)):
+        with torch.inference_mode():
+            outputs = encoder.model(pixel_values=encoder.pixel_values(batch), **sparing)
+            embedded.append(F.normalize(pooled(outputs).float(), dim=1).cpu())
+    if not embedded:
+        raise ValueError("there are no images to embed: the sequence given is empty")
+    return torch.cat(embedded)  # outside inference mode, so that a probe can be trained on the result
+
+
+def pooled(outputs: Any) -> Tensor:
+    """One vector an image, `[B, C]`, from the output of an image encoder.
+
+    Raises:
+        ValueError: it has neither `pooler_output` nor `last_hidden_state`.
+    """
+    if (vectors := getattr(outputs, "pooler_output", None)) is not None:
+        return vectors.flatten(1)  # [B, C], or [B, C, 1, 1] of the ResNets in transformers
+    if (features := getattr(outputs, "last_hidden_state", None)) is not None:
+        return features.mean(dim=1) if features.ndim == 3 else features.mean(dim=(2, 3))  # tokens, or a map
+    raise ValueError(
+        f"{type(outputs).__name__} has neither pooler_output nor last_hidden_state; "
+        "load an encoder without a head, for example with AutoModel.from_pretrained"
+    )
+
+
+def nearest_neighbours(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` rows of `gallery` that are most alike to each query, by cosine similarity.
+
+    Args:
+        queries: `[Q, C]`.
+        gallery: `[N, C]`. A query that is itself in the gallery finds itself first.
+        k: How many, 1 to N.
+
+    Returns:
+        Similarities `[Q, k]`, falling, and row numbers `[Q, k]` int64.
+
+    Raises:
+        ValueError: `k` is below 1 or above N.
+    """
+    if not 1 <= k <= len(gallery):
+        raise ValueError(f"k must be between 1 and the {len(gallery)} rows of the gallery, got k={k}")
+    similarities, indices = (F.normalize(queries, dim=1) @ F.normalize(gallery, dim=1).T).topk(k)
+    return similarities, indices

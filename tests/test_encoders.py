@@ -5,8 +5,7 @@ from PIL import Image
 from transformers import AutoModel
 
 from eden_hf import EdenConfig, EdenImageProcessor, EdenModel
-from eden_hf.evaluation.embeddings import embed
-from eden_hf.evaluation.encoders import Encoder, load_encoder
+from eden_hf.encoders import Encoder, embed, load_encoder
 from tests.tiny import BACKBONES, tiny_config
 
 GREY = Image.fromarray(np.arange(64 * 48, dtype=np.uint32).reshape(48, 64).astype(np.uint8))
