@@ -65,6 +65,11 @@ def split_folders(images: Sequence[str], root: Path) -> Mapping[str, Sequence[st
     return {"train": images}
 
 
+def class_folder(image: str) -> str:
+    """The folder that names the class of an image: the nearest that is no split (`normal` in `train/normal/a.png`)."""
+    return next((folder for folder in reversed(image.split("/")[:-1]) if split_of(folder) is None), "")
+
+
 def _split_on_the_way(image: str, rule: Callable[[str], str | None]) -> str | None:
     return next((split for folder in image.split("/")[:-1] if (split := rule(folder))), None)
 

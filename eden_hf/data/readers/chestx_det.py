@@ -31,7 +31,7 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
     published = Published(folder, LAYOUT, max_skipped_share)
     lists = {split: published.one(f"ChestX_Det_{split}.json") for split in ("train", "test")}
     entries = {split: _entries(path) for split, path in lists.items()}
-    images = {split: published.images(f"{split}/*", f"{split}_data/*") for split in lists}
+    images = {split: published.images_of(split, "/*", "_data/*") for split in lists}
     rows = {}
     for split, other in (("train", "test"), ("test", "train")):
         files = images[split].listed(entries[split], lists[split].name, images[other])

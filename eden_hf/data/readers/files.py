@@ -1,6 +1,7 @@
 """Finding the files of a published data set in a folder, and pairing them with the lists that name them."""
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,8 @@ from datasets import Dataset, DatasetDict, Features
 from eden_hf.data.errors import first
 from eden_hf.data.folders import IMAGE_SUFFIXES, list_files
 from eden_hf.data.readers.task import TaskError
-from eden_hf.data.splits import SPLIT_NAMES
+from eden_hf.data.splits import SPLIT_NAMES, SPLIT_WORDS
+from eden_hf.data.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +79,25 @@ class Published:
         Args:
             patterns: Globs without suffix, such as `train/*`.
         """
+        return self._images(patterns, " or ".join(patterns))
+
+    def images_of(self, split: str, *rest: str, called: str | None = None) -> "Images":
+        """As `images`, in the folders of a split, whichever word for it is their name.
+
+        Args:
+            split: A usual name: `train`, `validation` or `test`.
+            rest: What follows the word in the glob: `/images/*`, `_data/*`.
+            called: The word in messages, where it is not `split`.
+        """
+        patterns = [f"{word}{own}" for word in SPLIT_WORDS[split] for own in rest]
+        return self._images(patterns, " or ".join(f"{called or split}{own}" for own in rest))
+
+    def _images(self, patterns: Sequence[str], where: str) -> "Images":
         paths: dict[str, list[Path]] = {}
         for path in self.matching(*patterns):
             if path.suffix.lower() in (*IMAGE_SUFFIXES, ".img"):
                 paths.setdefault(stem(path.name), []).append(path)
-        return Images(self, " or ".join(patterns), paths)
+        return Images(self, where, paths)
 
 
 class Images:
@@ -143,8 +159,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     Raises:
         TaskError: it lacks one of `columns`, a row is short, or it has no row.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = [[value.strip() for value in line] for line in csv.reader(file) if line]
+    table = csv.reader(io.StringIO(read_text(path), newline=""))
+    lines = [[value.strip() for value in line] for line in table if line]
     header = lines[0] if lines else []
     if absent := [column for column in columns if column not in header]:
         raise TaskError(f"{path} has no column {', '.join(absent)}; it has {', '.join(header) or 'no header'}")
@@ -162,7 +178,7 @@ def read_names(path: Path) -> list[str]:
     Raises:
         TaskError: there are none, or one comes twice.
     """
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not names:
         raise TaskError(f"{path} names no image")
     refuse_repeats(names, str(path))
@@ -176,7 +192,7 @@ def read_json(path: Path, kind: type[T]) -> T:
         TaskError: it is damaged or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise TaskError(f"{path} is no JSON ({error}); download it again") from error
     if not isinstance(content, kind):

@@ -10,8 +10,9 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, DatasetDict, Features, NamedSplit
 from datasets.exceptions import DatasetGenerationError
-from PIL import ImageDraw
+from PIL import ExifTags, ImageDraw
 
+from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.dicom import DecodeError
 from eden_hf.data.readers.task import TaskError
 from eden_hf.data.reading import ImageReadError, raw_side, read_image
@@ -20,6 +21,9 @@ Size: TypeAlias = tuple[int, int]  # width, height
 Cell: TypeAlias = dict[str, Any]  # {bytes, path}
 
 _BEYOND_EDGE = 0.05  # of the image's side, by which a hand-drawn outline may leave the image
+_SAME_SHADE = 1 / 8  # of the brightest value of a mask, by which the ringing of JPEG changes what is even
+_AREA = 1e-3  # of the inside: the least that is an area of another colour
+_STRUCTURES = 32  # at most, on one map; more shades are those of soft edges
 
 
 class Row(NamedTuple):
@@ -50,19 +54,21 @@ def drawn(features: Features, rows: Mapping[str, Sequence[Row]], draw: Draw) -> 
         rows: For each split its images; splits without images are left out.
         draw: How their cells are made: a function of a module, for the cache knows it by name.
 
+    A row whose image or mask cannot be read stays: see `unread`.
+
     Raises:
-        TaskError: an image or mask cannot be read, or is of the wrong size; the message names it.
+        TaskError: a mask is of the wrong size or not as published; the message names its image.
     """
     return DatasetDict({split: _generated(split, features, tuple(own), draw) for split, own in rows.items() if own})
 
 
 def _generated(split: str, features: Features, rows: tuple[Row, ...], draw: Draw) -> Dataset:
-    stamps = tuple(_stamp(file) for row in rows for file in (row.image, *row.files))
+    stamps = tuple(file_stamp(file) for row in rows for file in (row.image, *row.files))
     try:
         return Dataset.from_generator(
             _cells,
             features=features,
-            gen_kwargs={"rows": rows, "draw": draw, "stamps": stamps},
+            gen_kwargs={"rows": rows, "draw": draw, "made_by": (stamps, features, decoder_versions())},
             split=NamedSplit(split),
         )
     except DatasetGenerationError as error:
@@ -71,19 +77,44 @@ def _generated(split: str, features: Features, rows: tuple[Row, ...], draw: Draw
         raise
 
 
-def _stamp(file: str) -> tuple[int, int]:
+def file_stamp(file: str) -> tuple[int, int]:
     """Size and time of change: the cache is drawn anew when a file changes."""
-    status = Path(file).stat()
+    try:
+        status = Path(file).stat()
+    except OSError:
+        return -1, -1
     return status.st_size, status.st_mtime_ns
 
 
-def _cells(rows: Sequence[Row], draw: Draw, stamps: Sequence[Any]) -> Iterator[dict[str, Any]]:
+def _cells(rows: Sequence[Row], draw: Draw, made_by: tuple) -> Iterator[dict[str, Any]]:
+    _, features, _ = made_by
     for row in rows:
         try:
             cells = draw(row.annotation, image_size(row.image))
-        except (TaskError, ImageReadError) as error:
+        except TaskError as error:
             raise TaskError(f"image {row.source_id}: {error}") from error
-        yield {"image": {"bytes": None, "path": row.image}, "source_id": row.source_id, **cells}
+        except ImageReadError:
+            cells = unread(features, _torn(row))
+        yield {**dict.fromkeys(features), "image": _at(row.image), "source_id": row.source_id, **cells}
+
+
+def unread(features: Features, torn: Cell) -> dict[str, Any]:
+    """Masks of a row of which a file cannot be read: that file, for whoever reads them to say why."""
+    return {"masks": [torn] * features["masks"].length}
+
+
+def _torn(row: Row) -> Cell:
+    """The first file of a row that cannot be read."""
+    for file in row.files:
+        try:
+            read_image(file)
+        except ImageReadError:
+            return _at(file)
+    return _at(row.image)
+
+
+def _at(file: str) -> Cell:
+    return {"bytes": None, "path": file}
 
 
 def image_size(path: str) -> Size:
@@ -99,9 +130,15 @@ def image_size(path: str) -> Size:
         if suffix in (".dcm", ".dicom"):
             return _dicom_size(path)
         with PIL.Image.open(path) as image:
-            return image.size
+            return upright_size(image)
     except (OSError, ValueError, AttributeError) as error:  # DecodeError and pydicom's are ValueErrors
         raise ImageReadError(f"{path}: damaged or not supported ({error}); restore it from its source") from error
+
+
+def upright_size(image: PIL.Image.Image) -> Size:
+    """Width and height of an opened file as `read_image` gives it, upright by EXIF."""
+    turned = image.format in ("JPEG", "MPO") and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return image.size[::-1] if turned else image.size
 
 
 def _dicom_size(path: str) -> Size:
@@ -121,22 +158,70 @@ def mask_cell(inside: np.ndarray) -> Cell:
 
 
 def read_mask(path: str, size: Size) -> np.ndarray:
-    """A mask bool `[H, W]` from a file of the image's size, or coarser by a whole number; above 0 is inside.
+    """A mask bool `[H, W]` from a file, as `fitted_mask`.
 
     Raises:
-        TaskError: its size does not fit.
+        TaskError: as `fitted_mask`.
         ImageReadError: it cannot be read.
     """
-    pixels = np.asarray(read_image(path))
-    inside = pixels.any(axis=-1) if pixels.ndim == 3 else pixels > 0
+    return fitted_mask(read_image(path), size, path)
+
+
+def fitted_mask(picture: PIL.Image.Image, size: Size, name: str) -> np.ndarray:
+    """A mask bool `[H, W]` of an image's size from a picture of that size, or coarser by a whole number.
+
+    Args:
+        picture: Of mode L or RGB; `is_inside` says what of it is inside.
+        size: Of the image.
+        name: What errors call the mask.
+
+    Raises:
+        TaskError: its size does not fit, or it is a map of several structures.
+    """
+    inside = is_inside(picture)
+    _refuse_maps(np.atleast_3d(np.asarray(picture, np.int16)), inside, name)
     (height, width), (columns, rows) = inside.shape, size
     factor = columns // width
     if (width * factor, height * factor) != (columns, rows) or factor == 0:
         raise TaskError(
-            f"mask {path} has {width} x {height} pixels, its image {columns} x {rows}: the image's side must be the "
+            f"mask {name} has {width} x {height} pixels, its image {columns} x {rows}: the image's side must be the "
             "mask's or a whole multiple of it"
         )
     return inside.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def is_inside(picture: PIL.Image.Image) -> np.ndarray:
+    """Where a mask is brighter than half of its brightest pixel, bool `[H, W]`; of colours the brightest channel.
+
+    So masks of 0 and 1 and of 0 and 255 are alike, and soft edges and the ringing of JPEG fall on the side they belong
+    to.
+    """
+    brightness = np.atleast_3d(np.asarray(picture)).max(axis=2)
+    return brightness > brightness.max() / 2
+
+
+def _refuse_maps(colours: np.ndarray, inside: np.ndarray, name: str) -> None:
+    """Refuse areas of several colours: of a map of structures the darker ones would be lost, or all be one.
+
+    Args:
+        colours: `[H, W, channels]`, signed.
+        inside: `[H, W]`.
+        name: Of the mask.
+    """
+    centre = colours[1:-1, 1:-1]
+    around = (colours[:-2, 1:-1], colours[2:, 1:-1], colours[1:-1, :-2], colours[1:-1, 2:])
+    even = np.logical_and.reduce([(centre == other).all(axis=2) for other in around])  # not of a soft edge
+    if not (even & inside[1:-1, 1:-1]).any():
+        return
+    usual = np.median(centre[even & inside[1:-1, 1:-1]], axis=0)
+    tolerance = colours.max() * _SAME_SHADE
+    other = even & (centre.max(axis=2) > tolerance) & (np.abs(centre - usual).max(axis=2) > tolerance)
+    shades = np.unique(centre[other], axis=0)
+    if other.sum() > _AREA * inside.sum() and len(shades) <= _STRUCTURES:
+        raise TaskError(
+            f"mask {name} holds areas of {shades[0].tolist()} beside {usual.astype(int).tolist()}: it is a map of "
+            "several structures; give each a mask of its own"
+        )
 
 
 def read_masks(structures: Sequence[Sequence[str]], size: Size) -> dict[str, list[Cell]]:

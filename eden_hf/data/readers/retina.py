@@ -36,24 +36,25 @@ def read_drive(folder: Path, max_skipped_share: float = 0.0) -> Task:
             `1st_manual`; they are in the older one.
     """
     published = Published(folder, DRIVE_LAYOUT, max_skipped_share)
-    rows = {split: _drive_rows(published, word) for split, word in (("train", "training"), ("test", "test"))}
+    rows = {split: _drive_rows(published, split, word) for split, word in (("train", "training"), ("test", "test"))}
     return _vessels("drive", rows, "field_of_view")
 
 
-def _drive_rows(published: Published, word: str) -> list[Row]:
-    images = _keyed(published.images(f"{word}/images/*"), _before_first)
+def _drive_rows(published: Published, split: str, word: str) -> list[Row]:
+    images, manual, view = (
+        _keyed(published.images_of(split, f"/{folder}/*", called=word), _before_first)
+        for folder in ("images", "1st_manual", "mask")
+    )
     if not images.paths:
         raise published.error(f"there are no images in {word}/images")
     strange = sorted(path.name for paths in images.paths.values() for path in paths if f"_{word}." not in path.name)
     if strange:
         raise published.error(f"{word}/images holds {strange[0]}: are the training and test folders swapped?")
-    manual = _keyed(published.images(f"{word}/1st_manual/*"), _before_first)
     if not manual.paths:
         raise published.error(
             f"there are no vessels in {word}/1st_manual"
             + (" (the present download leaves them out; the older one has them)" if word == "test" else "")
         )
-    view = _keyed(published.images(f"{word}/mask/*"), _before_first)
     files = images.listed(sorted(images.paths), f"{word}/images")
     return _rows(files, manual, view, f"{word}/images")
 

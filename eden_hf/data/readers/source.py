@@ -1,24 +1,27 @@
 """A task from any source with label or mask columns: folder, Parquet, Hub id or an object of `datasets`."""
 
 import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import PIL.Image
-from datasets import ClassLabel, Dataset, DatasetDict, Image
-from datasets.exceptions import DatasetGenerationError
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets.fingerprint import Hasher
 
 from eden_hf.data.columns import holds_images
+from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.errors import first
-from eden_hf.data.folders import list_files
-from eden_hf.data.readers.masks import Cell, Size, mask_cell
+from eden_hf.data.readers.masks import Cell, Size, file_stamp, fitted_mask, mask_cell, unread, upright_size
+from eden_hf.data.readers.metadata import with_metadata
 from eden_hf.data.readers.task import KINDS, USUAL_METRIC, Kind, Task, TaskError, features_of
+from eden_hf.data.reading import ImageReadError
 from eden_hf.data.sources import find_source, read_cell
-
-METADATA = ("metadata.csv", "metadata.jsonl")  # of the `imagefolder` builder of `datasets`
+from eden_hf.data.splits import class_folder
 
 
 def load_source_task(
@@ -36,8 +39,8 @@ def load_source_task(
     """A task from any source that `load_source` takes, with all the splits that it has.
 
     A folder of images has labels too: the name of an image's folder is its class (`train/normal/a.png`), and a
-    `metadata.csv` or `metadata.jsonl`, as `imagefolder` of `datasets` reads it, holds columns by `file_name`; columns
-    `NAME_file_name` are masks `NAME`.
+    `metadata.csv` or `metadata.jsonl` holds columns by `file_name`; columns `NAME_file_name` are masks `NAME` (see
+    `eden_hf.data.readers.metadata`).
 
     Args:
         source: Folder, Parquet, Hub id or object of `datasets` (no stream).
@@ -59,7 +62,8 @@ def load_source_task(
     if kind not in KINDS:
         raise TaskError(f"a task is of one of the kinds {', '.join(KINDS)}, got {kind!r}")
     structures = dict(mask_columns) if isinstance(mask_columns, Mapping) else {name: [name] for name in mask_columns}
-    found = find_source(_with_metadata(source))
+    columns_needed = bool(label_column or label_columns or structures or patient_column or id_column)
+    found = find_source(_with_tables(source, columns_needed))
     name = str(source) if isinstance(source, str | Path) else found.name
     loaded = {split: found.load(split, image_column=image_column, id_column=id_column) for split in found.splits}
     needed = {
@@ -85,16 +89,11 @@ def load_source_task(
     return Task(name, kind, labels, metric or USUAL_METRIC[kind], DatasetDict(splits))
 
 
-def _with_metadata(source: Any) -> Any:
-    """A folder of images with metadata as `datasets` reads it; any other source as it is."""
-    if not isinstance(source, str | Path) or not (folder := Path(source).expanduser()).is_dir():
-        return source
-    if not any(PurePosixPath(file).name in METADATA for file in list_files(folder)[0]):
-        return source
-    try:
-        return datasets.load_dataset("imagefolder", data_dir=str(folder), drop_labels=True)
-    except (DatasetGenerationError, FileNotFoundError, ValueError) as error:
-        raise TaskError(f"imagefolder of datasets cannot read {folder}: {error.__cause__ or error}") from error
+def _with_tables(source: Any, needed: bool) -> Any:
+    """A folder of images with the columns of its tables, if it has any; any other source as it is."""
+    if isinstance(source, str | Path) and (folder := Path(source).expanduser()).is_dir():
+        return with_metadata(folder, needed) or source
+    return source
 
 
 def _checked(name: str, kind: Kind, needed: Sequence[str], loaded: Mapping[str, Any]) -> dict[str, Dataset]:
@@ -117,7 +116,7 @@ def _with_classes(
 ) -> tuple[tuple[str, ...], dict[str, Dataset]]:
     """Class names and splits of a single-label task; without a column, folders name the classes."""
     values = {
-        split: list(data[column]) if column else [PurePosixPath(image).parent.name for image in data["source_id"]]
+        split: list(data[column]) if column else [class_folder(image) for image in data["source_id"]]
         for split, data in loaded.items()
     }
     for split, own in values.items():
@@ -164,50 +163,66 @@ def _with_numbers(where: str, data: Dataset, kind: Kind, columns: Sequence[str])
 
 
 def _with_masks(where: str, data: Dataset, structures: Mapping[str, Sequence[str]]) -> Dataset:
-    """Masks as they are where a column is a structure of its own, else their union, drawn once and cached."""
-
-    def combine(row: dict[str, Any]) -> dict[str, Any]:
-        return {"masks": [_union([row[column] for column in columns], row) for columns in structures.values()]}
-
-    for column in {column for columns in structures.values() for column in columns}:
+    """For each structure the union of the masks in its columns, drawn once and cached."""
+    columns = list(dict.fromkeys(column for own in structures.values() for column in own))
+    for column in columns:
         if not holds_images(data.features[column]):
             raise TaskError(f"column {column!r} of {where} holds no masks but {data.features[column]}")
         data = data.cast_column(column, Image(decode=False))
     features = features_of("segmentation", tuple(structures))
-    return data.map(combine, remove_columns=[c for c in data.column_names if c not in features], features=features)
+    stamps = [file_stamp(file) for file in _files(data, ["image", *columns])]
+    key = Hasher.hash([data._fingerprint, structures, stamps, decoder_versions()])
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "eden_hf")
+    cache.mkdir(parents=True, exist_ok=True)
+    return data.map(
+        partial(_drawn, structures=structures, features=features),
+        remove_columns=[column for column in data.column_names if column not in features],
+        features=features,
+        cache_file_name=str(cache / f"masks-{key}.arrow"),
+        desc="drawing masks",
+    )
 
 
-def _union(cells: Sequence[Cell | None], row: Mapping[str, Any]) -> Cell:
+def _files(data: Dataset, columns: Iterable[str]) -> list[str]:
+    """The files that cells of images only name."""
+    files: list[str] = []
+    for name in columns:
+        cells = data.data.column(name)  # as Arrow, so that the bytes of the others are not read
+        alone = pc.is_null(pc.struct_field(cells, "bytes"))
+        files += pc.struct_field(cells, "path").filter(alone).drop_null().to_pylist()
+    return files
+
+
+def _drawn(row: dict[str, Any], structures: Mapping[str, Sequence[str]], features: Features) -> dict[str, Any]:
+    """The cell `masks` of a row."""
     name = row["source_id"]
-    if any(cell is None for cell in cells):
-        raise TaskError(f"image {name} has no mask in one of the columns; leave the image out, or give an empty mask")
-    if len(cells) == 1:
-        _check_size(row["image"], cells[0], name)
-        return cells[0]  # type: ignore[return-value]
-    masks = [np.asarray(read_cell(cell, name)) > 0 for cell in cells]
-    if len({mask.shape for mask in masks}) > 1:
-        raise TaskError(f"image {name} has masks of the shapes {sorted({mask.shape for mask in masks})}")
-    union = mask_cell(np.any(masks, axis=0))
-    _check_size(row["image"], union, name)
-    return union
-
-
-def _check_size(image: Cell, mask: Cell | None, name: str) -> None:
-    """Refuse a mask that is not of its image's size; both are decoded only where their headers differ."""
-    if (size := _header_size(image)) is not None and size == _header_size(mask):
-        return
-    sizes = [read_cell(cell, name).size for cell in (image, mask)]
-    if sizes[0] != sizes[1]:
-        raise TaskError(f"image {name} has {sizes[0]} pixels (width, height), its mask {sizes[1]}: they must be alike")
-
-
-def _header_size(cell: Cell | None) -> Size | None:
     try:
-        data = (cell or {}).get("bytes")
-        with PIL.Image.open(io.BytesIO(data) if data is not None else (cell or {})["path"]) as image:
-            return image.size
-    except (OSError, KeyError, TypeError):
-        return None  # DICOM, or nothing that can be read
+        size = _size(row["image"], name)
+    except ImageReadError:
+        return unread(features, row["image"])
+    masks = []
+    for columns in structures.values():
+        inside = np.zeros(size[::-1], bool)
+        for cell in (row[column] for column in columns):
+            if cell is None:
+                raise TaskError(
+                    f"image {name} has no mask in one of the columns; leave the image out, or give an empty mask"
+                )
+            try:
+                inside |= fitted_mask(read_cell(cell, name), size, f"of image {name}")
+            except ImageReadError:
+                return unread(features, cell)
+        masks.append(mask_cell(inside))
+    return {"masks": masks}
+
+
+def _size(cell: Cell, name: str) -> Size:
+    """Width and height of an image, decoded only where its header does not tell."""
+    try:
+        with PIL.Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]) as image:
+            return upright_size(image)
+    except (OSError, KeyError, TypeError, AttributeError):  # DICOM, a URL, or nothing that can be read
+        return read_cell(cell, name).size
 
 
 def _plain(data: Dataset) -> Dataset:

@@ -30,7 +30,7 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
     tables = {split: published.one(f"image_labels_{split}.csv") for split in ("train", "test")}
     labels = {split: _votes(path, single=split == "test") for split, path in tables.items()}
     refuse_repeats([*labels["train"], *labels["test"]], f"{tables['train'].name} and {tables['test'].name}")
-    images = {split: published.images(f"{split}/*") for split in tables}
+    images = {split: published.images_of(split, "/*") for split in tables}
     rows = {}
     for split, other in (("train", "test"), ("test", "train")):
         rows[split] = images[split].listed(labels[split], tables[split].name, images[other])

@@ -7,6 +7,7 @@ import pytest
 
 from eden_hf.data.readers import chestx_det, retina, scr, siim_acr, vindr_rib
 from eden_hf.data.readers.task import TaskError
+from eden_hf.data.reading import ImageReadError
 from eden_hf.data.sources import read_cell
 
 from . import layouts
@@ -176,11 +177,21 @@ def test_a_torn_json_is_named(tmp_path):
         chestx_det.read(folder)
 
 
-def test_a_torn_image_is_named(tmp_path):
-    folder = layouts.chestx_det(tmp_path)
+def test_torn_files_stay_for_whoever_reads_them(tmp_path):
+    """Training counts and lists them."""
+    folder = layouts.chestx_det(tmp_path / "det")
     (folder / "train" / "36205.png").write_bytes(b"torn")
-    with pytest.raises(TaskError, match=r"image 36205.png: .*damaged or not supported"):
-        chestx_det.read(folder)
+    good, torn = chestx_det.read(folder).splits["train"]
+    assert masks_of(good).any()
+    with pytest.raises(ImageReadError, match=r"36205.png: damaged"):
+        masks_of(torn)
+    folder = layouts.drive(tmp_path / "drive")
+    (folder / "training" / "1st_manual" / "22_manual1.gif").write_bytes(b"torn")
+    good, torn = retina.read_drive(folder).splits["train"]
+    assert masks_of(good).any()
+    with pytest.raises(ImageReadError, match=r"22_manual1.gif: damaged"):
+        masks_of(torn)
+    assert torn["field_of_view"] is None
 
 
 def test_masks_are_drawn_anew_when_a_list_or_an_image_changes(tmp_path):
@@ -309,6 +320,14 @@ def test_drive_without_field_of_view_is_read_too(tmp_path):
     folder = layouts.drive(tmp_path)
     (folder / "test" / "mask" / "01_test_mask.gif").unlink()
     assert retina.read_drive(folder).splits["test"]["field_of_view"][:] == [None]
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "testing"), ("Training", "TEST")])
+def test_drive_takes_any_word_for_its_splits(tmp_path, train, test):
+    folder = layouts.drive(tmp_path)
+    (folder / "training").rename(folder / train)
+    (folder / "test").rename(folder / test)
+    assert ids(retina.read_drive(folder)) == {"train": ["21", "22"], "test": ["01"]}
 
 
 def test_drive_tells_that_the_present_download_lacks_the_test_vessels(tmp_path):
