@@ -46,11 +46,12 @@ class Encoder:
         """Whether the model has embeddings of points: an `EdenModel` with a dense decoder."""
         return getattr(getattr(self.model, "config", None), "dense_dim", None) is not None
 
-    def pixel_values(self, images: Sequence[Image.Image | np.ndarray]) -> Tensor:
-        """`[B, 3, H, W]` of images, on the model's device in its dtype."""
+    def pixel_values(self, images: Sequence[Image.Image | np.ndarray], size: int | None = None) -> Tensor:
+        """`[B, 3, H, W]` of images, on the model's device in its dtype, at `size` or the processor's own."""
         if not isinstance(self.processor, EdenImageProcessor):  # stock processors take grey images amiss
             images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
-        pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        sized = {} if size is None else {"size": {"height": size, "width": size}}
+        pixel_values = self.processor(images=images, return_tensors="pt", **sized)["pixel_values"]
         return pixel_values.to(self.model.device, self.model.dtype)
 
     def feature_maps(self, pixel_values: Tensor) -> list[Tensor]:

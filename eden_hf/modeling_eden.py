@@ -35,7 +35,7 @@ from .configuration_eden import EdenConfig
 from .modeling_eden_dense import (
     EdenDenseDecoder,
     PointTargets,
-    SmoothMap,
+    expected_places,
     match_smoothly,
     point_contrast,
     sample_embeddings,
@@ -614,10 +614,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
         if self.training and update_teacher:
             self.update_teacher()
         if partners is not None and len(partners) > 1:
-            with torch.no_grad():
-                dense = self.teacher.eden(partners, return_dict=True).dense_embeddings
-            smooth_map, support = match_smoothly(dense, dense.roll(-1, dims=0))
-            places = _supported_places(smooth_map, support, points.query_places)
+            places = self._places_in_partners(partners, points.query_places)
             partner_loss, partner_error = point_contrast(
                 queries, places, key_map.roll(-1, dims=0), points.key_nodes.roll(-1, dims=0),
                 settings[0], _PARTNER_TOLERANCE * settings[1],
@@ -625,19 +622,30 @@ class EdenForPreTraining(EdenPreTrainedModel):
             loss = loss + weight * partner_loss
         return EdenPointOutput(loss=loss, point_error=(forth_error + back_error) / 2, partner_error=partner_error)
 
+    @torch.no_grad()
+    def _places_in_partners(self, images: Tensor, places: Tensor) -> Tensor:
+        """Where `places` `[B, P, 2]` of each image lie in the next, by the teacher; NaN where it cannot tell."""
+        dense = self.teacher.eden(images, return_dict=True).dense_embeddings
+        partners, known = dense.roll(-1, dims=0), places.isfinite().all(dim=2)
+        places = places.nan_to_num(0.5)
+        with torch.autocast(images.device.type, enabled=False):
+            smooth_map, support = match_smoothly(dense, partners, step=2)
+            targets = expected_places(
+                sample_embeddings(dense, 2 * places - 1), partners, smooth_map(places),
+                temperature=_PARTNER_TEMPERATURE, spread=_PARTNER_SPREAD,
+            )  # fmt: skip
+            supported = F.grid_sample(support, 2 * places[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
+        known &= (supported > _LEAST_SUPPORT) & ((targets > 0) & (targets < 1)).all(dim=2)
+        return torch.where(known[..., None], targets, torch.nan)
 
-#: A smooth map tells a partner's places less exactly than a deformation of one's own tells them.
+
+#: The teacher tells places in a partner less exactly than a deformation of one's own image tells them.
 _PARTNER_TOLERANCE = 1.4
+_PARTNER_TEMPERATURE = 0.03
+#: By how much a smooth map may be off, as a share of the side (20 mm of a chest).
+_PARTNER_SPREAD = 0.056
 #: Support (see `match_smoothly`) below which a smooth map says nothing.
 _LEAST_SUPPORT = 0.12
-
-
-def _supported_places(smooth_map: SmoothMap, support: Tensor, places: Tensor) -> Tensor:
-    """Where `places` `[B, P, 2]` lie in the partner; NaN where the map has little support or leads off the image."""
-    targets = smooth_map(places.nan_to_num(-1))
-    here = F.grid_sample(support, 2 * places.nan_to_num(-1)[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
-    known = places.isfinite().all(dim=2) & (here > _LEAST_SUPPORT) & ((targets > 0) & (targets < 1)).all(dim=2)
-    return torch.where(known[..., None], targets, torch.nan)
 
 
 class EdenForImageClassification(EdenPreTrainedModel):

@@ -185,35 +185,60 @@ def fit_smooth_map(
 
 
 @torch.no_grad()
-def match_smoothly(dense: Tensor, other: Tensor, *, grid: int = 5) -> tuple[SmoothMap, Tensor]:
+def match_smoothly(dense: Tensor, other: Tensor, *, grid: int = 5, step: int = 1) -> tuple[SmoothMap, Tensor]:
     """The smooth map from each image to another, by the matches of their nodes that lead back to where they came from.
 
     Args:
         dense: Unit vectors `[B, D, h, w]`.
         other: The same of the other images.
         grid: Bumps a side of the map.
+        step: Every how manieth node, along both sides, is matched.
 
     Returns:
         The map, and how well its surroundings support it at each node, `[B, 1, h, w]`, 0 to about 1.
     """
     height, width = dense.shape[-2:]
-    nodes = node_places(height, width, dense.device)
-    similarity = dense.float().flatten(2).mT @ other.float().flatten(2)  # [B, h * w, h * w]
-    best, forth = similarity.max(dim=2)
-    back = similarity.argmax(dim=1)
-    astray = (nodes[back.gather(1, forth)] - nodes).norm(dim=2)
-    weights = torch.exp(-(astray / 0.042).square()) * best.clamp(min=0).square()
+    every = node_places(height, width, dense.device)
+    other_nodes = node_places(other.shape[-2], other.shape[-1], dense.device)
+    nodes = every.view(height, width, 2)[::step, ::step].flatten(0, 1)
+    similarity = dense.float()[..., ::step, ::step].flatten(2).mT @ other.float().flatten(2)
+    best, forth = similarity.max(dim=2)  # [B, N]
+    back = similarity.argmax(dim=1).gather(1, forth)
+    astray = (nodes[back] - nodes).norm(dim=2)
+    weights = torch.exp(-(astray / 0.05).square()) * best.clamp(min=0).square()
     places = nodes.expand(len(dense), -1, -1)
-    smooth_map, trusted = fit_smooth_map(places, nodes[forth], weights, grid=grid)
-    kernel = torch.exp(-0.5 * (torch.cdist(nodes, nodes) / 0.056).square())
-    support = trusted @ kernel / kernel.sum(dim=1)
+    smooth_map, trusted = fit_smooth_map(places, other_nodes[forth], weights, grid=grid, stiffness=3 / step**2)
+    kernel = torch.exp(-0.5 * (torch.cdist(every, nodes) / 0.056).square())
+    support = trusted @ (kernel / kernel.sum(dim=1, keepdim=True)).mT
     return smooth_map, support.view(-1, 1, height, width)
+
+
+def expected_places(
+    embeddings: Tensor, dense: Tensor, guesses: Tensor, *, temperature: float, spread: float
+) -> Tensor:
+    """Where points lie in an image: the mean over its nodes, weighted by similarity and nearness to a guess.
+
+    Args:
+        embeddings: Unit rows `[B, P, D]` of the points.
+        dense: Unit vectors `[B, D, h, w]` of the images that are searched.
+        guesses: Places `[B, P, 2]`.
+        temperature: Of the similarities.
+        spread: Standard deviation of the guesses' errors, as a share of the side.
+
+    Returns:
+        Places `[B, P, 2]`.
+    """
+    nodes = node_places(dense.shape[-2], dense.shape[-1], dense.device)
+    squared = torch.cdist(guesses, nodes.expand(len(guesses), -1, -1)).square()
+    similarity = embeddings.float() @ dense.float().flatten(2)
+    return torch.softmax(similarity / temperature - squared / (2 * spread**2), dim=2) @ nodes
 
 
 __all__ = [
     "EdenDenseDecoder",
     "PointTargets",
     "SmoothMap",
+    "expected_places",
     "fit_smooth_map",
     "match_smoothly",
     "node_places",

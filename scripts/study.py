@@ -22,12 +22,12 @@ from accelerate.utils import set_seed
 from jsonargparse import auto_cli
 
 from eden_hf.evaluation.few_shot import Score, compare_encoders, few_shot_table, read_scores
-from eden_hf.evaluation.plots import plot_few_shot, plot_groups
 from eden_hf.evaluation.probes import probe
 from eden_hf.evaluation.report_card import evaluate
 from eden_hf.evaluation.results import Results
 from eden_hf.hub.repository import stage_model
 from eden_hf.modeling_eden import EdenForPreTraining
+from eden_hf.plots import plot_few_shot, plot_groups
 from eden_hf.training.arguments import read_arguments
 from eden_hf.training.finetune_arguments import (
     FinetuneTrainingArguments,

@@ -16,8 +16,8 @@ from torch import Tensor
 from eden_hf.anatomy import Box
 from eden_hf.data.landmarks import LandmarkedImage
 from eden_hf.encoders import Encoder, embed
-from eden_hf.evaluation.plots import plot_densities
 from eden_hf.evaluation.results import Evaluation, estimate, other_patients, own_against_other
+from eden_hf.plots import plot_densities
 
 #: Columns and rows that a whole is cut into.
 CUTS = {"2 side by side": (2, 1), "3 stacked": (1, 3), "4 quadrants": (2, 2)}

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, shared_landmarks
 from eden_hf.encoders import Encoder
-from eden_hf.evaluation.plots import plot_correspondence
 from eden_hf.evaluation.results import Evaluation, estimate, other_patients
 from eden_hf.matching.windows import DenseEmbeddings, dense_embeddings, dilated_embeddings, point_embeddings
+from eden_hf.plots import plot_correspondence
 
 #: Millimetres along a side of an SCR image: 2048 pixels of 0.175 mm.
 SCR_SIDE_MM = 358.4

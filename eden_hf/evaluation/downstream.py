@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from eden_hf.data.tasks import Task
-from eden_hf.evaluation.plots import plot_masks
 from eden_hf.evaluation.results import RESAMPLES, Estimate, Results, data_hash
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import weights_revision
+from eden_hf.plots import plot_masks
 from eden_hf.training.arguments import read_settings
 from eden_hf.training.downstream_data import row_image, row_masks
 from eden_hf.training.downstream_metrics import dice, labels_without_auc, measure, predict

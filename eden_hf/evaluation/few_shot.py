@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from eden_hf.encoders import Encoder, load_encoder
-from eden_hf.evaluation.plots import plot_few_shot
+from eden_hf.plots import plot_few_shot
 from eden_hf.training.downstream_data import row_image, row_masks, with_holdouts
 from eden_hf.training.downstream_metrics import dice
 from eden_hf.training.finetune_arguments import FinetuneTrainingArguments, Recipe, TaskArguments

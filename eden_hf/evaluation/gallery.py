@@ -16,7 +16,8 @@ from eden_hf.anatomy import grid_shape, part_boxes
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.encoders import Encoder, load_encoder, nearest_neighbours
 from eden_hf.evaluation.embeddings import part_embeddings, tsne
-from eden_hf.evaluation.plots import (
+from eden_hf.matching.windows import correspond
+from eden_hf.plots import (
     Part,
     plot_correspondence,
     plot_history,
@@ -24,7 +25,6 @@ from eden_hf.evaluation.plots import (
     plot_neighbours,
     plot_tsne,
 )
-from eden_hf.matching.windows import correspond
 
 
 def draw_gallery(

@@ -15,9 +15,9 @@ from torch import Tensor
 from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, mirror_of, shared_landmarks
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.embeddings import tsne
-from eden_hf.evaluation.plots import plot_tsne
 from eden_hf.evaluation.results import Evaluation, estimate
 from eden_hf.matching.windows import point_embeddings
+from eden_hf.plots import plot_tsne
 
 NEIGHBOURS = 5
 

@@ -22,9 +22,9 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from eden_hf.anatomy import part_boxes
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.encoders import Encoder
-from eden_hf.evaluation.plots import plot_pruner_audit
 from eden_hf.evaluation.results import Results, data_hash, estimate, table
 from eden_hf.modeling_eden import EdenForPreTraining
+from eden_hf.plots import plot_pruner_audit
 
 GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 

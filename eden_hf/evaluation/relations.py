@@ -18,8 +18,8 @@ from eden_hf.data.landmarks import LandmarkedImage, mirror_of
 from eden_hf.encoders import Encoder, embed
 from eden_hf.evaluation.compositionality import random_window
 from eden_hf.evaluation.locality import landmark_embeddings
-from eden_hf.evaluation.plots import plot_densities
 from eden_hf.evaluation.results import Evaluation, estimate, other_patients, own_against_other
+from eden_hf.plots import plot_densities
 
 #: How much larger the second window of a landmark is, for consistency over scales.
 ZOOM = 1.5

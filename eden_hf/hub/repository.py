@@ -156,7 +156,7 @@ def _data(recipe: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]
 
 def _draw_losses(rows: list[dict[str, Any]], file: Path) -> None:
     """The run's losses: stage by stage of pretraining, training and validation loss of fine-tuning."""
-    from eden_hf.evaluation.plots import plot_finetuning, plot_history
+    from eden_hf.plots import plot_finetuning, plot_history
 
     plot = plot_history if any("stage" in row for row in rows) else plot_finetuning
     plot(rows).savefig(file, dpi=100)

@@ -118,7 +118,7 @@ def test_tsne_of_a_handful_and_of_too_few():
     ("missing", "use"),
     [
         ("sklearn", "import torch; from eden_hf.evaluation.embeddings import tsne; tsne(torch.eye(3))"),
-        ("matplotlib", "import eden_hf.evaluation.plots"),
+        ("matplotlib", "import eden_hf.plots"),
     ],
 )
 def test_a_missing_extra_is_named(missing, use):

@@ -8,7 +8,7 @@ from PIL import Image
 from eden_hf.anatomy import part_boxes
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.evaluation import plots
-from eden_hf.evaluation.plots import (
+from eden_hf.plots import (
     Part,
     plot_correspondence,
     plot_history,
