@@ -1,0 +1,259 @@
+"""`AnatomyMatcher`: points and masks of annotated references found in new images, by their embeddings.
+
+A point is where the embeddings of all references that have it agree best, near where a smooth map through the mutual
+matches of the whole image puts it, exact beyond the grid by the mean over its neighbourhood. How far the way back, the
+smooth map and the rest of the picture disagree with it tells how much to trust it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from eden_hf.encoders import Encoder
+from eden_hf.matching.dense_maps import DenseMap, dense_maps
+from eden_hf.matching.references import Reference, mask_names, point_names
+from eden_hf.modeling_eden_dense import SmoothMap, match_smoothly, node_places
+
+
+class FoundPoint(NamedTuple):
+    """A point in a target.
+
+    Attributes:
+        x, y: Pixel indices in the target; (0, 0) is the centre of its top left pixel.
+        confidence: Between 0 and 1; about the share of such points that lie within 5 % of the side of the truth.
+        found: Whether it has a counterpart at all: `confidence` is at or above the matcher's threshold.
+    """
+
+    x: float
+    y: float
+    confidence: float
+    found: bool
+
+
+@dataclass(frozen=True)
+class MatcherArguments:
+    """How points are looked for.
+
+    Args:
+        method: `points` as described in this module; `window` is the paper's: the nearest cosine alone.
+        scales: Sizes at which an image is embedded, as multiples of the processor's; their similarities are averaged.
+        temperature: Of similarities.
+        reach: Radius of the neighbourhood over which a place is averaged, as a share of the side.
+        map_grid: Bumps a side of the smooth map.
+        map_spread: How far a point may lie from where the smooth map puts it, as a share of the side.
+        least_confidence: Below it a point counts as not found.
+    """
+
+    method: Literal["points", "window"] = "points"
+    scales: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6)
+    temperature: float = 0.03
+    reach: float = 0.056
+    map_grid: int = 6
+    map_spread: float = 0.08
+    least_confidence: float = 0.2
+
+
+class _Images(NamedTuple):
+    """An image at each scale, and the side of the grid that similarities are brought to."""
+
+    maps: list[DenseMap]
+
+    @property
+    def side(self) -> int:
+        return max(part.vectors.shape[-1] for part in self.maps)
+
+
+class AnatomyMatcher:
+    """Finds the points and masks of references in other images.
+
+    Args:
+        encoder: With a dense decoder, or any other (by windows, which are coarser and slower).
+        references: At least one.
+        arguments: How.
+        unlabelled: Images without annotation, of the same kind: points found in them, and found back from them, join
+            the references' embeddings.
+
+    Raises:
+        ValueError: there are no references.
+
+    Example:
+
+        >>> matcher = AnatomyMatcher(load_encoder("model"), [Reference(image, points={"apex": (120.0, 40.5)})])
+        >>> matcher.find(another)["apex"]
+        FoundPoint(x=..., y=..., confidence=..., found=True)
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        references: Sequence[Reference],
+        arguments: MatcherArguments | None = None,
+        unlabelled: Iterable[Image.Image] = (),
+    ) -> None:
+        if not references:
+            raise ValueError("there are no references: at least one annotated image is needed")
+        self.encoder, self.references, self.arguments = encoder, list(references), arguments or MatcherArguments()
+        self.point_names, self.mask_names = point_names(references), mask_names(references)
+        self._embedded = [self._embed(reference.image) for reference in references]
+        self._queries = [
+            _embeddings(embedded, _places(reference, embedded))
+            for reference, embedded in zip(references, self._embedded, strict=True)
+        ]
+        self._prototypes = self._join_unlabelled(unlabelled)
+
+    def find(self, image: Image.Image) -> dict[str, FoundPoint]:
+        """Each point of the references in `image` (mode L or RGB, any size)."""
+        if not self.point_names:
+            return {}
+        target = self._embed(image)
+        places, confidence = self._find(target)
+        points = target.maps[0].points(places)
+        return {
+            name: FoundPoint(x, y, sure, sure >= self.arguments.least_confidence)
+            for name, (x, y), sure in zip(self.point_names, points.tolist(), confidence.tolist(), strict=True)
+        }
+
+    def find_all(self, images: Iterable[Image.Image]) -> Iterator[dict[str, FoundPoint]]:
+        """`find` of each image, one after the other."""
+        return (self.find(image) for image in images)
+
+    def similarity(self, image: Image.Image) -> dict[str, np.ndarray]:
+        """How alike the places of `image` are to each point: `[side, side]` cosines over the whole picture."""
+        target = self._embed(image)
+        return dict(zip(self.point_names, self._similarities(target).numpy(), strict=True))
+
+    def carry_masks(self, image: Image.Image) -> dict[str, np.ndarray]:
+        """Masks of the references brought over to `image` by smooth maps; several references vote.
+
+        Returns:
+            Boolean arrays `[H, W]` of the image's size by name.
+        """
+        target = self._embed(image)
+        width, height = image.size
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        pixels = torch.stack([columns, rows], dim=-1).flatten(0, 1).float()
+        votes = {name: torch.zeros(height, width) for name in self.mask_names}
+        voters = dict.fromkeys(self.mask_names, 0)
+        for reference, embedded in zip(self.references, self._embedded, strict=True):
+            if not reference.masks:
+                continue
+            back = self._smooth_map(target, embedded)
+            there = embedded.maps[0].points(back(target.maps[0].places(pixels)[None])[0])
+            shares = (there + 0.5) / torch.tensor(reference.image.size)
+            for name, mask in reference.masks.items():
+                inside = torch.from_numpy(np.asarray(mask, np.float32))[None, None]
+                carried = F.grid_sample(inside, 2 * shares[None, None] - 1, align_corners=False)
+                votes[name] += carried.view(height, width)
+                voters[name] += 1
+        return {name: (total / max(1, voters[name]) > 0.5).numpy() for name, total in votes.items()}
+
+    def _embed(self, image: Image.Image) -> _Images:
+        scales = self.arguments.scales if self.encoder.is_dense and self.arguments.method == "points" else (1.0,)
+        return _Images([dense_maps(self.encoder, [image], scale)[0] for scale in scales])
+
+    def _smooth_map(self, source: _Images, target: _Images) -> SmoothMap:
+        dense, other = (part.maps[0].vectors[None] for part in (source, target))
+        return match_smoothly(dense, other, grid=self.arguments.map_grid)[0]
+
+    def _similarities(self, target: _Images) -> Tensor:
+        """Mean cosine `[P, side, side]` over scales and over the references that have each point."""
+        total = torch.zeros(len(self.point_names), target.side, target.side)
+        for scale, prototypes in enumerate(self._prototypes):
+            total += target.maps[scale].similarities(prototypes, target.side)
+        return total / len(self._prototypes)
+
+    def _find(self, target: _Images) -> tuple[Tensor, Tensor]:
+        """Places `[P, 2]` and confidences `[P]`."""
+        similarity = self._similarities(target).flatten(1)
+        nodes = node_places(target.side, target.side)
+        if self.arguments.method == "window":
+            best, index = similarity.max(dim=1)
+            return nodes[index], best.clamp(0, 1)
+        guesses = self._guesses(target)
+        spread = self.arguments.map_spread
+        logits = similarity / self.arguments.temperature - torch.cdist(guesses, nodes).square() / (2 * spread**2)
+        best = nodes[logits.argmax(dim=1)]
+        near = torch.cdist(best, nodes) < self.arguments.reach
+        places = torch.softmax(logits.masked_fill(~near, -torch.inf), dim=1) @ nodes
+        return places, self._confidence(target, places, guesses, similarity)
+
+    def _guesses(self, target: _Images) -> Tensor:
+        """Where smooth maps put the points `[P, 2]`: the median over the references that have them."""
+        guessed = torch.full((len(self.references), len(self.point_names), 2), torch.nan)
+        for index, (reference, embedded) in enumerate(zip(self.references, self._embedded, strict=True)):
+            if reference.points:
+                rows = [self.point_names.index(name) for name in reference.points]
+                guessed[index, rows] = self._smooth_map(embedded, target)(_places(reference, embedded)[None])[0]
+        return guessed.nanmedian(dim=0).values
+
+    def _confidence(self, target: _Images, places: Tensor, guesses: Tensor, similarity: Tensor) -> Tensor:
+        """How much to trust each place `[P]`, by what disagrees with it."""
+        doubts = self._doubts(target, places, guesses, similarity)
+        return torch.sigmoid(_CONFIDENCE[-1] - doubts @ torch.tensor(_CONFIDENCE[:-1]))
+
+    def _doubts(self, target: _Images, places: Tensor, guesses: Tensor, similarity: Tensor) -> Tensor:
+        """What speaks against each place, `[P, 4]`.
+
+        How far the way back misses, how far the smooth map lies off, how far the picture's likeness is spread, all as
+        shares of the side, and how far from 1 the cosine is.
+        """
+        nodes = node_places(target.side, target.side)
+        posterior = torch.softmax(similarity / self.arguments.temperature, dim=1)
+        spread = (posterior * torch.cdist(places, nodes)).sum(dim=1)
+        return torch.stack(
+            [self._way_back(target, places), (places - guesses).norm(dim=1), spread, 1 - similarity.amax(dim=1)], dim=1
+        )
+
+    def _way_back(self, target: _Images, places: Tensor) -> Tensor:
+        """Distance `[P]` in each reference between a point and what is most like its place in the target; the median."""
+        astray = torch.full((len(self.references), len(self.point_names)), torch.nan)
+        there = target.maps[0].at(places)
+        for index, (reference, embedded) in enumerate(zip(self.references, self._embedded, strict=True)):
+            if not reference.points:
+                continue
+            rows = [self.point_names.index(name) for name in reference.points]
+            vectors = embedded.maps[0].vectors
+            nodes = node_places(*vectors.shape[-2:])
+            back = nodes[embedded.maps[0].similarities(there[rows]).flatten(1).argmax(dim=1)]
+            astray[index, rows] = (back - _places(reference, embedded)).norm(dim=1)
+        return astray.nanmedian(dim=0).values
+
+    def _join_unlabelled(self, images: Iterable[Image.Image]) -> list[Tensor]:
+        """Prototypes `[P, D]` at each scale: mean embeddings over references, and over images in which it is found."""
+        sums = [torch.zeros(len(self.point_names), queries.shape[1]) for queries in self._queries[0]]
+        for reference, queries in zip(self.references, self._queries, strict=True):
+            rows = [self.point_names.index(name) for name in reference.points]
+            for total, embeddings in zip(sums, queries, strict=True):
+                total[rows] += embeddings
+        self._prototypes = [F.normalize(total, dim=1) for total in sums]
+        found = [total.clone() for total in self._prototypes]
+        for image in images:
+            target = self._embed(image)
+            places, confidence = self._find(target)
+            sure = (confidence >= _SURE)[:, None]
+            for total, part in zip(found, target.maps, strict=True):
+                total += sure * part.at(places)
+        return [F.normalize(total, dim=1) for total in found]
+
+
+#: Logistic regression of "within 5 % of the side" on the doubts of `_doubts`, and its constant.
+_CONFIDENCE = (12.0, 12.0, 6.0, 3.0, 3.5)
+#: Confidence at which a point found in an unlabelled image joins the prototypes.
+_SURE = 0.6
+
+
+def _places(reference: Reference, embedded: _Images) -> Tensor:
+    """The reference's points as shares `[P, 2]` of the square that the model sees."""
+    points = torch.tensor(list(reference.points.values()), dtype=torch.float32).view(-1, 2)
+    return embedded.maps[0].places(points)
+
+
+def _embeddings(embedded: _Images, places: Tensor) -> list[Tensor]:
+    """Embeddings `[P, D]` of places at each scale."""
+    return [part.at(places) for part in embedded.maps]
