@@ -211,7 +211,7 @@ class AnatomyMatcher:
         )
 
     def _way_back(self, target: _Images, places: Tensor) -> Tensor:
-        """Distance `[P]` in each reference between a point and what is most like its place in the target; the median."""
+        """Distance `[P]` in a reference between a point and what is most like its place in the target; the median."""
         astray = torch.full((len(self.references), len(self.point_names)), torch.nan)
         there = target.maps[0].at(places)
         for index, (reference, embedded) in enumerate(zip(self.references, self._embedded, strict=True)):
