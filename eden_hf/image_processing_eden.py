@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from PIL import ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
@@ -66,6 +67,9 @@ class EdenImageProcessor(PilBackend):
       unknown part of the range; an image of one value becomes black;
     - floats are taken as they are and must lie in [0, 1];
     - alpha is blended over black; palettes are looked up; grey is repeated to three channels.
+
+    PIL images are turned as their EXIF orientation asks, like `eden_hf.data.reading.read_image` and
+    `transformers.image_utils.load_image` do, so sizes are those of the upright image.
 
     Resizing is anti-aliased and in floating point, so 16-bit images keep their depth.
 
@@ -190,7 +194,8 @@ class EdenImageProcessor(PilBackend):
 
         Args:
             outputs: Of a segmentation model, with `logits` [B, labels, h, w].
-            target_sizes: Height and width of each original image, which the result gets (padding is taken off).
+            target_sizes: Height and width of each original image, upright, which the result gets (padding is taken
+                off).
 
         Returns:
             For each image `[H, W]` int64.
@@ -212,7 +217,8 @@ class EdenImageProcessor(PilBackend):
             threshold: Not used: structures are named, few and all wanted. A mask without a pixel has the score 0.
             mask_threshold: Probability from which a pixel is inside an overlapping mask.
             overlap_mask_area_threshold: Not used: no mask gives way to another.
-            target_sizes: Height and width of each original image, which the masks get (padding is taken off).
+            target_sizes: Height and width of each original image, upright, which the masks get (padding is taken
+                off).
 
         Returns:
             For each image `segmentation` (`LabelMasks`; its `masks` is bool `[labels, H, W]`), and `segments_info`,
@@ -361,11 +367,12 @@ def full_range(pixels: np.ndarray) -> np.ndarray:
 
 
 def pil_pixels(image: PIL.Image.Image) -> np.ndarray:
-    """Stored values of a PIL image of any mode.
+    """Stored values of a PIL image of any mode, upright as its EXIF orientation asks.
 
     Returns:
         Grey [H, W] in the image's own depth, else 8 bits: grey and alpha [H, W, 2], RGB [H, W, 3], RGBA [H, W, 4].
     """
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return np.asarray(image)
     transparent = image.has_transparency_data
@@ -425,7 +432,7 @@ def _label_maps(segmentation_maps: Any, alone: bool) -> list[np.ndarray]:
 
 
 def _pixels(image: PIL.Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
-    return np.asarray(image) if isinstance(image, PIL.Image.Image) else _as_numpy(image)
+    return np.asarray(ImageOps.exif_transpose(image)) if isinstance(image, PIL.Image.Image) else _as_numpy(image)
 
 
 def _check_label_map(index: int, pixels: np.ndarray, size: tuple[int, int]) -> None:
@@ -525,8 +532,9 @@ def _resized_labels(pixels: np.ndarray, size: SizeDict, padded: bool) -> np.ndar
 
 
 def _height_and_width(image: Any, input_data_format: str | None) -> tuple[int, int]:
-    """Of an image of any kind."""
+    """Of an image of any kind, upright."""
     if isinstance(image, PIL.Image.Image):
+        image = ImageOps.exif_transpose(image)
         return image.height, image.width
     height, width = _channels_last(_as_numpy(image), input_data_format).shape[:2]
     return height, width

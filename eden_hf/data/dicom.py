@@ -1,10 +1,10 @@
 """DICOM to 8-bit pictures, shown as a viewer would show them; needs the extra `dicom` (pydicom and its decoders).
 
 Grey images go through the pipeline of DICOM PS3.3 C.11: stored values, of which only the stored bits count (overlays
-in the bits above are dropped); modality LUT or rescale slope and intercept; VOI LUT, else the first window, else the
-full range of the image; MONOCHROME1 inverted. Black and white are the ends of the VOI LUT or window, so the slices of
-a series stay comparable. Padding (`PixelPaddingValue`) is black and counts in no range. Colours (RGB, YBR, palette)
-become RGB.
+in the bits above or below are dropped); modality LUT or rescale slope and intercept; VOI LUT, else the first window,
+else the full range of the image; MONOCHROME1, or a PresentationLUTShape of INVERSE, inverted. Black and white are the
+ends of the VOI LUT or window, so the slices of a series stay comparable. Padding (`PixelPaddingValue`) is black and
+counts in no range. Colours (RGB, YBR, palette) become RGB. An element that is present but empty counts as absent.
 
 A VOI LUT or window that shows nothing, every pixel alike, is passed over with a logged warning. An image whose pixels
 are all alike is an error: never a silent blank.
@@ -12,31 +12,30 @@ are all alike is an error: never a silent blank.
 
 import logging
 from collections.abc import Callable
-from copy import deepcopy
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 
+from eden_hf.data.errors import DecodeError, NoPixelsError
+from eden_hf.data.pixel_size import PixelSize, pixel_size
 from eden_hf.image_processing_eden import full_range
 
 if TYPE_CHECKING:
-    from pydicom import Dataset, FileDataset
+    from pydicom import DataElement, Dataset, FileDataset
 
 logger = logging.getLogger(__name__)
 
 # What turns stored values into shown ones; enhanced images hold them in functional groups, for all or for each frame.
 _DISPLAY_KEYWORDS = (
-    "BitsStored", "ModalityLUTSequence", "PhotometricInterpretation", "PixelRepresentation", "RescaleIntercept",
-    "RescaleSlope", "VOILUTFunction", "VOILUTSequence", "WindowCenter", "WindowWidth",
+    "BitsStored", "ModalityLUTSequence", "PhotometricInterpretation", "PixelRepresentation", "PresentationLUTShape",
+    "RescaleIntercept", "RescaleSlope", "VOILUTFunction", "VOILUTSequence", "WindowCenter", "WindowWidth",
 )  # fmt: skip
-_DISPLAY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
+# Millimetres (height, width) in the order of trust: in the patient, at the detector, on the film that was scanned.
+_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _DECODED_TO_RGB = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # by pydicom
-
-
-class DecodeError(ValueError):
-    """Why bytes give no picture, and what to do about it; `eden_hf.data.reading` adds the name of the file."""
 
 
 def open_dicom(data: bytes, name: str) -> "FileDataset":
@@ -47,7 +46,8 @@ def open_dicom(data: bytes, name: str) -> "FileDataset":
         name: what log messages call it.
 
     Raises:
-        DecodeError: pydicom is not installed, or this is no DICOM image.
+        NoPixelsError: an object of another kind (DICOMDIR, report, presentation state).
+        DecodeError: pydicom is not installed, this is no DICOM at all, or its pixels are missing.
         Exception: whatever pydicom raises on damaged files.
     """
     try:
@@ -57,11 +57,21 @@ def open_dicom(data: bytes, name: str) -> "FileDataset":
     dataset = pydicom.dcmread(BytesIO(data), force=True)
     dataset.filename = name
     if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-        found = f"DICOM without pixel data ({kind.name})" if kind else "no DICOM image in it"
-        raise DecodeError(f"{found}; leave the file out")
+        raise _without_pixels(dataset)
     _complete_transfer_syntax(dataset)
+    if colours := dataset.get("PhotometricInterpretation"):
+        dataset.PhotometricInterpretation = str(colours).strip().upper()  # some write `monochrome2`
     return dataset
+
+
+def _without_pixels(dataset: "FileDataset") -> DecodeError:
+    """Tell another kind of object from an image that has lost its pixels, and both from what is no DICOM."""
+    kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    if not kind:
+        return DecodeError("no DICOM image in it; leave the file out")
+    if "Image Storage" in kind.name:
+        return DecodeError(f"DICOM without pixel data ({kind.name}); leave the file out, or restore it")
+    return NoPixelsError(f"no image but {kind.name}; leave the file out")
 
 
 def frame_count(dataset: "Dataset") -> int:
@@ -76,10 +86,10 @@ def dicom_image(dataset: "FileDataset", frame: int) -> PIL.Image.Image:
         DecodeError: no decoder for the compression, a colour space that is not known, too large or blank.
         Exception: whatever pydicom and its decoders raise on damaged files.
     """
-    from pydicom.pixels import apply_color_lut, pixel_array
+    from pydicom.pixels import apply_color_lut
 
     _refuse_undecodable(dataset)
-    pixels = pixel_array(dataset, index=frame)
+    pixels = _stored_values(dataset, frame)
     colours = dataset.PhotometricInterpretation
     if colours in ("MONOCHROME1", "MONOCHROME2"):
         return PIL.Image.fromarray(_grey(dataset, pixels, frame))
@@ -94,6 +104,24 @@ def dicom_image(dataset: "FileDataset", frame: int) -> PIL.Image.Image:
     if _is_blank(shown):
         raise DecodeError(f"a blank image: every pixel has the colour {pixels[0, 0].tolist()}; leave it out")
     return PIL.Image.fromarray(shown)
+
+
+def dicom_pixel_size(dataset: "FileDataset", frame: int) -> PixelSize:
+    """Of a frame (counted from 0), in millimetres from the first of `_SPACINGS` that makes sense, else as a ratio."""
+    holders = _holders(dataset, frame)
+    for keyword in (*_SPACINGS, "PixelAspectRatio"):
+        try:
+            element = _last_given(holders, keyword)
+            if element is None:
+                continue
+            height_and_width: Any = np.atleast_1d(element.value)
+        except Exception as error:  # no numbers
+            height_and_width = [error]
+        source = keyword if keyword in _SPACINGS else None
+        described = f"{dataset.filename!s}: its {keyword}"
+        if (size := pixel_size(height_and_width[::-1], source, described=described)) is not None:
+            return size
+    return PixelSize()
 
 
 def _complete_transfer_syntax(dataset: "FileDataset") -> None:
@@ -129,21 +157,31 @@ def _refuse_undecodable(dataset: "FileDataset") -> None:
         )
 
 
+def _stored_values(dataset: "FileDataset", frame: int) -> np.ndarray:
+    """Pixels of a frame, of which only the bits from `HighBit` down count, `BitsStored` of them."""
+    from pydicom.pixels import pixel_array
+    from pydicom.uid import RLELossless
+
+    high = dataset.get("HighBit")
+    if high is None or "PixelData" not in dataset or not dataset.BitsStored - 1 < high < dataset.BitsAllocated:
+        return pixel_array(dataset, index=frame)  # which takes the lowest bits
+    syntax, allocated, stored = dataset.file_meta.TransferSyntaxUID, dataset.BitsAllocated, dataset.BitsStored
+    if syntax.is_encapsulated and syntax != RLELossless:
+        raise DecodeError(f"compressed, with HighBit {high} for {stored} stored bits; convert the file")
+    whole = pixel_array(dataset, index=frame, correct_unused_bits=False)
+    return (whole << (allocated - 1 - high)) >> (allocated - stored)
+
+
 def _grey(dataset: "FileDataset", pixels: np.ndarray, frame: int) -> np.ndarray:
     """Stored grey values [H, W] as uint8 [H, W]."""
-    from pydicom.pixels import apply_modality_lut
-
     settings = _display_settings(dataset, frame)
     padding = _padding(dataset, pixels)
-    content = pixels[~padding]
-    if content.dtype.kind in "iu" and content.itemsize < 8:
-        content = content.astype(np.int64)  # pydicom looks LUTs up in the type it is given, which may be too narrow
-    content = apply_modality_lut(content, settings)
     with np.errstate(over="ignore", invalid="ignore"):
+        content = _through_modality(pixels[~padding], settings)
         if not np.isfinite(content.max() - content.min()):
             raise DecodeError("pixel values that are not finite, or too far apart; leave the file out")
     if _is_blank(content):
-        raise DecodeError(f"a blank image: every pixel has the value {content[0]}; leave it out")
+        raise DecodeError(f"a blank image: every pixel has the value {content[0]:g}; leave it out")
     picture = np.zeros(pixels.shape, np.uint8)
     picture[~padding] = _shown(content, settings, str(dataset.filename))
     return picture
@@ -169,27 +207,41 @@ def _shown(values: np.ndarray, settings: "Dataset", name: str) -> np.ndarray:
 
 
 def _grey_levels(intensity: np.ndarray, settings: "Dataset") -> np.ndarray:
-    """Intensities in [0, 1] as uint8, MONOCHROME1 inverted."""
-    return _eight_bits(1 - intensity if settings.PhotometricInterpretation == "MONOCHROME1" else intensity)
+    """Intensities in [0, 1] as uint8, inverted where the file asks for it."""
+    shape = str(settings.get("PresentationLUTShape", "")).upper()
+    inverted = settings.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"  # the one tells of the other
+    return _eight_bits(1 - intensity if inverted else intensity)
 
 
 def _display_settings(dataset: "Dataset", frame: int) -> "Dataset":
     """The elements of `_DISPLAY_KEYWORDS` that hold for `frame`."""
     from pydicom import Dataset
 
+    settings = Dataset()
+    settings.BitsStored, settings.PixelRepresentation = 16, 0  # float pixel data has none, and no use for them
+    settings.RescaleSlope, settings.RescaleIntercept = 1, 0
+    holders = _holders(dataset, frame)
+    for keyword in _DISPLAY_KEYWORDS:
+        if (element := _last_given(holders, keyword)) is not None:
+            settings.add(element)
+    settings.file_meta = dataset.file_meta  # LUTs are bytes in its byte order
+    return settings
+
+
+def _holders(dataset: "Dataset", frame: int) -> list["Dataset"]:
+    """What has elements that hold for `frame`, what counts most last."""
     holders = [dataset]
     for groups in (dataset.get("SharedFunctionalGroupsSequence"), dataset.get("PerFrameFunctionalGroupsSequence")):
         if groups:
             group = groups[frame] if len(groups) > 1 else groups[0]
-            holders += [group[name][0] for name in _DISPLAY_GROUPS if group.get(name)]
-    settings = Dataset()
-    settings.BitsStored, settings.PixelRepresentation = 16, 0  # float pixel data has none, and no use for them
-    for holder in holders:
-        for keyword in _DISPLAY_KEYWORDS:
-            if keyword in holder:
-                settings.add(holder[keyword])
-    settings.file_meta = dataset.file_meta  # LUTs are bytes in its byte order
-    return settings
+            holders += [group[name][0] for name in _GROUPS if group.get(name)]
+    return holders
+
+
+def _last_given(holders: list["Dataset"], keyword: str) -> "DataElement | None":
+    """The last element of that name; some files write elements that they have no value for."""
+    given = [holder[keyword] for holder in holders if keyword in holder and not holder[keyword].is_empty]
+    return given[-1] if given else None
 
 
 def _padding(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:
@@ -204,16 +256,40 @@ def _padding(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:
     return padding if content.size and not _is_blank(content) else np.zeros(pixels.shape, bool)
 
 
+def _through_modality(stored: np.ndarray, settings: "Dataset") -> np.ndarray:
+    """Stored values as what was measured, by the modality LUT or slope and intercept."""
+    if settings.get("ModalityLUTSequence"):
+        return _looked_up(stored, *_lut(settings.ModalityLUTSequence[0], settings)).astype(np.int64)
+    return stored * np.float64(settings.RescaleSlope) + np.float64(settings.RescaleIntercept)
+
+
 def _through_voi_lut(values: np.ndarray, settings: "Dataset") -> np.ndarray:
     """The first VOI LUT; its lowest entry is black and its highest white, as few use all the bits they declare."""
-    from pydicom.pixels import apply_voi
+    table, first = _lut(settings.VOILUTSequence[0], settings)
+    return _looked_up(values, full_range(table), first)
 
-    count, first, _ = settings.VOILUTSequence[0].LUTDescriptor
-    count = count or 2**16
-    whole = deepcopy(settings)
-    whole.VOILUTSequence[0].LUTDescriptor[2] = 16  # pydicom wraps the index at 8 bits where entries have 8 bits
-    table = full_range(apply_voi(np.arange(first, first + count), whole))
-    return table[np.clip(np.rint(values) - first, 0, count - 1).astype(np.int64)]
+
+def _lut(item: "Dataset", settings: "Dataset") -> tuple[np.ndarray, int]:
+    """The entries of a look-up table, and the value that the first is for.
+
+    Raises:
+        DecodeError: it has fewer entries than it declares.
+    """
+    count, first, bits = item.LUTDescriptor
+    count = count % 2**16 or 2**16  # 0 stands for 65536, which 16 bits do not hold
+    entries = item.LUTData
+    if isinstance(entries, bytes):
+        entries = np.frombuffer(entries, "<u2" if settings.file_meta.TransferSyntaxUID.is_little_endian else ">u2")
+    entries = np.atleast_1d(entries)
+    if bits <= 8 and 2 * len(entries) in (count, count + 1):  # two in a word, the first in its low byte
+        entries = entries.astype("<u2").view(np.uint8)
+    if len(entries) < count:
+        raise DecodeError(f"a look-up table of {len(entries)} entries where {count} are declared; convert the file")
+    return entries[:count], first
+
+
+def _looked_up(values: np.ndarray, table: np.ndarray, first: int) -> np.ndarray:
+    return table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)]
 
 
 def _through_window(values: np.ndarray, settings: "Dataset") -> np.ndarray:

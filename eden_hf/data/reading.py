@@ -1,9 +1,10 @@
 """Reading image files: all PIL knows, DICOM and raw `.IMG` of JSRT, as 8-bit grey or RGB, or as one error saying why.
 
 Intensities follow the rule of `EdenImageProcessor` (`eden_hf.image_processing_eden.unit_intensity`): 8-bit images are
-taken as they are, 16- and 32-bit grey is stretched from its own minimum to its own maximum, floats must lie in
-[0, 1], alpha is blended over black. The orientation that EXIF asks for is applied. `eden_hf.data.dicom` tells how
-DICOM is shown.
+taken as they are, wider integers, grey or colour, are stretched from their own minimum to their own maximum, floats
+must lie in [0, 1], alpha is blended over black. The orientation that EXIF asks for is applied. Pixels are made square,
+and millimetres kept, as `eden_hf.data.pixel_size` tells, which also says how coordinates count. `eden_hf.data.dicom`
+tells how DICOM is shown.
 
 JSRT's radiographs (Shiraishi et al., AJR 174, 2000) are raw squares, 2048 x 2048, of big-endian 16-bit integers of
 which 12 bits are used, without header. They grow with the film's optical density, so air is high and bone is low:
@@ -11,36 +12,54 @@ they are inverted here, to bone bright and air dark like all other radiographs.
 """
 
 import math
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 from PIL import ImageOps
+from PIL.ExifTags import Base
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from eden_hf.data.dicom import DecodeError, dicom_image, frame_count, open_dicom
+from eden_hf.data.deep_colour import deep_intensity
+from eden_hf.data.dicom import dicom_image, dicom_pixel_size, frame_count, open_dicom
+from eden_hf.data.errors import DecodeError, NoPixelsError
+from eden_hf.data.pixel_size import PixelSize, stated_pixel_size, with_square_pixels
 from eden_hf.image_processing_eden import full_range, pil_pixels, split_alpha, unit_intensity
 
+_QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
 _WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations
+_KIND_OF_PAGE, _SMALLER_COPY = 254, 1  # TIFF's NewSubfileType, and its bit
 _JSRT_MAXIMUM = 2**12 - 1
+_JSRT_SIDE, _JSRT_SPACING = 2048, 0.175  # millimetres
 
 
 class ImageReadError(ValueError):
     """An image that cannot be read. The message names the file, the cause and the mend."""
 
 
+class NoImageError(ImageReadError):
+    """A sound file that holds no image: the DICOMDIR, reports and presentation states of a patient's CD."""
+
+
 def read_image(path: str | Path, *, frame: int | None = None) -> PIL.Image.Image:
     """Read one image file.
 
     Args:
-        path: any format of PIL, or DICOM (known by its mark at byte 128, or by `.dcm` or `.dicom`).
-        frame: which frame, counted from 0. Files of several frames or pages need it.
+        path: any format of PIL, or DICOM (known by its mark at byte 128, or by `.dcm` or `.dicom`), or JSRT's `.img`.
+        frame: which frame, counted from 0. Files of several frames or pages need it; where one of them is the picture
+            and others only go with it (photographs in MPO, smaller copies in TIFF), that one is the default.
 
     Returns:
-        Mode "L" for grey and "RGB" for colour, 8 bits a channel.
+        Mode "L" for grey and "RGB" for colour, 8 bits a channel, upright, of square pixels. Its `info` holds
+        `stored_size` and, where the file tells them, `pixel_spacing_mm` and `pixel_spacing_source`
+        (`eden_hf.data.pixel_size.with_square_pixels`). They are of this picture: PIL hands them on unchanged when it
+        is resized.
 
     Raises:
+        NoImageError: the file is sound, but of a kind that holds no image.
         ImageReadError: the file is missing, empty, damaged, no image or not supported, or holds several frames and
             `frame` names none of them.
     """
@@ -57,14 +76,16 @@ def decode_image(data: bytes, name: str, *, frame: int | None = None) -> PIL.Ima
 
     Args:
         data: the whole file.
-        name: its name: errors give it, and `.dcm` or `.dicom` at its end tells DICOM without mark.
+        name: its name: errors give it, and `.dcm`, `.dicom` or `.img` at its end tells what has no mark.
         frame: as in `read_image`.
 
     Raises:
-        ImageReadError: as `read_image`.
+        NoImageError, ImageReadError: as `read_image`.
     """
     try:
         return _decode(data, name, frame)
+    except NoPixelsError as error:
+        raise NoImageError(f"{name}: {error}") from error
     except DecodeError as error:
         raise ImageReadError(f"{name}: {error}") from error
     except Exception as error:  # decoders raise anything on damaged bytes
@@ -77,20 +98,42 @@ def decode_image(data: bytes, name: str, *, frame: int | None = None) -> PIL.Ima
 def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
     if not data:
         raise DecodeError("the file is empty; restore it from its source, or leave it out")
-    if name.lower().endswith(".img"):
-        return _jsrt(data)
-    if data[128:132] == b"DICM" or name.lower().endswith((".dcm", ".dicom")):
+    if _is_dicom(data[:132], name):
         dataset = open_dicom(data, name)
-        return dicom_image(dataset, _frame_index(frame, frame_count(dataset)))
+        index = _frame_index(frame, frame_count(dataset))
+        return with_square_pixels(dicom_image(dataset, index), dicom_pixel_size(dataset, index))
+    if _is_raw(name):
+        return _jsrt(data)
+    with _opened(data) as image:
+        index = _frame_index(frame, getattr(image, "n_frames", 1), _is_one_picture(image))
+    reopen = partial(_opened, data, index)
+    with reopen() as image:
+        turn = image.getexif().get(Base.Orientation, 1)
+        pixel = stated_pixel_size(image, name)
+        deep = deep_intensity(reopen, data)
+        picture = _eight_bits(image) if deep is None else _turned(_picture(deep), turn)
+    return with_square_pixels(picture, pixel.turned() if turn in _QUARTER_TURNS else pixel)
+
+
+def _is_dicom(start: bytes, name: str) -> bool:
+    """By its mark, whatever it is called, or by its name."""
+    return start[128:] == b"DICM" or name.lower().endswith((".dcm", ".dicom"))
+
+
+def _is_raw(name: str) -> bool:
+    return name.lower().endswith(".img")
+
+
+def _opened(data: bytes, frame: int = 0) -> ImageFile:
+    """An image of PIL at a frame, nothing decoded."""
     try:
         image = PIL.Image.open(BytesIO(data))
     except PIL.UnidentifiedImageError as error:
         raise DecodeError("damaged, or of no image format that PIL knows; restore it, or leave it out") from error
     except PIL.Image.DecompressionBombError as error:
         raise DecodeError(f"{error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file") from error
-    with image:
-        image.seek(_frame_index(frame, getattr(image, "n_frames", 1)))
-        return _eight_bits(image)
+    image.seek(frame)
+    return image
 
 
 def raw_side(byte_count: int) -> int:
@@ -118,18 +161,32 @@ def _jsrt(data: bytes) -> PIL.Image.Image:
             "big-endian: write the file so, or convert it to PNG"
         )
     brightness = full_range(_JSRT_MAXIMUM - density.astype(np.float32))
-    return PIL.Image.fromarray(np.rint(brightness * 255).astype(np.uint8))
+    published = PixelSize(_JSRT_SPACING, _JSRT_SPACING, "JSRT")
+    return with_square_pixels(_picture(brightness), published if side == _JSRT_SIDE else PixelSize())
 
 
-def _frame_index(frame: int | None, count: int) -> int:
-    """Which of `count` frames to read."""
-    if frame is None and count == 1:
+def _frame_index(frame: int | None, count: int, one_picture: bool = False) -> int:
+    """Which of `count` frames to read, the first by default of those that are `one_picture`."""
+    if frame is None and (count == 1 or one_picture):
         return 0
     if frame is None:
         raise DecodeError(f"it holds {count} frames; choose one by frame=0 to frame={count - 1}")
     if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < count:
         raise DecodeError(f"frame must be an integer from 0 to {count - 1}, as the file's frames, got {frame!r}")
     return frame
+
+
+def _is_one_picture(image: PIL.Image.Image) -> bool:
+    """Whether the first of several frames is the picture, and the others previews or smaller copies of it."""
+    if image.format == "MPO":
+        return True
+    if not isinstance(image, TiffImageFile) or image.n_frames == 1:
+        return False
+    kinds = []
+    for index in range(1, image.n_frames):
+        image.seek(index)
+        kinds.append(image.tag_v2.get(_KIND_OF_PAGE, 0))
+    return all(kind & _SMALLER_COPY for kind in kinds)
 
 
 def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -145,4 +202,15 @@ def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
         raise DecodeError(str(error)) from error
     if white_is_zero and image.mode.startswith("I;16"):  # PIL inverts 1 and 8 bits only
         intensity = 1 - intensity
+    return _picture(intensity)
+
+
+def _picture(intensity: np.ndarray) -> PIL.Image.Image:
+    """Intensities in [0, 1], [H, W] or [H, W, 3], in 8 bits."""
     return PIL.Image.fromarray(np.rint(intensity * 255).astype(np.uint8))
+
+
+def _turned(picture: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    """A picture turned as EXIF asks by `orientation`."""
+    picture.getexif()[Base.Orientation] = orientation
+    return ImageOps.exif_transpose(picture)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eden_hf.data.reading import ImageReadError, decode_image, read_image
+from eden_hf.data.reading import ImageReadError, NoImageError, decode_image, read_image
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -89,8 +89,14 @@ def shown(pixels, frame=None, **elements) -> np.ndarray:
     return np.asarray(decode_image(saved(dataset), "name", frame=frame)).astype(int)
 
 
-def lut(values, first=0, bits=16, vr="US") -> list[Dataset]:
+def lut(values, first=0, bits=16, vr="US", packed=False) -> list[Dataset]:
+    """Of a LUT sequence; `packed` has two entries of 8 bits a word."""
     item = Dataset()
+    if packed:
+        item.add_new("LUTDescriptor", "US", [len(values), first, bits])
+        values = np.append(values, [0] * (len(values) % 2)).astype(np.uint8).view("<u2")
+        item.add_new("LUTData", vr, values.tobytes() if vr == "OW" else values.tolist())
+        return [item]
     item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(values), first, bits])
     item.add_new(
         "LUTData", vr, np.asarray(values, "<u2").tobytes() if vr == "OW" else [int(value) for value in values]
@@ -230,6 +236,118 @@ def test_padding_is_black_and_counts_in_no_range():
                                   np.where(SHOWN > 99, 255, 0))  # fmt: skip
 
 
+@pytest.mark.parametrize("empty", [
+    "RescaleSlope", "RescaleIntercept", "VOILUTFunction", "ModalityLUTSequence", "VOILUTSequence", "PixelPaddingValue",
+    "PresentationLUTShape", "NumberOfFrames", "PixelSpacing", "HighBit",
+])  # fmt: skip
+def test_elements_that_are_present_but_empty_count_as_absent(empty):
+    elements = {"WindowCenter": 1000, "WindowWidth": 600, "BitsStored": 12}
+    value = [] if empty.endswith("Sequence") else None
+    dataset = dicom(RAMP, **elements, **{empty: value})
+    assert empty in dataset
+    np.testing.assert_array_equal(shown(dataset), window_by_the_standard(RAMP, 1000, 600, "LINEAR").round())
+
+
+def test_slope_and_intercept_count_alone():
+    np.testing.assert_array_equal(shown(RAMP, RescaleSlope=-2, RescaleIntercept=None), 255 - SHOWN)
+    np.testing.assert_array_equal(shown(RAMP, RescaleSlope=-1), 255 - SHOWN)
+    window = {"WindowCenter": 100, "WindowWidth": 600}
+    moved = shown(RAMP, RescaleIntercept=-900, **window)
+    np.testing.assert_array_equal(moved, window_by_the_standard(RAMP - 900.0, 100, 600, "LINEAR").round())
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
+@pytest.mark.parametrize("signed", [False, True])
+def test_stored_bits_end_at_the_high_bit(syntax, signed):
+    below = np.random.default_rng(0).integers(0, 16, RAMP.shape).astype(np.uint16)
+    pixels = (RAMP << 4) | below  # 12 bits from bit 15 down
+    if signed:
+        pixels = (pixels - 0x8000).astype(np.int16)
+    dataset = dicom(pixels, syntax=ExplicitVRBigEndian if syntax == ExplicitVRBigEndian else ExplicitVRLittleEndian,
+                    BitsStored=12)  # fmt: skip
+    dataset.HighBit = 15
+    if syntax == RLELossless:
+        dataset.compress(syntax)
+    np.testing.assert_array_equal(shown(dataset), SHOWN)
+    middle = dicom(((RAMP << 2) | (below << 14) | (below & 3)).astype(np.uint16), BitsStored=12)
+    middle.HighBit = 13
+    np.testing.assert_array_equal(shown(middle), SHOWN)
+
+
+def test_high_bits_that_cannot_be_are_passed_over_and_compressed_ones_refused():
+    for high in (3, 16):
+        dataset = dicom(RAMP, BitsStored=12)
+        dataset.HighBit = high
+        np.testing.assert_array_equal(shown(dataset), SHOWN)
+    pytest.importorskip("openjpeg")
+    dataset = dicom(np.kron(RAMP, np.ones((4, 4), np.uint16)), BitsStored=12)
+    dataset.compress(JPEG2000Lossless)
+    dataset.HighBit = 15
+    with pytest.raises(ImageReadError, match="compressed, with HighBit 15 for 12 stored bits; convert"):
+        shown(dataset)
+
+
+def test_inverse_presentation_is_inverted_once():
+    np.testing.assert_array_equal(shown(RAMP, PresentationLUTShape="INVERSE"), 255 - SHOWN)
+    np.testing.assert_array_equal(shown(RAMP, PresentationLUTShape="IDENTITY"), SHOWN)
+    both = {"PresentationLUTShape": "INVERSE", "PhotometricInterpretation": "MONOCHROME1"}
+    np.testing.assert_array_equal(shown(RAMP, **both), 255 - SHOWN)
+
+
+def test_lower_case_interpretations():
+    np.testing.assert_array_equal(shown(RAMP, PhotometricInterpretation="monochrome2"), SHOWN)
+    np.testing.assert_array_equal(shown(RAMP, PhotometricInterpretation="Monochrome1 "), 255 - SHOWN)
+    np.testing.assert_array_equal(shown(COLOUR, PhotometricInterpretation="rgb"), COLOUR)
+
+
+# Size of pixels
+
+
+@pytest.mark.parametrize(("elements", "size", "spacing", "source"), [
+    ({"PixelSpacing": [0.143, 0.143]}, (16, 16), (0.143, 0.143), "PixelSpacing"),
+    ({"PixelSpacing": [0.4, 0.2]}, (16, 32), (0.2, 0.2), "PixelSpacing"),  # the first is from row to row
+    ({"PixelSpacing": [0.2, 0.5]}, (40, 16), (0.2, 0.2), "PixelSpacing"),
+    ({"PixelSpacing": [0.1, 0.1005]}, (16, 16), (0.1005, 0.1), "PixelSpacing"),
+    ({"PixelSpacing": [0.2, 0.3]}, (24, 16), (0.2, 0.2), "PixelSpacing"),
+    ({"ImagerPixelSpacing": [0.148, 0.148]}, (16, 16), (0.148, 0.148), "ImagerPixelSpacing"),
+    ({"ImagerPixelSpacing": [0.148, 0.148], "PixelSpacing": [0.12, 0.12]}, (16, 16), (0.12, 0.12), "PixelSpacing"),
+    ({"NominalScannedPixelSpacing": [0.1, 0.1]}, (16, 16), (0.1, 0.1), "NominalScannedPixelSpacing"),
+    ({"PixelAspectRatio": [2, 1]}, (16, 32), None, None),  # the first is the height
+    ({"PixelAspectRatio": [3, 6]}, (32, 16), None, None),
+    ({"PixelAspectRatio": [2, 1], "PixelSpacing": [0.1, 0.1]}, (16, 16), (0.1, 0.1), "PixelSpacing"),
+    ({"PixelSpacing": None, "ImagerPixelSpacing": [0.2, 0.2]}, (16, 16), (0.2, 0.2), "ImagerPixelSpacing"),
+    ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.2, 0.2]}, (16, 16), (0.2, 0.2), "ImagerPixelSpacing"),
+    ({}, (16, 16), None, None),
+])  # fmt: skip
+def test_pixels_are_made_square_and_millimetres_kept(elements, size, spacing, source):
+    image = decode_image(saved(dicom(RAMP, **elements)), "name")
+    assert image.size == size
+    assert image.info.pop("stored_size") == (16, 16)
+    if source is None:
+        assert image.info == {}
+    else:
+        assert image.info["pixel_spacing_source"] == source
+        assert image.info["pixel_spacing_mm"] == pytest.approx(spacing)
+
+
+@pytest.mark.parametrize("wrong", [[0.1], [0.1, -0.1], [0, 0.1], [0.1, 9], [0.1, 0.1, 0.1], "abc"])
+def test_spacings_that_no_pixel_has_are_passed_over_with_a_warning(wrong, caplog):
+    dataset = dicom(RAMP)
+    dataset.add_new("PixelSpacing", "LO" if wrong == "abc" else "DS", wrong)
+    image = decode_image(saved(dataset), "name")
+    assert (image.size, image.info) == ((16, 16), {"stored_size": (16, 16)})
+    assert "name: its PixelSpacing is passed over" in caplog.text
+
+
+def test_spacing_of_functional_groups():
+    measures = Dataset()
+    measures.PixelSpacing = [0.6, 0.3]
+    group = Dataset()
+    group.PixelMeasuresSequence = [measures]
+    image = decode_image(saved(dicom(RAMP, SharedFunctionalGroupsSequence=[group])), "name")
+    assert (image.size, image.info["pixel_spacing_mm"]) == ((16, 32), (0.3, 0.3))
+
+
 # Look-up tables
 
 
@@ -244,6 +362,27 @@ def test_voi_lut(bits, vr):
     np.testing.assert_allclose(shown(RAMP, **elements), expected, atol=0.51)
     below = {"VOILUTSequence": lut(table, -500, bits, vr), "RescaleSlope": 1, "RescaleIntercept": -1000}
     np.testing.assert_allclose(shown(RAMP.astype(np.int16), **below), expected, atol=0.51)
+
+
+@pytest.mark.parametrize("vr", ["US", "OW"])
+@pytest.mark.parametrize("count", [256, 251])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_luts_of_8_bits_may_be_packed_two_a_word(count, vr, syntax):
+    table = (255 * np.sqrt(np.arange(count) / (count - 1))).astype(int)
+    expected = table[np.minimum(SHOWN, count - 1)]
+    for name in ("VOILUTSequence", "ModalityLUTSequence"):
+        sequence = lut(table, bits=8, vr=vr, packed=True)
+        if syntax == ExplicitVRBigEndian and vr == "OW":
+            sequence[0].LUTData = np.frombuffer(sequence[0].LUTData, "<u2").astype(">u2").tobytes()
+        dataset = dicom(SHOWN.astype(np.uint16), syntax=syntax, **{name: sequence})
+        np.testing.assert_array_equal(shown(dataset), expected)
+
+
+def test_a_short_modality_lut_is_refused():
+    sequence = lut(range(256), vr="OW")
+    sequence[0].LUTData = bytes(200)
+    with pytest.raises(ImageReadError, match="a look-up table of 100 entries where 256 are declared; convert"):
+        shown(RAMP, ModalityLUTSequence=sequence)
 
 
 def test_a_broken_voi_lut_gives_way_to_the_window(caplog):
@@ -367,7 +506,7 @@ def test_compressed_transfer_syntaxes(syntax):
 
 
 def test_dicom_is_known_by_its_mark_or_its_name(tmp_path):
-    for name in ("IM0001", "x.png", "x.dcm"):
+    for name in ("IM0001", "x.png", "x.dcm", "x.img", "X.IMG"):
         (tmp_path / name).write_bytes(saved(dicom(RAMP)))
         np.testing.assert_array_equal(np.asarray(read_image(tmp_path / name)), SHOWN)
 
@@ -404,7 +543,7 @@ def without(keyword, dataset=None) -> Dataset:
     (dicom(RAMP, BitsStored=17), "Bits ?Stored"),
     (dicom(RAMP, Rows=65535, Columns=65535), r"65535 x 65535 pixels .* raise PIL.Image.MAX_IMAGE_PIXELS"),
     (dicom(RAMP * 0 + 9), "a blank image: every pixel has the value 9"),
-    (dicom(RAMP, RescaleSlope=0, RescaleIntercept=3), "a blank image: every pixel has the value 3.0"),
+    (dicom(RAMP, RescaleSlope=0, RescaleIntercept=3), "a blank image: every pixel has the value 3;"),
     (dicom(RAMP * 0, WindowCenter=0, WindowWidth=100), "a blank image: every pixel has the value 0"),
     (dicom(COLOUR * 0 + 5), r"a blank image: every pixel has the colour \[5, 5, 5\]"),
 ])  # fmt: skip
@@ -413,6 +552,23 @@ def test_files_that_give_no_picture(dataset, cause):
         shown(dataset)
     assert str(error.value).startswith("name: ")
     assert any(mend in str(error.value) for mend in ("leave", "convert", "restore", "raise PIL"))
+
+
+@pytest.mark.parametrize("kind", [
+    "BasicTextSRStorage", "GrayscaleSoftcopyPresentationStateStorage", "KeyObjectSelectionDocumentStorage",
+    "EncapsulatedPDFStorage", "RTStructureSetStorage", "MediaStorageDirectoryStorage",
+])  # fmt: skip
+def test_objects_without_pixels_are_no_images(kind):
+    dataset = without("PixelData")
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = getattr(pydicom.uid, kind)
+    with pytest.raises(NoImageError, match=r"^name: no image but .*; leave the file out"):
+        shown(dataset)
+
+
+def test_images_that_have_lost_their_pixels_are_unreadable():
+    with pytest.raises(ImageReadError, match="DICOM without pixel data") as error:
+        shown(without("PixelData"))
+    assert not isinstance(error.value, NoImageError)
 
 
 @pytest.mark.parametrize("data", [

@@ -183,10 +183,104 @@ def test_files_of_several_frames_need_frame(file_format):
             decode(data, frame=frame)
 
 
+def test_a_photograph_with_an_embedded_preview_is_its_primary_picture():
+    photograph, preview = (PIL.Image.new("RGB", size, value) for size, value in (((40, 30), "red"), ((8, 6), "blue")))
+    data = encode(photograph, "MPO", save_all=True, append_images=[preview])
+    assert decode_image(data, "name.jpg").size == (40, 30)
+    assert decode_image(data, "name.jpg", frame=1).size == (8, 6)
+
+
+def test_smaller_copies_in_a_tiff_are_not_further_pages():
+    pages = [PIL.Image.new("L", size, 7) for size in ((40, 30), (20, 15), (10, 7))]
+    for page in pages[1:]:
+        page.encoderinfo = {"tiffinfo": {254: 1}}  # a reduced version of another page
+    data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert decode_image(data, "name").size == (40, 30)
+    assert decode_image(data, "name", frame=2).size == (10, 7)
+    pages[2].encoderinfo = {}
+    with pytest.raises(ImageReadError, match="it holds 3 frames"):
+        decode(encode(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+
+
 def test_one_frame_may_be_named():
     np.testing.assert_array_equal(decode(encode(GREY), frame=0), GREY)
     with pytest.raises(ImageReadError, match="frame must be an integer from 0 to 0"):
         decode(encode(GREY), frame=1)
+
+
+# Size of pixels
+
+
+@pytest.mark.parametrize(("file_format", "dots"), [("PNG", 300), ("TIFF", 204), ("JPEG", 100), ("BMP", 96)])
+def test_oblong_pixels_are_made_square_in_any_format(file_format, dots):
+    image = decode_image(encode(GREY, file_format, dpi=(dots, dots / 2)), "name")
+    assert image.size == (20, 24)
+    assert image.info == {"stored_size": (20, 12)}
+    square = decode(encode(GREY, file_format)).astype(int)
+    np.testing.assert_allclose(np.asarray(image)[13], 0.75 * square[6] + 0.25 * square[7], atol=1)  # edges stay
+
+
+def png_with_physical_size(across, down, unit, image=GREY, **options) -> bytes:
+    data = encode(image, **options)
+    chunk = b"pHYs" + struct.pack(">IIB", across, down, unit)
+    return data[:33] + struct.pack(">I", 9) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+
+@pytest.mark.parametrize(("across", "down", "unit", "size", "spacing"), [
+    (5714, 5714, 1, (20, 12), (0.175, 0.175)), (7194, 7194, 1, (20, 12), (0.139, 0.139)),  # as radiographs have it
+    (5000, 5000, 1, (20, 12), (0.2, 0.2)), (10000, 5000, 1, (20, 24), (0.1, 0.1)),
+    (2835, 2835, 1, (20, 12), None), (3780, 3780, 1, (20, 12), None), (3779, 3779, 1, (20, 12), None),  # 72, 96
+    (11811, 11811, 1, (20, 12), None), (5906, 5906, 1, (20, 12), None), (2835, 5670, 1, (40, 12), None),
+    (2, 1, 0, (20, 24), None), (1, 3, 0, (60, 12), None), (1, 1, 0, (20, 12), None), (0, 0, 1, (20, 12), None),
+])  # fmt: skip
+def test_millimetres_of_png_are_those_that_were_measured(across, down, unit, size, spacing):
+    image = decode_image(png_with_physical_size(across, down, unit), "name")
+    assert image.size == size
+    if spacing is None:
+        assert image.info == {"stored_size": (20, 12)}
+    else:
+        assert image.info["pixel_spacing_mm"] == pytest.approx(spacing, rel=1e-3)
+        assert image.info["pixel_spacing_source"] == "pHYs"
+
+
+def test_the_size_of_pixels_turns_with_the_image():
+    exif = PIL.Image.Exif()
+    exif[274] = 6
+    image = decode_image(png_with_physical_size(10000, 5000, 1, exif=exif), "name")
+    assert image.size == (24, 20)
+    assert image.info["stored_size"] == (12, 20)
+    barely = decode_image(png_with_physical_size(10000, 9950, 1, exif=exif), "name")
+    assert barely.size == (12, 20)
+    assert barely.info["pixel_spacing_mm"] == pytest.approx((1000 / 9950, 0.1))
+
+
+def test_a_resolution_that_no_pixel_has_is_passed_over(caplog):
+    image = decode_image(encode(GREY, "TIFF", dpi=(300, 1)), "name")
+    assert image.size == (20, 12)
+    assert "name: its resolution is passed over" in caplog.text
+
+
+def test_square_pixels_may_not_become_a_decompression_bomb(monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 240)
+    assert decode(encode(GREY, dpi=(100, 50))).shape == (24, 20)
+    with pytest.raises(ImageReadError, match=r"20 x 36 pixels, once they are square, are more than 480; raise PIL"):
+        decode(encode(GREY, dpi=(150, 50)))
+
+
+def test_the_processor_turns_photographs_as_reading_does():
+    processor = EdenImageProcessor(size={"height": 16, "width": 16})
+    exif = PIL.Image.Exif()
+    exif[274] = 6
+    inside = PIL.Image.fromarray(GREY > 100)
+    for image in (COLOUR, GREY, WIDE):
+        data = encode(image, exif=exif)
+        opened = PIL.Image.open(BytesIO(data))
+        read, mask = decode_image(data, "name"), np.rot90(GREY > 100, -1)[None]
+        expected = processor.preprocess(read, [mask], return_tensors="np")
+        for masks in ([[PIL.Image.open(BytesIO(encode(inside, exif=exif)))]], [mask]):
+            found = processor.preprocess(opened, masks, return_tensors="np")
+            np.testing.assert_allclose(found["pixel_values"], expected["pixel_values"], atol=0.02)
+            np.testing.assert_array_equal(found["labels"], expected["labels"])
 
 
 # Files that are no picture
@@ -264,6 +358,14 @@ def test_raw_radiographs_of_jsrt_are_big_endian_and_inverted(tmp_path):
     image = read_image(tmp_path / "JPCLN001.IMG")
     assert image.mode == "L"
     assert np.asarray(image).tolist() == [[255, 0], [170, 85]]
+    assert image.info == {"stored_size": (2, 2)}
+
+
+def test_the_published_radiographs_of_jsrt_have_their_spacing():
+    image = decode_image(
+        np.arange(2048**2, dtype=">u4").astype(">u2").__and__(0x0FFF).astype(">u2").tobytes(), "a.IMG"
+    )
+    assert (image.info["pixel_spacing_mm"], image.info["pixel_spacing_source"]) == ((0.175, 0.175), "JSRT")
 
 
 def test_raw_radiographs_are_stretched_from_their_own_range():
