@@ -23,7 +23,7 @@ from eden_hf.anatomy import child_indices, finest_level, grid_shape, parent_inde
 from eden_hf.data.columns import Data
 from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.errors import SourceError
-from eden_hf.data.skips import SKIPPED_FILE, SkipLog, skipped_entries
+from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
 from eden_hf.data.sources import find_source, read_cell
 from eden_hf.data.stopping import undone_on_sigterm
 
@@ -124,7 +124,7 @@ class AnatomyCrops(datasets.GeneratorBasedBuilder):
 
     @property
     def skipped(self) -> list[dict[str, Any]]:
-        """The images left out when the crops were made: `source_id`, `reason` and `split` of each."""
+        """The images left out when the crops were made: `source_id`, `reason` and `split` of each (see `SkipLog`)."""
         return skipped_entries(self.skipped_path)
 
     def _info(self) -> DatasetInfo:
@@ -159,8 +159,8 @@ class AnatomyCrops(datasets.GeneratorBasedBuilder):
             raise
         if self._total is not None:
             self._skips.check(self._total)
-        if count := self._skips.count:
-            logger.warning("%d of %d images left out, see %s", count, self._total, self.skipped_path)
+        if entries := self._skips.entries:
+            logger.warning("%s, see %s", left_out(entries), self.skipped_path)
 
     def _generate_examples(self, split: str, pieces: Sequence[Data]) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = 0
@@ -181,7 +181,7 @@ class AnatomyCrops(datasets.GeneratorBasedBuilder):
             image.info = {}  # or every crop would carry the colour profile of the file
             boxes = {level: part_boxes(*image.size, level) for level in self.config.levels}
         except ValueError as error:  # an ImageReadError, or a level finer than the pixels
-            self._skips.add(source_id, str(error), split=split)
+            self._skips.add(source_id, error, split=split)
             if self._stops_at_once and self._total is not None:
                 self._skips.check(self._total)
             return
@@ -396,7 +396,7 @@ def _card(builders: Sequence[AnatomyCrops], source: str, licence: str) -> Datase
     rows = [
         f"| `{builder.config.name}` | {split} | {count} | {skipped[split]} |"
         for builder in builders
-        for skipped in [Counter(entry["split"] for entry in builder.skipped)]
+        for skipped in [Counter(entry["split"] for entry in builder.skipped if not entry.get("no_image"))]
         for split, count in _rows(builder).items()
     ]
     own = [f"`{name}`" for name in builders[0].info.features if name not in CROP_FEATURES]

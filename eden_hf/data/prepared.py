@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import datasets
 import numpy as np
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.reading import ImageReadError
-from eden_hf.data.skips import SKIPPED_FILE, SkipLog
+from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
 from eden_hf.data.sources import Data, SourceError, find_source, read_cell
 from eden_hf.data.stopping import undone_on_sigterm
 
@@ -101,7 +101,8 @@ def prepare_images(
         side: Pixels a side. Smaller and larger images are resized to it, anti-aliased.
         channels: 1 turns colour to grey, 3 repeats grey.
         aspect_ratio: `resize` stretches to the square; `pad` keeps the ratio, centred on black.
-        max_skipped_share: Share of the images that may be unreadable; they are listed in `skipped.jsonl`.
+        max_skipped_share: Share of the images that may be unreadable; they are listed in `skipped.jsonl`, with files
+            that hold no image, which do not count.
         cache_dir: Where prepared images are kept; `eden_hf/prepared` in the cache of Hugging Face by default.
         num_proc: Processes that decode; all processors by default, 0 for this process alone.
 
@@ -132,8 +133,8 @@ def prepare_images(
             _move(scratch, folder)
     kept_list.unlink(missing_ok=True)
     images = PreparedImages(folder)
-    if images.skipped:
-        logger.warning("%d images left out as unreadable, see %s", images.skipped, images.skipped_file)
+    if entries := skipped_entries(images.skipped_file):
+        logger.warning("%s, see %s", left_out(entries), images.skipped_file)
     return images
 
 
@@ -164,26 +165,29 @@ def _move(scratch: Path, folder: Path) -> None:
             raise
 
 
+Decoded: TypeAlias = tuple[str, np.ndarray | ImageReadError]  # an image's name, and its pixels or why there are none
+
+
 class _Decoder:
-    """Turns rows of a source into (name, pixels [C, side, side] uint8, or the reason why there are none)."""
+    """Turns rows of a source into (name, pixels [C, side, side] uint8 or the reason why there are none)."""
 
     def __init__(self, side: int, channels: int, aspect_ratio: str) -> None:
         self.size, self.mode = (side, side), "L" if channels == 1 else "RGB"
         self.fit = ImageOps.pad if aspect_ratio == "pad" else Image.Image.resize
 
-    def __call__(self, rows: list[dict[str, Any]]) -> list[tuple[str, np.ndarray | str]]:
+    def __call__(self, rows: list[dict[str, Any]]) -> list[Decoded]:
         return [(row["source_id"], self._pixels(row)) for row in rows]
 
-    def _pixels(self, row: dict[str, Any]) -> np.ndarray | str:
+    def _pixels(self, row: dict[str, Any]) -> np.ndarray | ImageReadError:
         try:
             image = read_cell(row["image"], row["source_id"])
         except ImageReadError as error:
-            return str(error)
+            return error
         image = self.fit(image.convert(self.mode), self.size, Image.Resampling.BILINEAR)
         return np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)
 
 
-def _decode_all(data: Any, decoder: _Decoder, num_proc: int | None) -> Iterator[tuple[str, np.ndarray | str]]:
+def _decode_all(data: Any, decoder: _Decoder, num_proc: int | None) -> Iterator[Decoded]:
     """Every row decoded, in order."""
     total = _length(data)
     workers = _processors() if num_proc is None else num_proc
@@ -206,7 +210,7 @@ def _length(data: Any) -> int | None:
 
 
 def _write(
-    decoded: Iterable[tuple[str, np.ndarray | str]],
+    decoded: Iterable[Decoded],
     folder: Path,
     settings: dict[str, Any],
     skips: SkipLog,
@@ -216,12 +220,12 @@ def _write(
     ids = []
     with (folder / "pixels.bin").open("wb") as file:
         for name, pixels in decoded:
-            if isinstance(pixels, str):
+            if isinstance(pixels, ImageReadError):
                 skips.add(name, pixels)
             else:
                 ids.append(name)
                 file.write(np.ascontiguousarray(pixels).data)
-    skips.check(len(ids) + skips.count, keep_at=kept_list)
+    skips.check(len(ids) + len(skips.entries), keep_at=kept_list)
     if not ids:
         raise SourceError("the source has no images")
     about = {**settings, "skipped": skips.count, "list_hash": list_hash(ids), "ids": ids}

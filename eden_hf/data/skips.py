@@ -2,8 +2,11 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from eden_hf.data.reading import NoImageError
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +20,10 @@ class TooManyUnreadable(RuntimeError):  # noqa: N818 (names what happened)
 class SkipLog:
     """The one policy for images that cannot be used: listed with a reason, and bearable up to a share.
 
-    Each image is one JSON line `{"source_id": ..., "reason": ...}` in `path`, however often it is added. Opening a log
-    starts a new list. A log that was pickled to another process goes on with the same file, and its `count` is that of
-    all of them.
+    Each image is one JSON line `{"source_id": ..., "reason": ...}` in `path`, however often it is added. Files that
+    hold no image (`NoImageError`: reports and directories among DICOM images) are listed with `"no_image": true` and do
+    not count. Opening a log starts a new list. A log that was pickled to another process goes on with the same file,
+    and its `count` is that of all of them.
 
     Args:
         path: the file to write (`skipped.jsonl` by convention), or `None` to keep the list in memory only.
@@ -35,9 +39,11 @@ class SkipLog:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
-    def add(self, source_id: str, reason: str, **details: Any) -> None:
+    def add(self, source_id: str, reason: str | Exception, **details: Any) -> None:
         """List one image, with any further `details` (its split, say)."""
-        entry = {"source_id": source_id, "reason": reason, **details}
+        entry = {"source_id": source_id, "reason": str(reason), **details}
+        if isinstance(reason, NoImageError):
+            entry["no_image"] = True
         line = json.dumps(entry)
         if line in self._known:  # read again, in another epoch
             return
@@ -57,19 +63,21 @@ class SkipLog:
     @property
     def count(self) -> int:
         """Number of images listed so far, by every process."""
-        return len(self.entries)
+        return len(_images(self.entries))
 
     def check(self, total: int, keep_at: Path | None = None) -> None:
-        """Stop the run if more than `max_share` of `total` images, or all of them, are listed.
+        """Stop the run if more than `max_share` of the images, or all of them, are listed.
 
         Args:
-            total: number of all images.
+            total: number of all images, with the files that hold none.
             keep_at: where the list is moved if so, from a folder that goes with the run.
 
         Raises:
             TooManyUnreadable: they are; the message gives the first reasons and the file that has them all.
         """
-        entries = self.entries
+        listed = self.entries
+        entries = _images(listed)
+        total -= len(listed) - len(entries)
         if not entries or (len(entries) <= self.max_share * total and len(entries) < total):
             return
         if self.path is not None and keep_at is not None:
@@ -78,7 +86,7 @@ class SkipLog:
         where = f" All are listed in {self.path}." if self.path is not None else ""
         raise TooManyUnreadable(
             f"{len(entries)} of {total} images could not be used, which the limit of {self.max_share:.2%} forbids "
-            f"({examples}).{where} Mend or remove them, or raise the limit."
+            f"({examples}).{where} Mend or remove them, or raise the limit (max_skipped_share)."
         )
 
 
@@ -86,3 +94,15 @@ def skipped_entries(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a `skipped.jsonl`, none where there is no such file."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in dict.fromkeys(lines) if line.endswith("\n")]
+
+
+def left_out(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What a list of skipped images comes to, in words."""
+    images = len(_images(entries))
+    others = len(entries) - images
+    counts = [f"{images} images left out as unreadable"] * bool(images)
+    return " and ".join(counts + [f"{others} files left out that hold no image"] * bool(others))
+
+
+def _images(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [entry for entry in entries if not entry.get("no_image")]

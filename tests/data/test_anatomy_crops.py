@@ -315,7 +315,17 @@ def test_unreadable_images_are_listed_and_left_out(folder, caplog):
     assert [(entry["source_id"], entry["split"]) for entry in entries] == [("torn.png", "train")]
     assert "torn.png" in entries[0]["reason"]
     assert builder.skipped == entries
-    assert "1 of 6 images left out" in caplog.text
+    assert "1 images left out as unreadable, see " in caplog.text
+
+
+def test_files_that_hold_no_image_do_not_count(folder, report, caplog):
+    for name in ("DICOMDIR", "report.dcm"):
+        (folder / name).write_bytes(report)
+    builder = AnatomyCrops(source=folder, name="level-1")
+    builder.download_and_prepare()
+    assert sorted(set(builder.as_dataset("train")["source_id"])) == IN_ORDER
+    assert sorted(entry["source_id"] for entry in builder.skipped) == ["DICOMDIR", "report.dcm"]
+    assert "2 files left out that hold no image, see " in caplog.text
 
 
 @pytest.mark.parametrize("num_proc", [None, 2])

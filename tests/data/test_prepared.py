@@ -180,6 +180,20 @@ def test_unreadable_files_are_listed_and_left_out(folder, tmp_path, caplog):
     assert json.loads(line)["reason"]
 
 
+@pytest.mark.parametrize("num_proc", [0, 2])
+def test_the_other_files_of_a_patients_disc_do_not_count(folder, report, tmp_path, caplog, num_proc):
+    for index in range(70):
+        picture(index).save(folder / f"IM{index}.png")
+    for name in ("DICOMDIR", "report", "state.dcm"):
+        (folder / name).write_bytes(report)
+    images = prepare(folder, tmp_path, num_proc=num_proc)  # one in a hundred may be unreadable
+    assert (len(images), images.skipped) == (75, 0)
+    assert {entry["source_id"] for entry in skipped_entries(images.skipped_file) if entry["no_image"]} == {
+        "DICOMDIR", "report", "state.dcm",
+    }  # fmt: skip
+    assert "3 files left out that hold no image, see " in caplog.text
+
+
 def test_too_many_unreadable_files_stop_and_leave_the_list_of_all(folder, tmp_path):
     for index in (0, 2, 7, 8):
         (folder / f"{index}.png").write_bytes(b"no image")

@@ -3,7 +3,8 @@ import multiprocessing
 
 import pytest
 
-from eden_hf.data.skips import SkipLog, TooManyUnreadable
+from eden_hf.data.reading import ImageReadError, NoImageError
+from eden_hf.data.skips import SkipLog, TooManyUnreadable, left_out
 
 
 def test_a_skip_log_is_json_lines(tmp_path):
@@ -43,6 +44,22 @@ def test_a_skip_log_never_bears_the_loss_of_all():
         log.check(1)
     with pytest.raises(ValueError, match=r"in \[0, 1\], got 1.5"):
         SkipLog(None, max_share=1.5)
+
+
+def test_what_holds_no_image_is_listed_and_does_not_count():
+    log = SkipLog(None, max_share=0.1)
+    for name in "abc":
+        log.add(name, NoImageError(f"{name}: a report"))
+    log.check(3)
+    assert log.count == 0
+    assert log.entries[0] == {"source_id": "a", "reason": "a: a report", "no_image": True}
+    assert left_out(log.entries) == "3 files left out that hold no image"
+    log.add("d", ImageReadError("d: torn"))
+    assert log.count == 1
+    assert left_out(log.entries) == "1 images left out as unreadable and 3 files left out that hold no image"
+    log.check(13)
+    with pytest.raises(TooManyUnreadable, match=r"1 of 9 images .*\(d: d: torn\)"):
+        log.check(12)
 
 
 def _add_many(log, name):
