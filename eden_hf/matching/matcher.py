@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from eden_hf.data.references import Reference, mask_names, point_names
 from eden_hf.encoders import Encoder
 from eden_hf.matching.dense_maps import DenseMap, dense_maps
-from eden_hf.matching.references import Reference, mask_names, point_names
 from eden_hf.modeling_eden_dense import SmoothMap, match_smoothly, node_places
 
 
