@@ -180,7 +180,9 @@ def _refusals(prog: str) -> Iterator[None]:
 
 def _call(function: Callable, arguments: list[str] | None, prog: str, several: Sequence[str] = ()) -> Any:
     """Call `function` by a command line; the options of `several` take values one after the other: `--model a b`."""
-    parser = ArgumentParser(prog=prog, description=(function.__doc__ or "").partition("\n")[0])
+    from eden_hf.training.arguments import ConfigParser, at_home
+
+    parser = ConfigParser(prog=prog, description=(function.__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options; later ones override it")
     parameters = signature(function).parameters
     for name in several:
@@ -192,7 +194,7 @@ def _call(function: Callable, arguments: list[str] | None, prog: str, several: S
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_function_arguments(function, skip={*several, *switches}, as_group=False)
     chosen = parser.instantiate(parser.parse_args(arguments))
-    given = {name: chosen[name] for name in parameters if not (name in several and chosen[name] is None)}
+    given = {name: at_home(chosen[name]) for name in parameters if not (name in several and chosen[name] is None)}
     return function(**given)
 
 

@@ -1,6 +1,7 @@
 """What the name of a model stands for: an Eden folder, any transformers vision model, or fresh weights of either."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +42,7 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> NamedModel:
         OSError: there is no such model.
         ValueError: it has no image processor, or is a preset without `random:`.
     """
-    origin, fresh = name.removeprefix(FRESH), name.startswith(FRESH)
+    origin, fresh = os.path.expanduser(name.removeprefix(FRESH)), name.startswith(FRESH)  # noqa: PTH111 (a Hub id too)
     if origin in BACKBONE_PRESETS and not Path(origin).exists():
         if not fresh:
             raise ValueError(f"{name} is an architecture, not a model; {FRESH}{name} gives it fresh weights")

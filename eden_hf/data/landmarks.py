@@ -19,12 +19,12 @@ from eden_hf.data.sources import load_source, read_cell
 logger = logging.getLogger(__name__)
 
 Outline = np.ndarray  # [n, 2] float: x, y in [0, 1], in order round the structure
-BEYOND = 0.1  # a landmark may lie this share of the side off the picture, as where a lung is cut off
+BEYOND = 0.1  # of the side, off the picture: so far a point is taken for one that was cut off, further for a mistake
 TOUCH = 0.01  # outlines nearer than this share of the side run along one another
 
 
 class LandmarkedImage(NamedTuple):
-    """A radiograph, mode L, and its `landmarks`: `(x, y)` in [0, 1] of width and height by name.
+    """A radiograph, mode L, and its `landmarks` by name: `(x, y)` in [0, 1] of width and height, none off the picture.
 
     The pixel index in an image of side S is `x * S - 0.5`.
     """
@@ -163,7 +163,8 @@ def load_landmarked(
         subgroup: Which patients alone (see `of_subgroup`).
 
     Returns:
-        Images of mode L with their landmarks. Rows without any are counted in a warning that names them.
+        Images of mode L with their landmarks. A landmark a little off the picture, as where a lung is cut off, counts
+        as one that the image does not have. These, and rows without any, are counted in warnings that name them.
 
     Raises:
         ValueError: the source has no such columns, fewer images with landmarks, or landmarks well outside [0, 1].
@@ -179,7 +180,10 @@ def load_landmarked(
             f"it has {', '.join(sorted(columns))}"
         )
     missing: list[str] = []
-    loaded = list(_landmarked(data, needed, images, missing))
+    off: list[str] = []
+    loaded = list(_landmarked(data, needed, images, missing, off))
+    if off:
+        logger.warning("%s: %d landmarks lie off the picture and are left out: %s", source, len(off), off[:5])
     if missing:
         logger.warning("%s: %d images have no landmarks and are left out: %s", source, len(missing), missing[:5])
     if not loaded or (images is not None and len(loaded) < images):
@@ -189,9 +193,9 @@ def load_landmarked(
 
 
 def _landmarked(
-    data: Iterable[Mapping[str, Any]], needed: set[str], images: int | None, missing: list[str]
+    data: Iterable[Mapping[str, Any]], needed: set[str], images: int | None, missing: list[str], off: list[str]
 ) -> Iterable[LandmarkedImage]:
-    """The first `images` rows that have landmarks; the ids of those passed over go to `missing`."""
+    """The first `images` rows that have landmarks; what is passed over goes to `missing` (ids) and `off`."""
     count = 0
     for row in data:
         if count == images:
@@ -200,13 +204,16 @@ def _landmarked(
         landmarks = {name: (float(point[0]), float(point[1])) for name, point in given if point is not None}
         if not landmarks and all(row.get(column) for column in needed):
             landmarks = scr_landmarks(row)
-        if not landmarks:
-            missing.append(row["source_id"])
-            continue
-        if astray := [name for name, (x, y) in landmarks.items() if max(abs(x - 0.5), abs(y - 0.5)) > 0.5 + BEYOND]:
+        beyond = {name: max(abs(x - 0.5), abs(y - 0.5)) - 0.5 for name, (x, y) in landmarks.items()}
+        if astray := [name for name, share in beyond.items() if not share <= BEYOND]:  # NaN is no place either
             raise ValueError(
                 f"{row['source_id']}: {astray[0]} lies at {landmarks[astray[0]]}; landmarks are shares of the image's "
                 "width and height in [0, 1]: divide pixels by them, and make points off the picture null"
             )
+        off += [f"{row['source_id']}: {name}" for name, share in beyond.items() if share > 0]
+        landmarks = {name: point for name, point in landmarks.items() if beyond[name] <= 0}
+        if not landmarks:
+            missing.append(row["source_id"])
+            continue
         count += 1
         yield LandmarkedImage(read_cell(row["image"], row["source_id"]).convert("L"), row["source_id"], landmarks)

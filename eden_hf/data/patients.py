@@ -3,13 +3,82 @@
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset
 
-from eden_hf.data.errors import SourceError
+from eden_hf.data.errors import SourceError, first
+from eden_hf.data.splits import in_order
 
 logger = logging.getLogger(__name__)
+
+
+def patient_names(rows: Dataset, column: str) -> list[str]:
+    """Whose each image is, by a column; one that it does not tell of is a patient of its own, counted in a warning.
+
+    Args:
+        rows: As of `load_source`.
+        column: Of names or numbers (12 and 12.0 are one).
+
+    Raises:
+        SourceError: there is no such column.
+    """
+    told = zip(_told_patients(rows, column), rows["source_id"], strict=True)
+    return [f"image {source_id}" if name is None else name for name, source_id in told]
+
+
+def patients_apart(
+    splits: Mapping[str, Dataset], column: str, shared: Literal["refuse", "drop"] = "refuse"
+) -> dict[str, Dataset]:
+    """Splits that share no patient.
+
+    Args:
+        splits: Given splits, by their usual names.
+        column: As for `patient_names`.
+        shared: `refuse` splits that share patients, or `drop` the images of these from the split that learns: from
+            `train` those of `validation` and `test`, from `validation` those of `test`.
+
+    Raises:
+        SourceError: there is no such column, splits share patients, or nothing is left of one.
+    """
+    kept: dict[str, Dataset] = {}
+    taken: set[str] = set()
+    found = []
+    for split in reversed(in_order(splits)):
+        names = _told_patients(splits[split], column)
+        if common := taken.intersection(names):
+            found.append(f"{len(common)} of {split} ({first(sorted(common))})")
+        kept[split] = splits[split].select([index for index, name in enumerate(names) if name not in common])
+        taken.update(name for name in names if name is not None)
+    if found and shared == "refuse":
+        raise SourceError(
+            f"splits share patients by {column}: in another split are {', '.join(found)} as well; part the splits by "
+            "patient, or set `task.shared_patients` to drop, which leaves these patients' images out of training"
+        )
+    for split, rows in kept.items():
+        if dropped := len(splits[split]) - len(rows):
+            logger.warning("%d images of %s left out: their patients are in another split", dropped, split)
+        if not len(rows):
+            raise SourceError(f"all patients of {split} are in another split by {column}: nothing is left of it")
+    return {split: kept[split] for split in splits}
+
+
+def _told_patients(rows: Dataset, column: str) -> list[str | None]:
+    if column not in rows.column_names:
+        raise SourceError(
+            f"`patient_column` must name a column of the images, got {column!r}; they have "
+            f"{', '.join(rows.column_names)}"
+        )
+    names = [_patient(value) for value in rows[column]]
+    if unknown := names.count(None):
+        logger.warning("%d of %d images have no %s: each counts as a patient of its own", unknown, len(names), column)
+    return names
+
+
+def _patient(value: Any) -> str | None:
+    if value is None or value != value or value == "":  # NaN is unlike itself
+        return None
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def of_subgroup(data: Dataset, subgroup: Mapping[str, str]) -> Dataset:

@@ -21,7 +21,7 @@ class SkipLog:
     """The one policy for images that cannot be used: listed with a reason, and bearable up to a share.
 
     Each image is one JSON line `{"source_id": ..., "reason": ...}` in `path`, however often it is added. Files that
-    hold no image (`NoImageError`: reports and directories among DICOM images) are listed with `"no_image": true` and do
+    hold no image (`NoImageError`: reports and directories among DICOM images) have `"no_image": true` besides, and do
     not count. Opening a log starts a new list. A log that was pickled to another process goes on with the same file,
     and its `count` is that of all of them.
 

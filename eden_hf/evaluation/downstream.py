@@ -7,16 +7,15 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation, PreTrainedModel
 
+from eden_hf.data.patients import patient_names
 from eden_hf.data.tasks import Task
 from eden_hf.evaluation.results import RESAMPLES, Estimate, Results, data_hash
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import weights_revision
 from eden_hf.plots import plot_masks
-from eden_hf.training.arguments import read_settings
 from eden_hf.training.downstream_data import row_image, row_masks
 from eden_hf.training.downstream_metrics import dice, labels_without_auc, measure, predict
-from eden_hf.training.finetune_arguments import FinetuneArguments
-from eden_hf.training.finetuning import load_task_and_metric
+from eden_hf.training.finetuning import load_run
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +35,14 @@ def evaluate_finetuned(folder: str | Path) -> Results:
     Raises:
         FileNotFoundError: the run has no `config.yaml`.
         OSError: it has no `best` model yet.
+        ValueError: its source has other images now.
     """
-    arguments = read_settings(FinetuneArguments, Path(folder) / "config.yaml")
-    task, metric = load_task_and_metric(arguments)
+    arguments, task, metric = load_run(folder)
     model, processor = _best(folder, task)
     rows, seed = task.splits["test"], arguments.training.seed
     predictions, truths = predict(model, processor, rows, task.kind, arguments.training.batch_size)
     column = arguments.task.patient_column
-    values = intervals(task, predictions, truths, np.array(rows[column]) if column else None, seed)
+    values = intervals(task, predictions, truths, np.array(patient_names(rows, column)) if column else None, seed)
     if absent := labels_without_auc({name: value.value for name, value in values.items()}, task.labels):
         logger.warning("no AUC for %s: the test images do not have both classes", ", ".join(absent))
     return Results(
@@ -68,8 +67,7 @@ def draw_masks(folder: str | Path, images: int = 6) -> Path:
     Returns:
         The picture, `masks.png` in the folder.
     """
-    arguments = read_settings(FinetuneArguments, Path(folder) / "config.yaml")
-    task, _ = load_task_and_metric(arguments)
+    _, task, _ = load_run(folder)
     model, processor = _best(folder, task)
     rows = task.splits["test"].select(range(min(images, len(task.splits["test"]))))
     pictures, true, predicted = [row_image(row) for row in rows], [row_masks(row) for row in rows], []

@@ -97,7 +97,7 @@ def compare_encoders(
         frozen: Train a ridge classifier on frozen features instead (see `FrozenSegmentation`).
         shots: Numbers of training images.
         draws: Draws of each.
-        seed: Of held-out images and draws.
+        seed: Of the draws; `task.split_seed` is that of held-out images.
         output: Folder. Scores already there, of the same task and recipe, are not computed again.
 
     Returns:
@@ -109,7 +109,7 @@ def compare_encoders(
     loaded = task.load()
     if loaded.kind != "segmentation":
         raise ValueError(f"few-shot segmentation needs a segmentation task, {loaded.name} is {loaded.kind}")
-    splits = with_holdouts(loaded, task, seed)
+    splits = with_holdouts(loaded, task)
     mode = "frozen" if frozen else "fine-tuned"
     learning = {section: values for section, values in asdict(recipe).items() if section != "run"}
     settings = json.dumps({"task": asdict(task), "recipe": learning, "mode": mode, "seed": seed}, sort_keys=True)

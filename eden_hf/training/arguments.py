@@ -18,12 +18,21 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from eden_hf.anatomy import finest_level
 from eden_hf.configuration_eden import EdenConfig
 from eden_hf.data.point_views import PointArguments
+from eden_hf.data.text_files import read_text
 from eden_hf.data.views import ViewArguments
 
 
 @dataclass
 class Settings:
-    """What the settings of any run can do. Its dataclasses have a section `run` and a default for everything."""
+    """What the settings of any run can do. Its dataclasses have a section `run` and a default for everything.
+
+    Text that begins with `~/`, as a path in YAML may, is of the home folder.
+    """
+
+    def __post_init__(self) -> None:
+        for section in filter(dataclasses.is_dataclass, vars(self).values()):
+            for name, value in vars(section).items():
+                setattr(section, name, at_home(value))
 
     def to_yaml(self) -> str:
         """The resolved settings, in the form that `--config` reads back."""
@@ -93,6 +102,7 @@ class DataArguments:
         channels: 1 for grey images, 3 for colour.
         aspect_ratio: `resize` stretches an image to the square, `pad` keeps its ratio on black.
         holdout_share: Share of the images held out for the validation loss.
+        split_seed: Seed of the images held out. `training.seed` does not move them.
         max_skipped_share: Share of unreadable images above which the run stops.
         cache_dir: Where prepared images are kept; the package's cache folder by default.
     """
@@ -106,6 +116,7 @@ class DataArguments:
     channels: Literal[1, 3] = 1
     aspect_ratio: Literal["resize", "pad"] = "resize"
     holdout_share: float = 0.1
+    split_seed: int = 0
     max_skipped_share: float = 0.01
     cache_dir: str | None = None
 
@@ -176,7 +187,7 @@ class TrainingArguments:
         channels_last: Lay images out channels last (faster with bf16 on CPUs and GPUs that know it).
         compile: Compile the trunks with `torch.compile`.
         sync_batchnorm: Share BatchNorm statistics between the GPUs; otherwise key batches are shuffled.
-        seed: Seed of every draw: weights, bank, held-out images, order, views.
+        seed: Seed of every draw of training: weights, bank, order, views.
     """
 
     batch_size: int = 256
@@ -259,6 +270,7 @@ class PretrainArguments(Settings):
         return len({stage.objective for stage in self.stages}) > 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.stages) >= 1, "stages", self.stages, "a list of at least one stage")
         finest = finest_level(self.data.side, self.data.side)
         for stage in self.stages:
@@ -283,7 +295,7 @@ def parse_settings(
         SystemExit: a setting is unknown or has a wrong value; the message names it and the mend, or the nearest.
     """
 
-    class Parser(_SuggestingParser):
+    class Parser(_SettingsParser):
         names = _names(kind)
 
     parser = Parser(description=kind.__doc__, **parser_options)
@@ -313,7 +325,19 @@ def read_arguments(path: str | Path) -> PretrainArguments:
     return read_settings(PretrainArguments, path)
 
 
-class _SuggestingParser(ArgumentParser):
+class ConfigParser(ArgumentParser):
+    """Reads configuration files whatever the locale, and in any usual encoding."""
+
+    def parse_path(self, path: Any, ext_vars: Any = None, **options: Any) -> Any:
+        """As jsonargparse does, but for the text's encoding; paths inside are relative to the working folder."""
+        try:
+            text = read_text(path)
+        except ValueError as error:
+            self.error(str(error), error)
+        return self.parse_string(text, path=Path(path).name, ext_vars=ext_vars, **options)
+
+
+class _SettingsParser(ConfigParser):
     """Names the nearest known setting where one is unknown. jsonargparse makes more of its kind for list items."""
 
     names: ClassVar[dict[str, str]]  # of settings: the last word -> the whole name
@@ -335,6 +359,17 @@ def _names(kind: type[Settings]) -> dict[str, str]:
             names |= {item.name: f"{section.name}[].{item.name}" for item in dataclasses.fields(value[0])}
         names[section.name] = section.name
     return names
+
+
+def at_home(value: Any) -> Any:
+    """A path at `~/`, also after `random:` and in lists, with the home folder's own; anything else as it is."""
+    if isinstance(value, list):
+        return [at_home(item) for item in value]
+    if isinstance(value, Path):
+        return value.expanduser()
+    if isinstance(value, str):
+        return re.sub(r"^(random:)?~/", lambda start: f"{start[1] or ''}{Path.home()}/", value)
+    return value
 
 
 def require(condition: bool, name: str, value: Any, mend: str) -> None:

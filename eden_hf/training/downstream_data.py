@@ -1,18 +1,28 @@
-"""Rows of a downstream task as tensors, their paired augmentation, and images held out by patient."""
+"""Rows of a downstream task as tensors, their paired augmentation, images held out and images that cannot be read."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
+from eden_hf.data.patients import patient_names, patients_apart
 from eden_hf.data.prepared import split_holdout
+from eden_hf.data.readers.masks import is_inside
+from eden_hf.data.reading import ImageReadError
+from eden_hf.data.skips import SkipLog
 from eden_hf.data.sources import read_cell
+from eden_hf.data.splits import SPLIT_NAMES
 from eden_hf.data.tasks import Kind, Task, TaskError
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.training.finetune_arguments import AugmentationArguments, TaskArguments
@@ -31,7 +41,7 @@ def row_masks(row: Mapping[str, Any]) -> np.ndarray:
     Raises:
         TaskError: they are of several sizes.
     """
-    masks = [np.asarray(read_cell(cell, row["source_id"])) > 0 for cell in row["masks"]]
+    masks = [is_inside(read_cell(cell, row["source_id"])) for cell in row["masks"]]
     if len({mask.shape for mask in masks}) > 1:
         raise TaskError(f"image {row['source_id']} has masks of the shapes {sorted({mask.shape for mask in masks})}")
     return np.stack(masks)
@@ -135,34 +145,103 @@ def augment(
     return images, masks
 
 
-def with_holdouts(task: Task, arguments: TaskArguments, seed: int) -> DatasetDict:
-    """The task's `train`, `validation` and `test`; those that it lacks are held out of `train` by `seed`.
+def with_holdouts(task: Task, arguments: TaskArguments) -> DatasetDict:
+    """The task's `train`, `validation` and `test`; those that it lacks are held out of `train` by `task.split_seed`.
 
     Raises:
-        TaskError: the task has no `train`, or no column `task.patient_column`.
+        TaskError: the task has no `train`.
+        SourceError: it has no column `task.patient_column`, or its splits share patients by it.
         ValueError: there are too few images to hold out any.
     """
-    splits = dict(task.splits)
+    splits = {name: task.splits[name] for name in SPLIT_NAMES if name in task.splits}
     if "train" not in splits:
-        raise TaskError(f"{task.name} has no split 'train' to learn from; it has {', '.join(splits)}")
+        raise TaskError(f"{task.name} has no split 'train' to learn from; it has {', '.join(task.splits)}")
+    if arguments.patient_column is not None:
+        splits = patients_apart(splits, arguments.patient_column, arguments.shared_patients)
     for name, share in (("test", arguments.test_share), ("validation", arguments.validation_share)):
         if name not in splits:
-            splits["train"], splits[name] = _held_out(splits["train"], share, arguments.patient_column, seed)
+            column, seed = arguments.patient_column, arguments.split_seed
+            splits["train"], splits[name] = _held_out(splits["train"], share, column, seed)
             logger.info("%s has no split %s: held %d images out of train", task.name, name, len(splits[name]))
-    return DatasetDict({name: splits[name] for name in ("train", "validation", "test")})
+    return DatasetDict({name: splits[name] for name in SPLIT_NAMES})
 
 
 def _held_out(rows: Dataset, share: float, patient_column: str | None, seed: int) -> tuple[Dataset, Dataset]:
     """Rows to keep and rows of the patients held out."""
-    column = patient_column or "source_id"
-    if column not in rows.column_names:
-        raise TaskError(
-            f"`task.patient_column` must name a column of the training images, got {column!r}; they have "
-            f"{', '.join(rows.column_names)}"
-        )
-    patients = list(rows[column])
+    patients = patient_names(rows, patient_column) if patient_column else list(rows["source_id"])
     unique = sorted(set(patients))
-    _, held = split_holdout([str(patient) for patient in unique], share, seed)
+    _, held = split_holdout(unique, share, seed)
     chosen = {unique[index] for index in held.tolist()}
     places = np.array([patient in chosen for patient in patients])
     return rows.select(np.flatnonzero(~places)), rows.select(np.flatnonzero(places))
+
+
+def without_unreadable(
+    splits: DatasetDict, kind: Kind, max_share: float, list_file: Path, workers: int = 0
+) -> DatasetDict:
+    """The splits without the images that cannot be read, or whose masks cannot: every one is tried.
+
+    Under a launcher, every process calls this and tries its share.
+
+    Args:
+        splits: Of a task.
+        kind: The task's.
+        max_share: Share of all images, in [0, 1], that may be unreadable.
+        list_file: Where the main process lists them, each with its split and the reason.
+        workers: Processes that read.
+
+    Raises:
+        TooManyUnreadable: there are more; the message names the list of all of them.
+    """
+    state = PartialState()
+    found = []
+    for name, rows in splits.items():
+        mine = rows.select(range(state.process_index, len(rows), state.num_processes))
+        batches = DataLoader(_Reasons(mine, kind), batch_size=16, num_workers=workers, collate_fn=list)
+        bar = tqdm(
+            batches, desc=f"reading {name}", unit="batch", dynamic_ncols=True, disable=not state.is_main_process
+        )
+        reasons = [reason for batch in bar for reason in batch]
+        told = zip(mine["source_id"], reasons, strict=True)
+        found += [(name, source_id, reason) for source_id, reason in told if reason is not None]
+    skips = SkipLog(list_file if state.is_main_process else None, max_share)
+    for name, source_id, reason in gather_object(found):
+        skips.add(source_id, reason, split=name)
+    skips.check(sum(len(rows) for rows in splits.values()))
+    return without_skipped(splits, skips.entries)
+
+
+def without_skipped(splits: DatasetDict, entries: Iterable[Mapping[str, Any]]) -> DatasetDict:
+    """The splits without the images that a list of skipped ones names.
+
+    Raises:
+        TaskError: nothing is left of a split.
+    """
+    skipped = {(entry["split"], entry["source_id"]) for entry in entries}
+    kept = {
+        name: rows.select([index for index, own in enumerate(rows["source_id"]) if (name, own) not in skipped])
+        for name, rows in splits.items()
+    }
+    if empty := [name for name, rows in kept.items() if len(splits[name]) and not len(rows)]:
+        raise TaskError(f"no image of the split {empty[0]} can be read")
+    return DatasetDict(kept)
+
+
+class _Reasons(torch.utils.data.Dataset):
+    """Why rows of a task cannot be read, `None` for those that can."""
+
+    def __init__(self, rows: Dataset, kind: Kind) -> None:
+        self.rows, self.kind = rows, kind
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> str | None:
+        row = self.rows[index]
+        try:
+            row_image(row)
+            if self.kind == "segmentation":
+                row_masks(row)
+        except (ImageReadError, TaskError) as error:
+            return str(error)
+        return None

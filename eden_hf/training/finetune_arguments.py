@@ -22,10 +22,13 @@ class TaskArguments:
         image_column: Of a source: column that holds the images.
         id_column: Of a source: column whose values name the images.
         metric: Primary metric, instead of the task's own: `accuracy`, `auc`, `mae`, `r2`, `dice` or `iou`.
-        max_skipped_share: Of a named task: share of the listed images that may be absent.
+        max_skipped_share: Share of the images that may be absent or unreadable; they are left out and listed.
         test_share: Share of the training images held out for testing, where there is no test split.
         validation_share: Share of the training images held out to choose by, where there is no validation split.
         patient_column: Column that tells patients apart; the images of one are then held out together.
+        shared_patients: What becomes of patients that given splits share: `refuse` them, or `drop` their images from
+            training.
+        split_seed: Seed of the images held out. Other seeds do not move them.
     """
 
     name: str | None = None
@@ -42,9 +45,13 @@ class TaskArguments:
     test_share: float = 0.2
     validation_share: float = 0.1
     patient_column: str | None = None
+    shared_patients: Literal["refuse", "drop"] = "refuse"
+    split_seed: int = 0
 
     def __post_init__(self) -> None:
         require(self.name is None or self.data_dir is not None, "task.data_dir", self.data_dir, "given with task.name")
+        share = self.max_skipped_share
+        require(0 <= share <= 1, "task.max_skipped_share", share, "in [0, 1]")
         for name in ("test_share", "validation_share"):
             require(0 < getattr(self, name) < 1, f"task.{name}", getattr(self, name), "in (0, 1)")
 
@@ -136,7 +143,7 @@ class FinetuneTrainingArguments:
         mixed_precision: `no`, `bf16` or `fp16`.
         evaluations: Validations (each with a checkpoint) over the run, evenly spaced.
         patience: Validations without a better one after which the run stops; `null` runs to the end.
-        seed: Seed of every draw: fresh weights, held-out images, order, augmentation.
+        seed: Seed of the draws of training: fresh weights, order, augmentation.
     """
 
     learning_rate: float = 1e-3

@@ -35,12 +35,21 @@ from transformers.utils.logging import disable_progress_bar
 
 from eden_hf.configuration_eden import EdenConfig
 from eden_hf.data.prepared import list_hash
+from eden_hf.data.skips import SKIPPED_FILE, skipped_entries
 from eden_hf.data.tasks import Kind, Task
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import adapted_processor, find_model
 from eden_hf.modeling_eden import EdenForImageClassification, EdenForSemanticSegmentation
+from eden_hf.training.arguments import read_settings
 from eden_hf.training.checkpoints import replace_folder
-from eden_hf.training.downstream_data import TaskImages, augment, label_scale, with_holdouts
+from eden_hf.training.downstream_data import (
+    TaskImages,
+    augment,
+    label_scale,
+    with_holdouts,
+    without_skipped,
+    without_unreadable,
+)
 from eden_hf.training.downstream_metrics import (
     LOWER_IS_BETTER,
     METRICS,
@@ -52,7 +61,7 @@ from eden_hf.training.downstream_metrics import (
     probabilities,
 )
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
-from eden_hf.training.run_folder import check_folder, check_push, record_run
+from eden_hf.training.run_folder import check_folder, check_images, check_push, record_run
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +95,13 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
     processes = PartialState(cpu=not torch.accelerator.is_available())
     processes.wait_for_everyone()  # before one of them writes to the folder
     task, metric = load_task_and_metric(arguments)
+    skipped, workers = folder / SKIPPED_FILE, arguments.run.num_workers
+    splits = without_unreadable(task.splits, task.kind, arguments.task.max_skipped_share, skipped, workers)
+    task, total = dataclasses.replace(task, splits=splits), sum(map(len, task.splits.values()))
     model, processor = load_start(arguments.model, task.kind, task.labels, arguments.training.seed)
-    if processes.is_main_process and not resume:
+    if resume:
+        check_images(folder, **_image_lists(task))
+    elif processes.is_main_process:
         record_run(
             folder,
             arguments,
@@ -95,8 +109,8 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
             processes=processes.num_processes,
             task=task.name,
             labels=task.labels,
-            images={name: len(rows) for name, rows in task.splits.items()},
-            image_list_hash=list_hash(task.splits["train"]["source_id"]),
+            images_skipped=total - sum(map(len, splits.values())),
+            **_image_lists(task),
         )
     model, history = fit(
         model, processor, task, arguments, metric=metric, folder=folder / "checkpoints", resume=resume
@@ -112,6 +126,28 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
     return folder
 
 
+def _image_lists(task: Task) -> dict[str, Any]:
+    """What tells the images of a run: how many, and hashes of their names."""
+    hashes = {name: list_hash(rows["source_id"]) for name, rows in task.splits.items()}
+    images = {name: len(rows) for name, rows in task.splits.items()}
+    return {"images": images, "image_list_hash": hashes["train"], "image_list_hashes": hashes}
+
+
+def load_run(folder: str | Path) -> tuple[FinetuneArguments, Task, str]:
+    """Settings, task and metric of a run, with the images that it had.
+
+    Raises:
+        FileNotFoundError: the run has no `config.yaml`.
+        ValueError: the source has other images now.
+    """
+    arguments = read_settings(FinetuneArguments, Path(folder) / "config.yaml")
+    task, metric = load_task_and_metric(arguments)
+    splits = without_skipped(task.splits, skipped_entries(Path(folder) / SKIPPED_FILE))
+    task = dataclasses.replace(task, splits=splits)
+    check_images(Path(folder), **_image_lists(task))
+    return arguments, task, metric
+
+
 def load_task_and_metric(arguments: FinetuneArguments) -> tuple[Task, str]:
     """The task of a run, with all of `train`, `validation` and `test`, and the metric that it is judged by.
 
@@ -122,7 +158,7 @@ def load_task_and_metric(arguments: FinetuneArguments) -> tuple[Task, str]:
     metric = arguments.task.metric or task.metric
     if metric not in METRICS[task.kind]:
         raise ValueError(f"`task.metric` of a {task.kind} task is {' or '.join(METRICS[task.kind])}, got {metric!r}")
-    return dataclasses.replace(task, splits=with_holdouts(task, arguments.task, arguments.training.seed)), metric
+    return dataclasses.replace(task, splits=with_holdouts(task, arguments.task)), metric
 
 
 def finetune_few_shot(

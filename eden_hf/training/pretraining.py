@@ -38,7 +38,7 @@ from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainAr
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import Progress, StageBatches, learning_rate
 from eden_hf.training.monitors import LossGuard, Monitor, health
-from eden_hf.training.run_folder import check_folder, check_push, push_run, record_run
+from eden_hf.training.run_folder import check_folder, check_images, check_push, push_run, record_run
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Pretraining:
         with self.accelerator.local_main_process_first():
             self.images = _prepared_images(arguments.data)
         self.train_indices, self.holdout_indices = split_holdout(
-            self.images.ids, arguments.data.holdout_share, training.seed
+            self.images.ids, arguments.data.holdout_share, arguments.data.split_seed
         )
         self.views = TwoViews(arguments.views)
         self.device = self.accelerator.device
@@ -97,6 +97,7 @@ class Pretraining:
         set_seed(training.seed, device_specific=True)  # a trunk's dropout differs between processes, as it should
         self.progress = Progress()
         if resume:
+            check_images(self.folder, images=len(self.images), image_list_hash=self.images.list_hash)
             self.progress = load_last_checkpoint(self.accelerator, self.folder / "checkpoints")
         elif self.accelerator.is_main_process:
             _record_run(self.folder, arguments, self.images, self.accelerator)
@@ -409,7 +410,8 @@ def _freeze_unreached(model: EdenForPreTraining, arguments: PretrainArguments) -
 
 def _prepared_images(data: DataArguments) -> PreparedImages:
     settings = dataclasses.asdict(data)
-    settings.pop("holdout_share")
+    for of_splits in ("holdout_share", "split_seed"):
+        settings.pop(of_splits)
     return prepare_images(settings.pop("source"), **settings)
 
 

@@ -40,6 +40,26 @@ def check_folder(folder: Path, settings: Settings, resume: bool) -> None:
         )
 
 
+def check_images(folder: Path, **lists: Any) -> None:
+    """Refuse to go on with other images than the run had: learned from or held out, they would change places.
+
+    Args:
+        folder: Of the run.
+        lists: What tells the images, under the names by which `record_run` was given it.
+
+    Raises:
+        ValueError: it is not what was recorded.
+    """
+    recorded = json.loads((folder / "environment.json").read_text())
+    changed = [name for name, value in lists.items() if name in recorded and recorded[name] != value]
+    if changed:
+        told = ", ".join(f"{name} {recorded[name]} -> {lists[name]}" for name in changed)
+        raise ValueError(
+            f"the run in {folder} had other images: some were added, renamed, removed or can no longer be read "
+            f"({told}); bring the source back to what it was, or start a run in another --run.output_dir"
+        )
+
+
 def record_run(folder: Path, settings: Settings, device: torch.device, **facts: Any) -> None:
     """Write what runs: settings, command, versions, revision, device and further `facts`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from eden_hf.data.landmarks import (
@@ -116,6 +117,26 @@ def test_landmarks_may_be_null_but_not_pixels(caplog):
         load_landmarked(Dataset.from_list(rows))
     with pytest.raises(ValueError, match="images=0"):
         load_landmarked("phantoms:3", images=0)
+
+
+@pytest.mark.parametrize("place", [(1.05, 0.5), (0.5, -0.02)])
+def test_landmarks_a_little_off_the_picture_are_left_out(place, caplog):
+    """One rule, here: what is loaded can be measured."""
+    rows = [{"image": row["image"], "landmarks": {"a": [1.0, 0.0], "b": [0.5, 0.5]}} for row in phantom_dataset(3)]
+    rows[1]["landmarks"]["a"] = list(place)
+    loaded = load_landmarked(Dataset.from_list(rows))
+    assert [list(item.landmarks) for item in loaded] == [["a", "b"], ["b"], ["a", "b"]]
+    assert "1 landmarks lie off the picture and are left out: ['1: a']" in caplog.text
+    for item in loaded:
+        points = landmark_pixels(item, list(item.landmarks))
+        assert (points >= -0.5).all()
+        assert (points <= torch.tensor(item.image.size) - 0.5).all()
+    rows[1]["landmarks"] = {"a": [1.2, 0.5], "b": None}
+    with pytest.raises(ValueError, match=r"^1: a lies at \(1.2, 0.5\)"):
+        load_landmarked(Dataset.from_list(rows))
+    rows[1]["landmarks"] = {"a": [float("nan"), 0.5], "b": None}
+    with pytest.raises(ValueError, match=r"^1: a lies at \(nan, 0.5\)"):
+        load_landmarked(Dataset.from_list(rows))
 
 
 def test_a_source_without_landmark_columns_is_refused():

@@ -3,7 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from eden_hf.training.arguments import PretrainArguments, Stage, parse_arguments, read_arguments
+from eden_hf.training.arguments import PretrainArguments, Stage, at_home, parse_arguments, read_arguments
+from eden_hf.training.finetune_arguments import FinetuneArguments, StartArguments
+
+from ..launching import ENVIRONMENT, python
 
 CONFIGS = [
     path
@@ -105,3 +108,28 @@ def test_differences_leave_out_what_changes_nothing_learned():
     assert other.differences(one) == []
     other.training.batch_size = 8
     assert other.differences(one) == ["training.batch_size: 256 -> 8"]
+
+
+def test_configs_of_any_editor_read_whatever_the_locale(tmp_path):
+    encodings = ("utf-8", "utf-8-sig", "utf-16", "latin-1")
+    for encoding in encodings:
+        (tmp_path / encoding).write_text("# Größe\ndata: {source: Röntgen}\n", encoding=encoding)
+    program = (
+        "import sys; from eden_hf.training.arguments import read_arguments\n"
+        "print(*(ascii(read_arguments(file).data.source) for file in sys.argv[1:]))\n"
+    )
+    plain = {**ENVIRONMENT, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    read = python("-c", program, *(str(tmp_path / encoding) for encoding in encodings), env=plain).stdout.split()
+    assert read == [ascii("Röntgen")] * 4
+
+
+def test_paths_in_settings_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "run.yaml"
+    file.write_text("run: {output_dir: ~/runs}\ndata: {list_file: ~/list.txt, source: phantoms}\n")
+    arguments, _ = parse("--config=~/run.yaml", "--data.cache_dir=~/cache")
+    assert arguments.run.output_dir == f"{tmp_path}/runs"
+    assert (arguments.data.list_file, arguments.data.cache_dir) == (f"{tmp_path}/list.txt", f"{tmp_path}/cache")
+    model = FinetuneArguments(model=StartArguments(name="random:~/model")).model
+    assert model.name == f"random:{tmp_path}/model"
+    assert at_home(["a~/b", Path("~/c"), 3, None]) == ["a~/b", tmp_path / "c", 3, None]

@@ -18,7 +18,9 @@ from transformers import (
 )
 
 from eden_hf import EdenForPreTraining, EdenImageProcessor
+from eden_hf.data.errors import SourceError
 from eden_hf.data.phantoms import phantom_dataset
+from eden_hf.data.skips import TooManyUnreadable, skipped_entries
 from eden_hf.data.tasks import Task, TaskError, load_source_task
 from eden_hf.evaluation import downstream
 from eden_hf.evaluation.downstream import evaluate_finetuned, intervals
@@ -135,7 +137,7 @@ def test_the_best_folder_is_the_checkpoint_of_the_best_validation(eden_folder, t
 def test_results_of_the_test_split_are_those_of_the_pipeline(segmented):
     results = evaluate_finetuned(segmented)
     arguments = read_settings(FinetuneArguments, segmented / "config.yaml")
-    rows = with_holdouts(arguments.task.load(), arguments.task, 0)["test"]
+    rows = with_holdouts(arguments.task.load(), arguments.task)["test"]
     assert results.values["dice"].n == len(rows) == results.settings["images"] == 4
     segmenter, dices = pipeline("image-segmentation", model=str(segmented / "best")), []
     for row in rows:
@@ -170,6 +172,45 @@ def test_a_run_is_not_written_over_nor_gone_on_with_by_other_settings(segmented,
         finetune(settings(segmented, phantoms(), steps=13, start=eden_folder), resume=True)
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         finetune(settings(tmp_path, phantoms()), resume=True)
+
+
+def test_unreadable_images_are_found_before_the_first_step(labelled, eden_folder, tmp_path):
+    """Counted, listed, and left out where that is allowed, on resuming and on evaluating too."""
+    rows = Dataset.from_parquet(str(labelled / "train-0.parquet")).cast_column("image", Image(decode=False))
+    torn = [row["source_id"] for row in rows][::13]
+
+    def tear(row):
+        return {"image": {"bytes": row["image"]["bytes"][:60], "path": None}} if row["source_id"] in torn else {}
+
+    source = tmp_path / "source"
+    source.mkdir()
+    rows.map(tear, features=rows.features).to_parquet(source / "train-0.parquet")
+    task = labelled_task(source, "regression", "age")
+    arguments = settings(tmp_path / "run", task, 4, start=eden_folder)
+    with pytest.raises(TooManyUnreadable, match=r"4 of 40 images .*run/skipped.jsonl"):
+        finetune(arguments)
+    assert sorted(entry["source_id"] for entry in skipped_entries(tmp_path / "run" / "skipped.jsonl")) == sorted(torn)
+    task.max_skipped_share = 0.1
+    folder = finetune(arguments)
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["images_skipped"] == 4
+    assert sum(environment["images"].values()) == 36
+    finetune(arguments, resume=True)
+    assert evaluate_finetuned(folder).settings["images"] == environment["images"]["test"]
+    rows.to_parquet(source / "train-0.parquet")  # mended
+    with pytest.raises(ValueError, match="had other images"):
+        finetune(arguments, resume=True)
+
+
+def test_a_run_is_not_evaluated_on_images_it_learned_from(labelled, eden_folder, tmp_path):
+    """As when images were added: those that are held out are others then."""
+    source = tmp_path / "source"
+    shutil.copytree(labelled, source)
+    folder = finetune(settings(tmp_path / "run", labelled_task(source, "regression", "age"), 2, start=eden_folder))
+    rows = Dataset.from_parquet(str(source / "train-0.parquet"))
+    rows.select(range(35)).to_parquet(source / "train-0.parquet")
+    with pytest.raises(ValueError, match="had other images"):
+        evaluate_finetuned(folder)
 
 
 def assert_same_weights(one, other):
@@ -362,13 +403,13 @@ def test_a_quarter_turn_of_an_oblong_image_keeps_its_proportions():
 def test_patients_are_held_out_whole(kind, column, labelled):
     task = dataclasses.replace(labelled_task(labelled, kind, column), patient_column="patient")
     whole = task.load()
-    splits = with_holdouts(whole, task, seed=0)
+    splits = with_holdouts(whole, task)
     seen = [set(splits[name]["patient"]) for name in ("train", "validation", "test")]
     assert [len(patients) for patients in seen] == [5, 2, 3]
     assert len(set.union(*seen)) == 10
-    assert list(with_holdouts(whole, task, seed=0)["test"]["source_id"]) == list(splits["test"]["source_id"])
-    with pytest.raises(TaskError, match=r"'ward'.*source_id"):
-        with_holdouts(whole, dataclasses.replace(task, patient_column="ward"), seed=0)
+    assert list(with_holdouts(whole, task)["test"]["source_id"]) == list(splits["test"]["source_id"])
+    with pytest.raises(SourceError, match=r"'ward'.*source_id"):
+        with_holdouts(whole, dataclasses.replace(task, patient_column="ward"))
     with pytest.raises(TaskError, match=r"no column ward"):
         dataclasses.replace(task, patient_column="ward").load()
 

@@ -19,8 +19,9 @@ from torch.testing import assert_close
 from transformers import AutoModel
 
 from eden_hf import EdenForPreTraining, EdenModel
+from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.training.arguments import PretrainArguments, read_arguments
-from eden_hf.training.pretraining import pretrain
+from eden_hf.training.pretraining import Pretraining, pretrain
 
 from ..launching import ENVIRONMENT, REPOSITORY, python, torchrun
 from ..tiny import BACKBONES, tiny_config
@@ -235,6 +236,35 @@ def test_folders_are_guarded(uninterrupted, tmp_path):
     elsewhere.run.output_dir = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         pretrain(elsewhere, resume=True)
+
+
+@pytest.mark.parametrize("change", ["fewer", "more", "renamed"])
+def test_a_run_does_not_go_on_with_other_images(change, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for index, row in enumerate(phantom_dataset(12, size=64)):
+        row["image"].save(images / f"{index:02}.png")
+    sections = {"data": {"source": str(images)}, "stages": [{"level": 0, "epochs": 2, "learning_rate": 0.05}]}
+    run = run_pretraining(tmp_path, **sections)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    if change == "fewer":
+        (images / "03.png").unlink()
+    elif change == "more":
+        shutil.copy(images / "03.png", images / "99.png")
+    else:
+        (images / "03.png").rename(images / "3.png")
+    with pytest.raises(ValueError, match=r"had other images: .*image_list_hash"):
+        run_pretraining(tmp_path, resume=True, **sections)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_held_out_images_have_a_seed_of_their_own(tmp_path):
+    def held(seed, split_seed):
+        sections = {"training": {"seed": seed}, "data": {"split_seed": split_seed}}
+        file = settings_file(tmp_path, f"{seed}-{split_seed}", **sections)
+        return Pretraining(read_arguments(file)).holdout_indices.tolist()
+
+    assert held(0, 0) == held(1, 0) != held(0, 1)
 
 
 def test_a_tracker_gets_the_numbers(tmp_path):
