@@ -39,6 +39,7 @@ from .modeling_eden_dense import (
     match_smoothly,
     point_contrast,
     sample_embeddings,
+    smooth_support,
 )
 
 #: What a saved folder offers to `Auto*.from_pretrained(..., trust_remote_code=True)`, whichever class saved it.
@@ -629,11 +630,12 @@ class EdenForPreTraining(EdenPreTrainedModel):
         partners, known = dense.roll(-1, dims=0), places.isfinite().all(dim=2)
         places = places.nan_to_num(0.5)
         with torch.autocast(images.device.type, enabled=False):
-            smooth_map, support = match_smoothly(dense, partners, step=2)
+            smooth_map, trusted = match_smoothly(dense, partners, step=2)
             targets = expected_places(
                 sample_embeddings(dense, 2 * places - 1), partners, smooth_map(places),
                 temperature=_PARTNER_TEMPERATURE, spread=_PARTNER_SPREAD,
             )  # fmt: skip
+            support = smooth_support(dense, trusted, step=2)
             supported = F.grid_sample(support, 2 * places[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
         known &= (supported > _LEAST_SUPPORT) & ((targets > 0) & (targets < 1)).all(dim=2)
         return torch.where(known[..., None], targets, torch.nan)
@@ -644,7 +646,7 @@ _PARTNER_TOLERANCE = 1.4
 _PARTNER_TEMPERATURE = 0.03
 #: By how much a smooth map may be off, as a share of the side (20 mm of a chest).
 _PARTNER_SPREAD = 0.056
-#: Support (see `match_smoothly`) below which a smooth map says nothing.
+#: Support (see `smooth_support`) below which a smooth map says nothing.
 _LEAST_SUPPORT = 0.12
 
 

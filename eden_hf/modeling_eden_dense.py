@@ -195,22 +195,39 @@ def match_smoothly(dense: Tensor, other: Tensor, *, grid: int = 5, step: int = 1
         step: Every how manieth node, along both sides, is matched.
 
     Returns:
-        The map, and how well its surroundings support it at each node, `[B, 1, h, w]`, 0 to about 1.
+        The map, and how far each matched node is trusted, `[B, N]`, row by row, 0 to about 1 (see `smooth_support`).
     """
-    height, width = dense.shape[-2:]
-    every = node_places(height, width, dense.device)
+    nodes = _every_node(dense, step)
     other_nodes = node_places(other.shape[-2], other.shape[-1], dense.device)
-    nodes = every.view(height, width, 2)[::step, ::step].flatten(0, 1)
     similarity = dense.float()[..., ::step, ::step].flatten(2).mT @ other.float().flatten(2)
     best, forth = similarity.max(dim=2)  # [B, N]
     back = similarity.argmax(dim=1).gather(1, forth)
     astray = (nodes[back] - nodes).norm(dim=2)
     weights = torch.exp(-(astray / 0.05).square()) * best.clamp(min=0).square()
     places = nodes.expand(len(dense), -1, -1)
-    smooth_map, trusted = fit_smooth_map(places, other_nodes[forth], weights, grid=grid, stiffness=3 / step**2)
-    kernel = torch.exp(-0.5 * (torch.cdist(every, nodes) / 0.056).square())
+    return fit_smooth_map(places, other_nodes[forth], weights, grid=grid, stiffness=3 / step**2)
+
+
+def smooth_support(dense: Tensor, trusted: Tensor, *, step: int = 1) -> Tensor:
+    """How well its surroundings support a smooth map at each node, `[B, 1, h, w]`, 0 to about 1.
+
+    Args:
+        dense: Unit vectors `[B, D, h, w]` that were matched.
+        trusted: `[B, N]`, how far each matched node is trusted, of `match_smoothly`.
+        step: Every how manieth node was matched.
+    """
+    height, width = dense.shape[-2:]
+    every = node_places(height, width, dense.device)
+    kernel = torch.exp(-0.5 * (torch.cdist(every, _every_node(dense, step)) / 0.056).square())
     support = trusted @ (kernel / kernel.sum(dim=1, keepdim=True)).mT
-    return smooth_map, support.view(-1, 1, height, width)
+    return support.view(-1, 1, height, width)
+
+
+def _every_node(dense: Tensor, step: int) -> Tensor:
+    """Places `[N, 2]` of every `step`-th node, along both sides, of a map `[B, D, h, w]`."""
+    height, width = dense.shape[-2:]
+    nodes = node_places(height, width, dense.device).view(height, width, 2)
+    return nodes[::step, ::step].flatten(0, 1)
 
 
 def expected_places(
@@ -244,4 +261,5 @@ __all__ = [
     "node_places",
     "point_contrast",
     "sample_embeddings",
+    "smooth_support",
 ]

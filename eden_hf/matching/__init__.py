@@ -2,6 +2,15 @@
 
 from eden_hf.data.references import Reference
 from eden_hf.matching.dense_maps import DenseMap, dense_maps
-from eden_hf.matching.matcher import AnatomyMatcher, FoundPoint, MatcherArguments
+from eden_hf.matching.matcher import AnatomyMatcher, EmbeddedImage, FoundPoint, MatcherArguments, embed_image
 
-__all__ = ["AnatomyMatcher", "DenseMap", "FoundPoint", "MatcherArguments", "Reference", "dense_maps"]
+__all__ = [
+    "AnatomyMatcher",
+    "DenseMap",
+    "EmbeddedImage",
+    "FoundPoint",
+    "MatcherArguments",
+    "Reference",
+    "dense_maps",
+    "embed_image",
+]

@@ -6,8 +6,9 @@ smooth map and the rest of the picture disagree with it tells how much to trust 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -59,14 +60,29 @@ class MatcherArguments:
     least_confidence: float = 0.2
 
 
-class _Images(NamedTuple):
-    """An image at each scale, and the side of the grid that similarities are brought to."""
+@dataclass(frozen=True, eq=False)
+class EmbeddedImage:
+    """An image as a matcher sees it, to be embedded once and matched often: `embed_image`.
+
+    Attributes:
+        maps: Its dense map at each scale.
+        smooth_maps: To this image from each that it was matched with, for as long as that one is held.
+    """
 
     maps: list[DenseMap]
+    smooth_maps: WeakKeyDictionary["EmbeddedImage", SmoothMap] = field(default_factory=WeakKeyDictionary, repr=False)
 
     @property
     def side(self) -> int:
+        """Of the grid that similarities are brought to."""
         return max(part.vectors.shape[-1] for part in self.maps)
+
+
+def embed_image(encoder: Encoder, image: Image.Image, arguments: MatcherArguments | None = None) -> EmbeddedImage:
+    """Embed an image (mode L or RGB, any size) for matchers with the same encoder and arguments."""
+    arguments = arguments or MatcherArguments()
+    scales = arguments.scales if encoder.is_dense and arguments.method == "points" else (1.0,)
+    return EmbeddedImage([dense_maps(encoder, [image], scale)[0] for scale in scales])
 
 
 class AnatomyMatcher:
@@ -78,6 +94,7 @@ class AnatomyMatcher:
         arguments: How.
         unlabelled: Images without annotation, of the same kind: points found in them, and found back from them, join
             the references' embeddings.
+        embedded: The references' images by `embed_image`, where they are at hand already.
 
     Raises:
         ValueError: there are no references.
@@ -95,20 +112,21 @@ class AnatomyMatcher:
         references: Sequence[Reference],
         arguments: MatcherArguments | None = None,
         unlabelled: Iterable[Image.Image] = (),
+        embedded: Sequence[EmbeddedImage] | None = None,
     ) -> None:
         if not references:
             raise ValueError("there are no references: at least one annotated image is needed")
         self.encoder, self.references, self.arguments = encoder, list(references), arguments or MatcherArguments()
         self.point_names, self.mask_names = point_names(references), mask_names(references)
-        self._embedded = [self._embed(reference.image) for reference in references]
+        self._embedded = list(embedded or (self._embed(reference.image) for reference in references))
         self._queries = [
             _embeddings(embedded, _places(reference, embedded))
             for reference, embedded in zip(references, self._embedded, strict=True)
         ]
         self._prototypes = self._join_unlabelled(unlabelled)
 
-    def find(self, image: Image.Image) -> dict[str, FoundPoint]:
-        """Each point of the references in `image` (mode L or RGB, any size)."""
+    def find(self, image: Image.Image | EmbeddedImage) -> dict[str, FoundPoint]:
+        """Each point of the references in `image` (mode L or RGB, any size; or embedded already)."""
         if not self.point_names:
             return {}
         target = self._embed(image)
@@ -153,22 +171,23 @@ class AnatomyMatcher:
                 voters[name] += 1
         return {name: (total / max(1, voters[name]) > 0.5).numpy() for name, total in votes.items()}
 
-    def _embed(self, image: Image.Image) -> _Images:
-        scales = self.arguments.scales if self.encoder.is_dense and self.arguments.method == "points" else (1.0,)
-        return _Images([dense_maps(self.encoder, [image], scale)[0] for scale in scales])
+    def _embed(self, image: Image.Image | EmbeddedImage) -> EmbeddedImage:
+        return image if isinstance(image, EmbeddedImage) else embed_image(self.encoder, image, self.arguments)
 
-    def _smooth_map(self, source: _Images, target: _Images) -> SmoothMap:
-        dense, other = (part.maps[0].vectors[None] for part in (source, target))
-        return match_smoothly(dense, other, grid=self.arguments.map_grid)[0]
+    def _smooth_map(self, source: EmbeddedImage, target: EmbeddedImage) -> SmoothMap:
+        if source not in target.smooth_maps:
+            dense, other = (part.maps[0].vectors[None] for part in (source, target))
+            target.smooth_maps[source] = match_smoothly(dense, other, grid=self.arguments.map_grid)[0]
+        return target.smooth_maps[source]
 
-    def _similarities(self, target: _Images) -> Tensor:
+    def _similarities(self, target: EmbeddedImage) -> Tensor:
         """Mean cosine `[P, side, side]` over scales and over the references that have each point."""
         total = torch.zeros(len(self.point_names), target.side, target.side)
         for scale, prototypes in enumerate(self._prototypes):
             total += target.maps[scale].similarities(prototypes, target.side)
         return total / len(self._prototypes)
 
-    def _find(self, target: _Images) -> tuple[Tensor, Tensor]:
+    def _find(self, target: EmbeddedImage) -> tuple[Tensor, Tensor]:
         """Places `[P, 2]` and confidences `[P]`."""
         similarity = self._similarities(target).flatten(1)
         nodes = node_places(target.side, target.side)
@@ -183,7 +202,7 @@ class AnatomyMatcher:
         places = torch.softmax(logits.masked_fill(~near, -torch.inf), dim=1) @ nodes
         return places, self._confidence(target, places, guesses, similarity)
 
-    def _guesses(self, target: _Images) -> Tensor:
+    def _guesses(self, target: EmbeddedImage) -> Tensor:
         """Where smooth maps put the points `[P, 2]`: the median over the references that have them."""
         guessed = torch.full((len(self.references), len(self.point_names), 2), torch.nan)
         for index, (reference, embedded) in enumerate(zip(self.references, self._embedded, strict=True)):
@@ -192,12 +211,12 @@ class AnatomyMatcher:
                 guessed[index, rows] = self._smooth_map(embedded, target)(_places(reference, embedded)[None])[0]
         return guessed.nanmedian(dim=0).values
 
-    def _confidence(self, target: _Images, places: Tensor, guesses: Tensor, similarity: Tensor) -> Tensor:
+    def _confidence(self, target: EmbeddedImage, places: Tensor, guesses: Tensor, similarity: Tensor) -> Tensor:
         """How much to trust each place `[P]`, by what disagrees with it."""
         doubts = self._doubts(target, places, guesses, similarity)
         return torch.sigmoid(_CONFIDENCE[-1] - doubts @ torch.tensor(_CONFIDENCE[:-1]))
 
-    def _doubts(self, target: _Images, places: Tensor, guesses: Tensor, similarity: Tensor) -> Tensor:
+    def _doubts(self, target: EmbeddedImage, places: Tensor, guesses: Tensor, similarity: Tensor) -> Tensor:
         """What speaks against each place, `[P, 4]`.
 
         How far the way back misses, how far the smooth map lies off, how far the picture's likeness is spread, all as
@@ -210,7 +229,7 @@ class AnatomyMatcher:
             [self._way_back(target, places), (places - guesses).norm(dim=1), spread, 1 - similarity.amax(dim=1)], dim=1
         )
 
-    def _way_back(self, target: _Images, places: Tensor) -> Tensor:
+    def _way_back(self, target: EmbeddedImage, places: Tensor) -> Tensor:
         """Distance `[P]` in a reference between a point and what is most like its place in the target; the median."""
         astray = torch.full((len(self.references), len(self.point_names)), torch.nan)
         there = target.maps[0].at(places)
@@ -248,12 +267,12 @@ _CONFIDENCE = (12.0, 12.0, 6.0, 3.0, 3.5)
 _SURE = 0.6
 
 
-def _places(reference: Reference, embedded: _Images) -> Tensor:
+def _places(reference: Reference, embedded: EmbeddedImage) -> Tensor:
     """The reference's points as shares `[P, 2]` of the square that the model sees."""
     points = torch.tensor(list(reference.points.values()), dtype=torch.float32).view(-1, 2)
     return embedded.maps[0].places(points)
 
 
-def _embeddings(embedded: _Images, places: Tensor) -> list[Tensor]:
+def _embeddings(embedded: EmbeddedImage, places: Tensor) -> list[Tensor]:
     """Embeddings `[P, D]` of places at each scale."""
     return [part.at(places) for part in embedded.maps]

@@ -1,5 +1,7 @@
 """The matcher on an encoder that knows places, where every answer is known."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 from eden_hf import EdenImageProcessor, EdenModel
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.encoders import Encoder
-from eden_hf.matching import AnatomyMatcher, MatcherArguments, Reference
+from eden_hf.matching import AnatomyMatcher, MatcherArguments, Reference, embed_image
 from tests.tiny import tiny_config
 
 
@@ -48,6 +50,20 @@ def test_coordinates_are_the_targets_own(dense_encoder, phantom):
 def test_references_may_have_different_points(dense_encoder, phantom):
     first, second = Reference(phantom, points={"a": POINTS["a"]}), Reference(phantom, points={"b": POINTS["b"]})
     assert list(AnatomyMatcher(dense_encoder, [first, second]).find(phantom)) == ["a", "b"]
+
+
+def test_images_embedded_once_give_the_same(dense_encoder, phantom):
+    """Both as a reference and as a target; and no image is held that the caller has let go."""
+    reference, other = Reference(phantom, points=POINTS), Image.fromarray(draw_phantom(4, 128).image)
+    embedded, target = (embed_image(dense_encoder, image) for image in (phantom, other))
+    matcher = AnatomyMatcher(dense_encoder, [reference], embedded=[embedded])
+    found = matcher.find(target)
+    assert found == matcher.find(target) == AnatomyMatcher(dense_encoder, [reference]).find(other)
+    matcher._smooth_map(target, embedded)
+    assert len(embedded.smooth_maps) == 1
+    del target
+    gc.collect()
+    assert len(embedded.smooth_maps) == 0
 
 
 def test_masks_are_carried_over(dense_encoder, phantom):
