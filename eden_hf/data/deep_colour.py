@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from PIL import ImageOps
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PLANAR_CONFIGURATION, TiffImageFile
 
@@ -23,7 +24,7 @@ _SIZE_MARKER = b"\xff\x4f\xff\x51"  # of JPEG 2000, 42 bytes before the precisio
 
 
 def deep_intensity(reopen: Callable[[], ImageFile], data: bytes) -> np.ndarray | None:
-    """Intensities from black 0 to white 1 of a file of several channels of 9 to 16 bits, `None` of any other.
+    """Intensities from black 0 to white 1 of a file of several channels of 9 to 16 bits, upright; `None` of any other.
 
     The lowest value of all colours is black, the highest white, as of grey (`unit_intensity`); alpha is blended over
     black.
@@ -82,11 +83,11 @@ def _sixteen_bits(reopen: Callable[[], ImageFile], modes: list[str]) -> np.ndarr
 
 
 def _decoded(reopen: Callable[[], ImageFile], mode_of: Callable[[str], str]) -> np.ndarray:
-    """Bytes [H, W, channels], each part decoded in the raw mode that `mode_of` makes of its own."""
+    """Bytes [H, W, channels], upright, each part decoded in the raw mode that `mode_of` makes of its own."""
     with reopen() as image:
         parts = zip(image.tile, _arguments(image), strict=True)
         image.tile = [tile._replace(args=(mode_of(mode), *others)) for tile, (mode, *others) in parts]
-        return np.asarray(image)
+        return np.asarray(ImageOps.exif_transpose(image))
 
 
 def _blended(pixels: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ are all alike is an error: never a silent blank.
 import logging
 from collections.abc import Callable
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -50,17 +50,33 @@ def open_dicom(data: bytes, name: str) -> "FileDataset":
         DecodeError: pydicom is not installed, this is no DICOM at all, or its pixels are missing.
         Exception: whatever pydicom raises on damaged files.
     """
-    try:
-        import pydicom
-    except ImportError as error:
-        raise DecodeError("DICOM needs pydicom: pip install eden_hf[dicom]") from error
-    dataset = pydicom.dcmread(BytesIO(data), force=True)
-    dataset.filename = name
+    dataset = _parsed(BytesIO(data), name)
     if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise _without_pixels(dataset)
     _complete_transfer_syntax(dataset)
     if colours := dataset.get("PhotometricInterpretation"):
         dataset.PhotometricInterpretation = str(colours).strip().upper()  # some write `monochrome2`
+    return dataset
+
+
+def dicom_size(file: BinaryIO, name: str) -> tuple[tuple[int, int], PixelSize]:
+    """Stored width and height, and the size of a pixel of the first frame, from the header alone.
+
+    Raises:
+        DecodeError: pydicom is not installed.
+        Exception: whatever pydicom raises on damaged files.
+    """
+    dataset = _parsed(file, name, header_only=True)
+    return (int(dataset.Columns), int(dataset.Rows)), dicom_pixel_size(dataset, 0)
+
+
+def _parsed(file: BinaryIO, name: str, header_only: bool = False) -> "FileDataset":
+    try:
+        import pydicom
+    except ImportError as error:
+        raise DecodeError("DICOM needs pydicom: pip install eden_hf[dicom]") from error
+    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=header_only)
+    dataset.filename = name
     return dataset
 
 

@@ -12,9 +12,11 @@ they are inverted here, to bone bright and air dark like all other radiographs.
 """
 
 import math
+import os
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -24,9 +26,9 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from eden_hf.data.deep_colour import deep_intensity
-from eden_hf.data.dicom import dicom_image, dicom_pixel_size, frame_count, open_dicom
+from eden_hf.data.dicom import dicom_image, dicom_pixel_size, dicom_size, frame_count, open_dicom
 from eden_hf.data.errors import DecodeError, NoPixelsError
-from eden_hf.data.pixel_size import PixelSize, stated_pixel_size, with_square_pixels
+from eden_hf.data.pixel_size import PixelSize, square_size, stated_pixel_size, with_square_pixels
 from eden_hf.image_processing_eden import full_range, pil_pixels, split_alpha, unit_intensity
 
 _QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
@@ -95,6 +97,48 @@ def decode_image(data: bytes, name: str, *, frame: int | None = None) -> PIL.Ima
         ) from error
 
 
+class Sizes(NamedTuple):
+    """Width and height of an upright image: `stored`, and of the `picture` of square pixels that reading makes."""
+
+    stored: tuple[int, int]
+    picture: tuple[int, int]
+
+
+def image_sizes(file: bytes | str | Path, name: str) -> Sizes:
+    """The sizes of an image from its header alone.
+
+    Args:
+        file: the whole file, or its path.
+        name: what errors call it.
+
+    Raises:
+        ImageReadError: there is no such file, or its header tells no size.
+    """
+    try:
+        with BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as opened:
+            stored, pixel = _size_in_header(opened, name)
+    except Exception as error:  # as in `decode_image`
+        raise ImageReadError(f"{name}: damaged or not supported ({error}); restore it from its source") from error
+    return Sizes(stored, square_size(stored, pixel))
+
+
+def _size_in_header(file: BinaryIO, name: str) -> tuple[tuple[int, int], PixelSize]:
+    start = file.read(132)
+    if _is_dicom(start, name):
+        file.seek(0)
+        return dicom_size(file, name)
+    if _is_raw(name):
+        return (raw_side(file.seek(0, os.SEEK_END)),) * 2, PixelSize()
+    with PIL.Image.open(file) as image:
+        pixel = stated_pixel_size(image, name)
+        turn = PIL.Image.Image.getexif(image).get(Base.Orientation)  # PNG's own decodes the image first
+        if turn not in _QUARTER_TURNS:
+            return image.size, pixel
+        return image.size if isinstance(image, TiffImageFile) else image.size[
+            ::-1
+        ], pixel.turned()  # TIFF's is upright
+
+
 def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
     if not data:
         raise DecodeError("the file is empty; restore it from its source, or leave it out")
@@ -108,10 +152,10 @@ def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
         index = _frame_index(frame, getattr(image, "n_frames", 1), _is_one_picture(image))
     reopen = partial(_opened, data, index)
     with reopen() as image:
-        turn = image.getexif().get(Base.Orientation, 1)
+        turn = image.getexif().get(Base.Orientation)
         pixel = stated_pixel_size(image, name)
         deep = deep_intensity(reopen, data)
-        picture = _eight_bits(image) if deep is None else _turned(_picture(deep), turn)
+        picture = _eight_bits(image) if deep is None else _picture(deep)
     return with_square_pixels(picture, pixel.turned() if turn in _QUARTER_TURNS else pixel)
 
 
@@ -208,9 +252,3 @@ def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 def _picture(intensity: np.ndarray) -> PIL.Image.Image:
     """Intensities in [0, 1], [H, W] or [H, W, 3], in 8 bits."""
     return PIL.Image.fromarray(np.rint(intensity * 255).astype(np.uint8))
-
-
-def _turned(picture: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
-    """A picture turned as EXIF asks by `orientation`."""
-    picture.getexif()[Base.Orientation] = orientation
-    return ImageOps.exif_transpose(picture)

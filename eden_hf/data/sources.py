@@ -32,7 +32,7 @@ from eden_hf.data.columns import Data, shaped
 from eden_hf.data.errors import SourceError, first
 from eden_hf.data.folders import image_rows, images_by_split, images_fingerprint, list_files
 from eden_hf.data.phantoms import phantom_dataset
-from eden_hf.data.reading import ImageReadError, decode_image, read_image
+from eden_hf.data.reading import ImageReadError, Sizes, decode_image, image_sizes, read_image
 from eden_hf.data.splits import by_common_names, in_order, split_in, split_of
 
 __all__ = ["Data", "Source", "SourceError", "find_source", "load_source", "read_cell"]
@@ -162,19 +162,29 @@ def read_cell(cell: Mapping[str, Any] | None, name: str) -> PIL.Image.Image:
     Raises:
         ImageReadError: the cell is empty, or the image cannot be read.
     """
+    file, name = _file(cell, name)
+    return decode_image(file, name) if isinstance(file, bytes) else read_image(file)
+
+
+def cell_sizes(cell: Mapping[str, Any] | None, name: str) -> Sizes:
+    """The sizes of an `image` cell, from the image's header alone; arguments and errors as for `read_cell`."""
+    return image_sizes(*_file(cell, name))
+
+
+def _file(cell: Mapping[str, Any] | None, name: str) -> tuple[bytes | str, str]:
+    """The whole file of an `image` cell, or its path where it lies on a disk, and its name."""
     path = (cell or {}).get("path")
     if cell is not None and cell.get("bytes") is not None:
-        return decode_image(cell["bytes"], path or name)
+        return cell["bytes"], path or name
     if path is None:
         raise ImageReadError(f"{name}: the row holds no image")
     if "://" not in path:
-        return read_image(path)
+        return path, path
     try:
         with fsspec.open(path, "rb") as file:
-            data = file.read()
+            return file.read(), path
     except (OSError, ValueError) as error:  # out of reach, or no such protocol
         raise ImageReadError(f"{path}: {error}") from error
-    return decode_image(data, path)
 
 
 def _path_and_config(source: str) -> tuple[Path | None, str | None]:

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from eden_hf.data.reading import ImageReadError, decode_image
+from eden_hf.data.reading import ImageReadError, decode_image, image_sizes
 
 RNG = np.random.default_rng(0)
 TWELVE_BITS = RNG.integers(0, 4096, (9, 14, 4)).astype(np.uint16)
@@ -77,8 +77,13 @@ def test_tiff(channels, compression, byte_order):
 def test_the_orientation_is_applied():
     data = png(TWELVE_BITS[..., :3])
     exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-    shown = np.asarray(decode_image(data[:33] + chunk(b"eXIf", exif) + data[33:], "name"))
-    np.testing.assert_allclose(shown, np.rot90(expected(TWELVE_BITS[..., :3]), -1), atol=0.51)
+    files = [data[:33] + chunk(b"eXIf", exif) + data[33:]]
+    for compression in (None, "zlib"):
+        files.append(tiff(TWELVE_BITS[..., :3], compression=compression, extratags=[(274, "H", 1, 6)]))
+    for data in files:
+        shown = np.asarray(decode_image(data, "name"))
+        np.testing.assert_allclose(shown, np.rot90(expected(TWELVE_BITS[..., :3]), -1), atol=0.51)
+        assert image_sizes(data, "name") == ((9, 14), (9, 14))
 
 
 def portable_pixmap(white) -> bytes:

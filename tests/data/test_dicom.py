@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eden_hf.data.reading import ImageReadError, NoImageError, decode_image, read_image
+from eden_hf.data.reading import ImageReadError, NoImageError, decode_image, image_sizes, read_image
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -323,6 +323,7 @@ def test_pixels_are_made_square_and_millimetres_kept(elements, size, spacing, so
     image = decode_image(saved(dicom(RAMP, **elements)), "name")
     assert image.size == size
     assert image.info.pop("stored_size") == (16, 16)
+    assert image_sizes(saved(dicom(RAMP, **elements)), "a.img") == ((16, 16), size)
     if source is None:
         assert image.info == {}
     else:

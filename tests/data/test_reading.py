@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eden_hf.data.reading import ImageReadError, decode_image, read_image
+from eden_hf.data.reading import ImageReadError, decode_image, image_sizes, read_image
 from eden_hf.image_processing_eden import EdenImageProcessor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF", "ignore:Image appears")
@@ -246,9 +246,10 @@ def test_millimetres_of_png_are_those_that_were_measured(across, down, unit, siz
 def test_the_size_of_pixels_turns_with_the_image():
     exif = PIL.Image.Exif()
     exif[274] = 6
-    image = decode_image(png_with_physical_size(10000, 5000, 1, exif=exif), "name")
-    assert image.size == (24, 20)
-    assert image.info["stored_size"] == (12, 20)
+    for data in (png_with_physical_size(10000, 5000, 1, exif=exif), encode(GREY, "TIFF", dpi=(100, 50), exif=exif)):
+        image = decode_image(data, "name")
+        assert image.size == (24, 20)
+        assert image.info["stored_size"] == (12, 20)
     barely = decode_image(png_with_physical_size(10000, 9950, 1, exif=exif), "name")
     assert barely.size == (12, 20)
     assert barely.info["pixel_spacing_mm"] == pytest.approx((1000 / 9950, 0.1))
@@ -281,6 +282,34 @@ def test_the_processor_turns_photographs_as_reading_does():
             found = processor.preprocess(opened, masks, return_tensors="np")
             np.testing.assert_allclose(found["pixel_values"], expected["pixel_values"], atol=0.02)
             np.testing.assert_array_equal(found["labels"], expected["labels"])
+
+
+def sized_files():
+    exif = PIL.Image.Exif()
+    exif[274] = 8
+    turned = {"exif": exif, "dpi": (150, 50)}
+    yield from ((f"turned {kind}", encode(COLOUR, kind, **turned)) for kind in ("PNG", "TIFF", "JPEG"))
+    yield from ((f"flat {kind}", encode(COLOUR, kind)) for kind in ("PNG", "WEBP", "BMP", "JPEG2000"))
+    yield "turned WEBP", encode(COLOUR, "WEBP", exif=exif)
+    yield "x.IMG", bytes(50)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), list(sized_files()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_sizes_are_read_from_the_header(name, data, tmp_path):
+    picture = decode_image(data, name)
+    (tmp_path / name).write_bytes(data)
+    for sizes in (image_sizes(data, name), image_sizes(tmp_path / name, name)):
+        assert sizes == (picture.info["stored_size"], picture.size)
+
+
+@pytest.mark.parametrize("name", ["torn.png", "torn.dcm", "torn.img", "absent.png"])
+def test_an_image_without_readable_size_is_named(tmp_path, name):
+    if name != "absent.png":
+        (tmp_path / name).write_bytes(b"torn!")
+    with pytest.raises(ImageReadError, match=name):
+        image_sizes(tmp_path / name, name)
 
 
 # Files that are no picture

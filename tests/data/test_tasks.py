@@ -282,6 +282,15 @@ def test_a_mask_of_an_image_on_its_side_fits_what_is_shown(tmp_path):
     assert masks_of(row).shape == (1, *read_cell(row["image"], "").size[::-1]) == (1, 16, 8)
 
 
+def test_masks_of_oblong_pixels_become_square_with_their_image():
+    inside = layouts.pixels(0) > 128
+    image, mask = encoded(PIL.Image.fromarray(layouts.pixels(1)), dpi=(100, 50)), encoded(PIL.Image.fromarray(inside))
+    data = Dataset.from_dict({"image": [image], "x": [mask]}, features=Features({"image": Image(), "x": Image()}))
+    (row,) = load_source_task(data, "segmentation", mask_columns=["x"]).splits["train"]
+    assert read_cell(row["image"], "image").size == (8, 12)
+    np.testing.assert_array_equal(np.asarray(read_cell(row["masks"][0], "mask")) > 0, inside.repeat(2, axis=0))
+
+
 def test_masks_that_do_not_fit_are_refused():
     data = table(2, mask=[PIL.Image.fromarray(pixels(0) > 99), PIL.Image.fromarray(pixels(0, 9, 6) > 99)])
     with pytest.raises(TaskError, match=r"mask of image 1 has 9 x 6 pixels, its image 8 x 6"):

@@ -10,12 +10,11 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, DatasetDict, Features, NamedSplit
 from datasets.exceptions import DatasetGenerationError
-from PIL import ExifTags, ImageDraw
+from PIL import ImageDraw
 
 from eden_hf.data.decoders import decoder_versions
-from eden_hf.data.dicom import DecodeError
 from eden_hf.data.readers.task import TaskError
-from eden_hf.data.reading import ImageReadError, raw_side, read_image
+from eden_hf.data.reading import ImageReadError, Sizes, image_sizes, read_image
 
 Size: TypeAlias = tuple[int, int]  # width, height
 Cell: TypeAlias = dict[str, Any]  # {bytes, path}
@@ -90,7 +89,8 @@ def _cells(rows: Sequence[Row], draw: Draw, made_by: tuple) -> Iterator[dict[str
     _, features, _ = made_by
     for row in rows:
         try:
-            cells = draw(row.annotation, image_size(row.image))
+            sizes = image_sizes(row.image, row.image)
+            cells = of_picture(draw(row.annotation, sizes.stored), sizes)
         except TaskError as error:
             raise TaskError(f"image {row.source_id}: {error}") from error
         except ImageReadError:
@@ -117,37 +117,13 @@ def _at(file: str) -> Cell:
     return {"bytes": None, "path": file}
 
 
-def image_size(path: str) -> Size:
-    """Width and height of an image file, from its header.
-
-    Raises:
-        ImageReadError: it cannot be read.
-    """
-    suffix = Path(path).suffix.lower()
-    try:
-        if suffix == ".img":
-            return (raw_side(Path(path).stat().st_size),) * 2
-        if suffix in (".dcm", ".dicom"):
-            return _dicom_size(path)
-        with PIL.Image.open(path) as image:
-            return upright_size(image)
-    except (OSError, ValueError, AttributeError) as error:  # DecodeError and pydicom's are ValueErrors
-        raise ImageReadError(f"{path}: damaged or not supported ({error}); restore it from its source") from error
-
-
-def upright_size(image: PIL.Image.Image) -> Size:
-    """Width and height of an opened file as `read_image` gives it, upright by EXIF."""
-    turned = image.format in ("JPEG", "MPO") and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return image.size[::-1] if turned else image.size
-
-
-def _dicom_size(path: str) -> Size:
-    try:
-        import pydicom
-    except ImportError as error:
-        raise DecodeError("DICOM needs pydicom: pip install eden_hf[dicom]") from error
-    header = pydicom.dcmread(path, force=True, specific_tags=["Rows", "Columns"])
-    return int(header.Columns), int(header.Rows)
+def of_picture(cells: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """Cells whose `masks` were drawn on the stored pixels, which the picture has made square."""
+    if sizes.stored == sizes.picture:
+        return dict(cells)
+    masks = [PIL.Image.open(io.BytesIO(cell["bytes"])) for cell in cells["masks"]]
+    resized = [mask.resize(sizes.picture, PIL.Image.Resampling.NEAREST) for mask in masks]
+    return {**cells, "masks": [mask_cell(np.asarray(mask)) for mask in resized]}
 
 
 def mask_cell(inside: np.ndarray) -> Cell:

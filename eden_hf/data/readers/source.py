@@ -1,6 +1,5 @@
 """A task from any source with label or mask columns: folder, Parquet, Hub id or an object of `datasets`."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import PIL.Image
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from datasets.fingerprint import Hasher
@@ -16,11 +14,11 @@ from datasets.fingerprint import Hasher
 from eden_hf.data.columns import holds_images
 from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.errors import first
-from eden_hf.data.readers.masks import Cell, Size, file_stamp, fitted_mask, mask_cell, unread, upright_size
+from eden_hf.data.readers.masks import file_stamp, fitted_mask, mask_cell, of_picture, unread
 from eden_hf.data.readers.metadata import with_metadata
 from eden_hf.data.readers.task import KINDS, USUAL_METRIC, Kind, Task, TaskError, features_of
 from eden_hf.data.reading import ImageReadError
-from eden_hf.data.sources import find_source, read_cell
+from eden_hf.data.sources import cell_sizes, find_source, read_cell
 from eden_hf.data.splits import class_folder
 
 
@@ -197,32 +195,23 @@ def _drawn(row: dict[str, Any], structures: Mapping[str, Sequence[str]], feature
     """The cell `masks` of a row."""
     name = row["source_id"]
     try:
-        size = _size(row["image"], name)
+        sizes = cell_sizes(row["image"], name)
     except ImageReadError:
         return unread(features, row["image"])
     masks = []
     for columns in structures.values():
-        inside = np.zeros(size[::-1], bool)
+        inside = np.zeros(sizes.stored[::-1], bool)
         for cell in (row[column] for column in columns):
             if cell is None:
                 raise TaskError(
                     f"image {name} has no mask in one of the columns; leave the image out, or give an empty mask"
                 )
             try:
-                inside |= fitted_mask(read_cell(cell, name), size, f"of image {name}")
+                inside |= fitted_mask(read_cell(cell, name), sizes.stored, f"of image {name}")
             except ImageReadError:
                 return unread(features, cell)
         masks.append(mask_cell(inside))
-    return {"masks": masks}
-
-
-def _size(cell: Cell, name: str) -> Size:
-    """Width and height of an image, decoded only where its header does not tell."""
-    try:
-        with PIL.Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]) as image:
-            return upright_size(image)
-    except (OSError, KeyError, TypeError, AttributeError):  # DICOM, a URL, or nothing that can be read
-        return read_cell(cell, name).size
+    return of_picture({"masks": masks}, sizes)
 
 
 def _plain(data: Dataset) -> Dataset:

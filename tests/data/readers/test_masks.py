@@ -7,11 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from eden_hf.data.readers.masks import decode_runs, fill_outlines, image_size, mask_cell, read_mask
+from eden_hf.data.readers.masks import decode_runs, fill_outlines, mask_cell, read_mask
 from eden_hf.data.readers.task import TaskError
-from eden_hf.data.reading import ImageReadError
 
-from .layouts import pixels, save, save_dicom, save_mask, save_raw
+from .layouts import pixels, save, save_mask
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12))
 
@@ -135,19 +134,3 @@ def test_masks_of_another_shape_are_refused(tmp_path, size):
     save_mask(tmp_path / "mask.png", pixels(0) > 128)
     with pytest.raises(TaskError, match=rf"mask .*mask.png has 8 x 6 pixels, its image {size[0]} x {size[1]}"):
         read_mask(str(tmp_path / "mask.png"), size)
-
-
-def test_the_size_of_an_image_is_read_from_its_header(tmp_path):
-    save(tmp_path / "a.png", pixels(0))
-    save_dicom(tmp_path / "b.dcm", pixels(0))
-    save_raw(tmp_path / "c.IMG", np.zeros((5, 5)))
-    assert image_size(str(tmp_path / "a.png")) == image_size(str(tmp_path / "b.dcm")) == (8, 6)
-    assert image_size(str(tmp_path / "c.IMG")) == (5, 5)
-
-
-@pytest.mark.parametrize("name", ["torn.png", "torn.dcm", "torn.img", "absent.png"])
-def test_an_image_without_readable_size_is_named(tmp_path, name):
-    if name != "absent.png":
-        (tmp_path / name).write_bytes(b"torn!")
-    with pytest.raises(ImageReadError, match=name):
-        image_size(str(tmp_path / name))
