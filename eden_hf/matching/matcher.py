@@ -19,6 +19,7 @@ from torch import Tensor
 from eden_hf.data.references import Reference, mask_names, point_names
 from eden_hf.encoders import Encoder
 from eden_hf.matching.dense_maps import DenseMap, dense_maps
+from eden_hf.matching.prototypes import Prototypes, make_prototypes
 from eden_hf.modeling_eden_dense import SmoothMap, match_smoothly, node_places
 
 
@@ -119,11 +120,12 @@ class AnatomyMatcher:
         self.encoder, self.references, self.arguments = encoder, list(references), arguments or MatcherArguments()
         self.point_names, self.mask_names = point_names(references), mask_names(references)
         self._embedded = list(embedded or (self._embed(reference.image) for reference in references))
-        self._queries = [
-            _embeddings(embedded, _places(reference, embedded))
-            for reference, embedded in zip(references, self._embedded, strict=True)
-        ]
-        self._prototypes = self._join_unlabelled(unlabelled)
+        self._prototypes: list[Prototypes] = []  # one a scale
+        if self.point_names:
+            sightings = [self._sighting(*pair) for pair in zip(references, self._embedded, strict=True)]
+            self._prototypes = _prototypes(sightings)
+            if found := [self._sure_sighting(image) for image in unlabelled]:
+                self._prototypes = _prototypes(sightings + found)
 
     def find(self, image: Image.Image | EmbeddedImage) -> dict[str, FoundPoint]:
         """Each point of the references in `image` (mode L or RGB, any size; or embedded already)."""
@@ -183,8 +185,8 @@ class AnatomyMatcher:
     def _similarities(self, target: EmbeddedImage) -> Tensor:
         """Mean cosine `[P, side, side]` over scales and over the references that have each point."""
         total = torch.zeros(len(self.point_names), target.side, target.side)
-        for scale, prototypes in enumerate(self._prototypes):
-            total += target.maps[scale].similarities(prototypes, target.side)
+        for part, prototypes in zip(target.maps, self._prototypes, strict=True):
+            total += prototypes.similarities(part, target.side)
         return total / len(self._prototypes)
 
     def _find(self, target: EmbeddedImage) -> tuple[Tensor, Tensor]:
@@ -243,22 +245,22 @@ class AnatomyMatcher:
             astray[index, rows] = (back - _places(reference, embedded)).norm(dim=1)
         return astray.nanmedian(dim=0).values
 
-    def _join_unlabelled(self, images: Iterable[Image.Image]) -> list[Tensor]:
-        """Prototypes `[P, D]` at each scale: mean embeddings over references, and over images in which it is found."""
-        sums = [torch.zeros(len(self.point_names), queries.shape[1]) for queries in self._queries[0]]
-        for reference, queries in zip(self.references, self._queries, strict=True):
-            rows = [self.point_names.index(name) for name in reference.points]
-            for total, embeddings in zip(sums, queries, strict=True):
-                total[rows] += embeddings
-        self._prototypes = [F.normalize(total, dim=1) for total in sums]
-        found = [total.clone() for total in self._prototypes]
-        for image in images:
-            target = self._embed(image)
-            places, confidence = self._find(target)
-            sure = (confidence >= _SURE)[:, None]
-            for total, part in zip(found, target.maps, strict=True):
-                total += sure * part.at(places)
-        return [F.normalize(total, dim=1) for total in found]
+    def _sighting(self, reference: Reference, embedded: EmbeddedImage) -> list[Tensor]:
+        """Embeddings `[P, D]` of the reference's points at each scale, NaN where it has none of the name."""
+        rows = [self.point_names.index(name) for name in reference.points]
+        places = _places(reference, embedded)
+        sightings = []
+        for part in embedded.maps:
+            sightings.append(torch.full((len(self.point_names), len(part.vectors)), torch.nan))
+            sightings[-1][rows] = part.at(places)
+        return sightings
+
+    def _sure_sighting(self, image: Image.Image) -> list[Tensor]:
+        """The same of an image without annotation, of the points that are found in it for sure."""
+        target = self._embed(image)
+        places, confidence = self._find(target)
+        unsure = (confidence < _SURE)[:, None]
+        return [part.at(places).masked_fill(unsure, torch.nan) for part in target.maps]
 
 
 #: Logistic regression of "within 5 % of the side" on the doubts of `_doubts`, and its constant.
@@ -273,6 +275,6 @@ def _places(reference: Reference, embedded: EmbeddedImage) -> Tensor:
     return embedded.maps[0].places(points)
 
 
-def _embeddings(embedded: EmbeddedImage, places: Tensor) -> list[Tensor]:
-    """Embeddings `[P, D]` of places at each scale."""
-    return [part.at(places) for part in embedded.maps]
+def _prototypes(sightings: Sequence[Sequence[Tensor]]) -> list[Prototypes]:
+    """Prototypes at each scale, of the sightings at each scale."""
+    return [make_prototypes(torch.stack(scale)) for scale in zip(*sightings, strict=True)]
