@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from eden_hf.data.caches import writable
 from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
@@ -126,6 +127,7 @@ def prepare_images(
     folder, kept_list = cache / key, cache / f"{key}-{SKIPPED_FILE}"
     if not folder.exists():
         data = found.load(split, **where).select_columns(["image", "source_id"])
+        writable(cache, "data.cache_dir (cache_dir in Python), or by HF_HOME")
         with _scratch(folder) as scratch:
             decoded = _decode_all(data, _Decoder(**settings), num_proc)
             skips = SkipLog(scratch / SKIPPED_FILE, max_skipped_share)
@@ -143,13 +145,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
     """A hidden folder beside `folder`, removed at the end."""
     scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")  # process ids repeat between machines
     with undone_on_sigterm():
-        try:
-            scratch.mkdir(parents=True)
-        except OSError as error:
-            raise SourceError(
-                f"prepared images cannot be written to {folder.parent} ({error.strerror}): choose another place by "
-                "data.cache_dir (cache_dir in Python), or by HF_HOME"
-            ) from error
+        scratch.mkdir()
         try:
             yield scratch
         finally:

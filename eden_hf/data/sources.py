@@ -28,6 +28,7 @@ import fsspec
 import PIL.Image
 from datasets.fingerprint import Hasher
 
+from eden_hf.data.caches import datasets_cache
 from eden_hf.data.columns import Data, shaped
 from eden_hf.data.errors import SourceError, first
 from eden_hf.data.folders import image_rows, images_by_split, images_fingerprint, list_files
@@ -239,6 +240,7 @@ def _hosted(source: str, path: str, config: str | None, **options: Any) -> Sourc
     try:
         builder = datasets.load_dataset_builder(path, config, **options)
     except (OSError, ValueError) as error:  # absent, empty or out of reach; an unknown or missing config
+        datasets_cache()  # if it is that
         raise SourceError(f"cannot open {source}: {error}") from error
 
     files = builder.config.data_files  # their hash holds times of change, or the commit on the Hub
@@ -247,6 +249,7 @@ def _hosted(source: str, path: str, config: str | None, **options: Any) -> Sourc
     def open_split(split: str, streaming: bool) -> Data:
         if streaming:
             return builder.as_streaming_dataset(names[split])
+        datasets_cache()
         builder.download_and_prepare()
         return builder.as_dataset(names[split])
 

@@ -100,7 +100,7 @@ def test_a_cache_at_home(folder, tmp_path, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_named_with_the_mend(folder, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(SourceError, match=r"cannot be written to .*file/cache .*choose another place by data.cache_d"):
+    with pytest.raises(SourceError, match=r"nothing can be kept in .*file/cache .*choose another by data.cache_dir"):
         prepare(folder, tmp_path, cache_dir=tmp_path / "file" / "cache")
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, Features, NamedSplit
 from datasets.exceptions import DatasetGenerationError
 from PIL import ImageDraw
 
+from eden_hf.data.caches import datasets_cache
 from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.readers.task import TaskError
 from eden_hf.data.reading import ImageReadError, Sizes, image_sizes, read_image
@@ -62,6 +63,7 @@ def drawn(features: Features, rows: Mapping[str, Sequence[Row]], draw: Draw) -> 
 
 
 def _generated(split: str, features: Features, rows: tuple[Row, ...], draw: Draw) -> Dataset:
+    datasets_cache()
     stamps = tuple(file_stamp(file) for row in rows for file in (row.image, *row.files))
     try:
         return Dataset.from_generator(

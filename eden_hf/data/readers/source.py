@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from datasets.fingerprint import Hasher
 
+from eden_hf.data.caches import datasets_cache
 from eden_hf.data.columns import holds_images
 from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.errors import first
@@ -170,8 +170,8 @@ def _with_masks(where: str, data: Dataset, structures: Mapping[str, Sequence[str
     features = features_of("segmentation", tuple(structures))
     stamps = [file_stamp(file) for file in _files(data, ["image", *columns])]
     key = Hasher.hash([data._fingerprint, structures, stamps, decoder_versions()])
-    cache = Path(datasets.config.HF_DATASETS_CACHE, "eden_hf")
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = datasets_cache() / "eden_hf"
+    cache.mkdir(exist_ok=True)
     return data.map(
         partial(_drawn, structures=structures, features=features),
         remove_columns=[column for column in data.column_names if column not in features],
