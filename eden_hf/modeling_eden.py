@@ -99,13 +99,13 @@ class EdenPointOutput(ModelOutput):
         loss (`torch.FloatTensor` without dimension): Of both kinds of search, weighted.
         point_error (`torch.FloatTensor` without dimension): Mean distance between found and true points of the other
             view of the same image, as a share of the image's side.
-        partner_error (`torch.FloatTensor` without dimension): The same between students' and teacher's points of
-            another image; 0 where none was searched.
+        partner_error (`torch.FloatTensor` without dimension, *optional*): The same between the student's and the
+            teacher's points of another image, where one was searched.
     """
 
     loss: Tensor = None  # type: ignore[assignment]
     point_error: Tensor = None  # type: ignore[assignment]
-    partner_error: Tensor = None  # type: ignore[assignment]
+    partner_error: Tensor | None = None
 
 
 class EdenPreTrainedModel(PreTrainedModel):
@@ -611,7 +611,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
         keys = sample_embeddings(key_map, points.key_points)
         forth, forth_error = point_contrast(queries, points.query_places, key_map, points.key_nodes, *settings)
         back, back_error = point_contrast(keys, points.key_places, query_map, points.query_nodes, *settings)
-        loss, partner_error = (forth + back) / 2, torch.zeros_like(forth_error)
+        loss, partner_error = (forth + back) / 2, None
         if self.training and update_teacher:
             self.update_teacher()
         if partners is not None and len(partners) > 1:

@@ -55,11 +55,11 @@ def plot_levels(image: Image.Image, levels: Sequence[int]) -> Figure:
 
 
 def plot_history(history: Sequence[dict[str, Any]]) -> Figure:
-    """Loss and pruned share over a run, stage by stage.
+    """Loss over a run, stage by stage; below it the pruned share, or in the dense stage the error of found points.
 
     Args:
-        history: The rows of `metrics.jsonl`: `step`, `stage`, `level`, and `loss`, `pruned_share` or `validation_loss`
-            where the row has them.
+        history: The rows of `metrics.jsonl`: `step`, `stage`, `level`, and `loss`, `pruned_share`, `point_error`,
+            `partner_error` or `validation_loss` where the row has them.
 
     Raises:
         ValueError: no row has a loss.
@@ -67,33 +67,71 @@ def plot_history(history: Sequence[dict[str, Any]]) -> Figure:
     rows = sorted(history, key=lambda row: row["step"])
     if not any("loss" in row for row in rows):
         raise ValueError(f"the history has no training loss in any of its {len(rows)} rows; is it a metrics.jsonl?")
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    loss_axes, pruned_axes = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    panels = [panel for panel in _HISTORY if any(name in row for row in rows for name in panel.series)]
+    figure = Figure(figsize=(8, 1 + 2 * len(panels)), layout="constrained")
+    axes_of = dict(zip(panels, np.atleast_1d(figure.subplots(len(panels), 1, sharex=True)), strict=True))
     stages = sorted({row["stage"] for row in rows})
-    for stage in stages:
+    ends = [max(row["step"] for row in rows if row["stage"] == stage) for stage in stages]
+    for number, (stage, start, end) in enumerate(zip(stages, [0, *ends], ends, strict=False)):
         own = [row for row in rows if row["stage"] == stage]
-        _draw_series(loss_axes, own, "loss", color=COLOURS[0], label="training")
-        _draw_series(loss_axes, own, "validation_loss", color=COLOURS[5], marker="o", markersize=5, label="validation")
-        _draw_series(pruned_axes, own, "pruned_share", color=COLOURS[2])
-    starts = [0, *(max(row["step"] for row in rows if row["stage"] == stage) for stage in stages)]
-    for stage, start, end in zip(stages, starts, starts[1:], strict=False):
-        level = next(row["level"] for row in rows if row["stage"] == stage)
-        for axes in (loss_axes, pruned_axes):
-            axes.axvspan(start, end, color="black", alpha=0.05 * (stages.index(stage) % 2), linewidth=0)
-        loss_axes.annotate(
-            f"stage {stage}: level {level}", ((start + end) / 2, 1), xycoords=("data", "axes fraction"),
+        for panel, axes in axes_of.items():
+            axes.axvspan(start, end, color="black", alpha=0.05 * (number % 2), linewidth=0)
+            for name, style in panel.series.items():
+                _draw_series(axes, own, name, **style)
+        level = own[0]["level"]
+        next(iter(axes_of.values())).annotate(
+            f"stage {stage}: " + (level if isinstance(level, str) else f"level {level}"),
+            ((start + end) / 2, 1), xycoords=("data", "axes fraction"),
             xytext=(0, 4), textcoords="offset points", ha="center", fontsize=10,
         )  # fmt: skip
-    handles = {line.get_label(): line for line in loss_axes.lines}
-    loss_axes.legend(handles=list(handles.values()), frameon=False)
-    loss_axes.set_ylabel("loss (InfoNCE)")
-    pruned_axes.set(xlabel="optimiser step", ylabel="pruned negatives", xlim=(0, starts[-1]))
-    pruned_axes.set_ylim(bottom=0)
-    pruned_axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    for axes in (loss_axes, pruned_axes):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    for panel, axes in axes_of.items():
+        _finish_panel(panel, axes)
+    axes.set(xlabel="optimiser step", xlim=(0, ends[-1]))
     return figure
+
+
+class _Panel(NamedTuple):
+    """A row of the history's figure: what it shows, its series and whether they are shares."""
+
+    ylabel: str
+    series: dict[str, dict[str, Any]]
+    shares: bool = True
+
+    def __hash__(self) -> int:
+        return hash(self.ylabel)
+
+
+_HISTORY = (
+    _Panel(
+        "loss",
+        {
+            "loss": {"color": COLOURS[0], "label": "training"},
+            "validation_loss": {"color": COLOURS[5], "marker": "o", "markersize": 5, "label": "validation"},
+        },
+        shares=False,
+    ),
+    _Panel("pruned negatives", {"pruned_share": {"color": COLOURS[2]}}),
+    _Panel(
+        "error of points",
+        {
+            "point_error": {"color": COLOURS[0], "label": "same image"},
+            "partner_error": {"color": COLOURS[1], "label": "another image"},
+        },
+    ),
+)
+
+
+def _finish_panel(panel: _Panel, axes: Axes) -> None:
+    """Label, legend and scale of a panel whose series are drawn."""
+    axes.set_ylabel(panel.ylabel)
+    if panel.shares:
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    handles = {label: line for line in axes.lines if not (label := str(line.get_label())).startswith("_")}
+    if handles:
+        axes.legend(handles=list(handles.values()), frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_series(axes: Axes, rows: Sequence[dict[str, Any]], key: str, **style: Any) -> None:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from eden_hf import plots
 from eden_hf.anatomy import part_boxes
 from eden_hf.data.phantoms import draw_phantom
-from eden_hf.evaluation import plots
 from eden_hf.plots import (
     Part,
     plot_correspondence,

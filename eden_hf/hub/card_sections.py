@@ -170,13 +170,24 @@ def recipe(facts: Facts) -> str:
     return "\n\n".join([tables, rest, *_figure(facts, "training/loss.png", "Loss of the run")])
 
 
+#: What the dense stage has in the columns that are not its own.
+_POINTS = {"level": "points", "prune_threshold": None}
+
+
+def is_dense(stage: dict[str, Any]) -> bool:
+    """Whether a stage of a recipe is the dense one; recipes from before there was one do not say."""
+    return stage.get("objective", "parts") == "points"
+
+
+def _setting(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
 def _pretraining(recipe: dict[str, Any]) -> str:
     """A row for each stage of the curriculum, and the settings that all of them share."""
-    columns = ("level", "epochs", "prune_threshold", "learning_rate", "momentum", "weight_decay")
-    stages = [
-        [number, *("none" if stage[name] is None else f"{stage[name]:g}" for name in columns)]
-        for number, stage in enumerate(recipe["stages"], 1)
-    ]
+    columns = ("level", "epochs", "prune_threshold", "learning_rate", "momentum", "weight_decay", "partner_weight")
+    shown = [dict(stage, **_POINTS) if is_dense(stage) else stage for stage in recipe["stages"]]
+    stages = [[number, *(_setting(stage.get(name)) for name in columns)] for number, stage in enumerate(shown, 1)]
     model, views, training = (recipe[name] for name in ("model", "views", "training"))
     rows = {
         "optimiser": f"{training['optimizer']}, the learning rate brought down to 0 by a cosine over each stage",
@@ -355,7 +366,7 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> str:
         steps.insert(0, f"The checkpoint [{declared.base_model}](https://huggingface.co/{declared.base_model}).")
     if "stages" in facts.recipe:
         start = facts.recipe["model"].get("start")
-        steps += [f"Student, teacher and memory bank of {model_name(start)}."] if start else []
+        steps += [f"The model {model_name(start)}."] if start else []
         steps += [] if steps else ["Random weights."]
         steps += [_stage(stage, first=index == 0) for index, stage in enumerate(facts.recipe["stages"])]
     elif "task" in facts.recipe:
@@ -366,10 +377,13 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> str:
 
 
 def _stage(stage: dict[str, Any], first: bool) -> str:
+    epochs = f"{stage['epochs']} epoch{'s' if stage['epochs'] > 1 else ''}"
+    if is_dense(stage):
+        also = " and in other images, where the teacher finds them" if stage["partner_weight"] else ""
+        return f"Dense stage for {epochs}: points of one view found in another of the same image{also}."
     gamma = stage["prune_threshold"]
     pruned = "no pruning" if gamma is None else f"negatives pruned from a similarity of {gamma:g}"
     went_on = "" if first else ", from the last student, teacher and memory bank"
-    epochs = f"{stage['epochs']} epoch{'s' if stage['epochs'] > 1 else ''}"
     return f"Pretrained at level {stage['level']} for {epochs}, {pruned}{went_on}."
 
 

@@ -310,7 +310,8 @@ def test_the_dense_stage_follows_the_parts(tmp_path):
     assert torch.allclose(dense.norm(dim=1), torch.ones(1, 8, 12), atol=1e-5)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {row["level"] for row in rows} == {1, "points"}
-    assert any(row.get("partner_error", 0) > 0 for row in rows if row["stage"] == 2)
+    assert {row["stage"] for row in rows if "point_error" in row} == {1, 2}
+    assert {row["stage"] for row in rows if "partner_error" in row} == {2}
     processor = json.loads((run / "last" / "preprocessor_config.json").read_text())
     assert processor["intensity"] == "per_image"
     assert processor["size"] == {"height": 32, "width": 32}
