@@ -28,12 +28,19 @@ from jsonargparse import ActionConfigFile, ArgumentParser, auto_cli
 
 def pretrain(arguments: list[str] | None = None) -> None:
     """Pretrain by a YAML file of settings and --dotted.key overrides."""
+    from accelerate import PartialState
+
+    from eden_hf.hub.push import check_push, push_run
     from eden_hf.training.arguments import parse_arguments
-    from eden_hf.training.pretraining import pretrain
+    from eden_hf.training.pretraining import Pretraining
 
     settings, resume = parse_arguments(arguments, prog="eden pretrain")
     with _refusals("eden pretrain"):
-        pretrain(settings, resume)
+        check_push(settings.run)
+        run = Pretraining(settings, resume)
+        folder = run.train()
+        if run.finished and PartialState().is_main_process:
+            push_run(folder, settings.run)
 
 
 def crops(arguments: list[str] | None = None) -> None:
@@ -87,13 +94,14 @@ def finetune(arguments: list[str] | None = None) -> None:
 
     from eden_hf.evaluation.downstream import draw_masks, evaluate_finetuned
     from eden_hf.evaluation.results import table
+    from eden_hf.hub.push import check_push, push_run
     from eden_hf.training.arguments import parse_settings
     from eden_hf.training.finetune_arguments import FinetuneArguments
     from eden_hf.training.finetuning import finetune
-    from eden_hf.training.run_folder import push_run
 
     settings, resume = parse_settings(FinetuneArguments, arguments, prog="eden finetune")
     with _refusals("eden finetune"):
+        check_push(settings.run)
         folder = finetune(settings, resume)
     if PartialState().is_main_process:
         results = evaluate_finetuned(folder)

@@ -16,8 +16,8 @@ from eden_hf.training.arguments import read_arguments
 from eden_hf.training.pretraining import pretrain
 
 REPOSITORY = Path(__file__).parents[1]
-#: Images of one stage, over its epochs: 24 epochs of the 512 phantoms, fewer of a larger set.
-IMAGES_PER_STAGE = 24 * 512
+#: Images that the epochs of configs/demo.yaml are meant for; a larger set gets fewer.
+IMAGES = 512
 #: Images of the report card: few, since every one is searched for the others' landmarks.
 REPORTED_IMAGES = 12
 
@@ -35,8 +35,8 @@ def demo(data: str = "phantoms", output: str = "outputs/demo"):
     arguments.run.output_dir = f"{output}/run"
     count = len(load_source(arguments.data.source))
     for stage in arguments.stages:
-        stage.epochs = max(1, IMAGES_PER_STAGE // count)
-    arguments.training.batch_size = min(arguments.training.batch_size, max(1, count // 4))
+        stage.epochs = max(1, stage.epochs * IMAGES // count)
+        stage.batch_size = min(stage.batch_size or arguments.training.batch_size, max(1, count // 4))
     shutil.rmtree(arguments.run.output_dir, ignore_errors=True)  # the demo's own earlier run
     model = pretrain(arguments) / "last"
     command = [sys.executable, str(REPOSITORY / "scripts" / "gallery.py"), "--model", str(model), "--output", output]

@@ -9,6 +9,7 @@ from eden_hf.hub.datasets import publish_dataset
 from eden_hf.hub.publishing import Push, check_access, publish_model
 from eden_hf.hub.refusals import Override
 from eden_hf.hub.repository import stage_model
+from eden_hf.training.arguments import HubArguments
 
 
 def push_to_hub(
@@ -61,11 +62,22 @@ def push_to_hub(
         return publish_model(folder, repo_id, **options)  # type: ignore[arg-type]
 
 
-def check_push(card: str) -> None:
-    """Find out before a run what would stop its push after it.
+def check_push(run: HubArguments) -> None:
+    """Find out before a run what would stop its push after it; nothing if none was asked for.
 
     Raises:
         CardError: the card is not as it must be.
         PublishingError: no token, or the card's `model_id` is no name.
     """
-    check_access(EdenModelCardData.load(card).model_id)
+    if run.push_to_hub:
+        check_access(EdenModelCardData.load(str(run.card)).model_id)
+
+
+def push_run(folder: Path, run: HubArguments, results: Sequence[str] = ()) -> None:
+    """Publish the model of a finished run if asked; the run is whole whatever the Hub does.
+
+    Raises:
+        PublishingError, RefusedError: the model is not taken; `eden push` tries again.
+    """
+    if run.push_to_hub:
+        print(push_to_hub(str(folder), EdenModelCardData.load(str(run.card)).model_id, run.card, results))

@@ -61,7 +61,7 @@ from eden_hf.training.downstream_metrics import (
     probabilities,
 )
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
-from eden_hf.training.run_folder import check_folder, check_images, check_push, record_run
+from eden_hf.training.run_folder import check_folder, check_images, record_run
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,6 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
         ValueError: the settings differ from those of the run to resume, or do not fit the task.
     """
     folder = Path(arguments.run.output_dir)
-    check_push(arguments.run)
     check_folder(folder, arguments, resume)
     processes = PartialState(cpu=not torch.accelerator.is_available())
     processes.wait_for_everyone()  # before one of them writes to the folder

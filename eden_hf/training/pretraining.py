@@ -38,7 +38,7 @@ from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainAr
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import Progress, StageBatches, learning_rate
 from eden_hf.training.monitors import LossGuard, Monitor, health
-from eden_hf.training.run_folder import check_folder, check_images, check_push, push_run, record_run
+from eden_hf.training.run_folder import check_folder, check_images, record_run
 
 logger = logging.getLogger(__name__)
 
@@ -57,17 +57,16 @@ def pretrain(arguments: PretrainArguments, resume: bool = False) -> Path:
     Raises:
         FileExistsError: the folder holds a run already and `resume` is not set.
         FileNotFoundError: there is nothing to resume.
-        ValueError: the settings differ from those of the run to resume, or do not fit the data or the processes; or
-            `run.push_to_hub` is set and `run.card` is not as it must be.
+        ValueError: the settings differ from those of the run to resume, or do not fit the data or the processes.
         NonFiniteLossError: the loss became infinite or NaN.
-        PublishingError: `run.push_to_hub` is set and there is no token, or the Hub does not take the model.
     """
-    check_push(arguments.run)
     return Pretraining(arguments, resume).train()
 
 
 class Pretraining:
-    """One run: what it is made of, and its loop."""
+    """One run: what it is made of, and its loop. `finished` tells, after `train`, whether it was not stopped early."""
+
+    finished = False
 
     def __init__(self, arguments: PretrainArguments, resume: bool = False) -> None:
         self.arguments = arguments
@@ -112,15 +111,15 @@ class Pretraining:
         self.monitor = Monitor(self.accelerator, self.folder, total, self.progress)
         self.guard = LossGuard(self.folder, self.accelerator.process_index)
         with StopRequest() as self.stop:
-            finished = all(self._run_stage(index) for index in range(self.progress.stage, len(stages)))
+            self.finished = all(self._run_stage(index) for index in range(self.progress.stage, len(stages)))
         self.monitor.bar.close()
         self.model = self.accelerator.free_memory(self.model)[0]  # DDP must go before its process group does
         self.accelerator.end_training()
         if self.accelerator.is_main_process:
-            done = "finished" if finished else f"stopped at step {self.progress.step}; --resume goes on from there"
+            done = (
+                "finished" if self.finished else f"stopped at step {self.progress.step}; --resume goes on from there"
+            )
             print(f"pretraining {done}: {self.folder}")
-            if finished:
-                push_run(self.folder, self.arguments.run)
         return self.folder
 
     def _batches(self, stage_index: int) -> StageBatches:

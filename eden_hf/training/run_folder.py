@@ -1,19 +1,18 @@
 """The folder of a run: never written over by mistake, telling what ran (`config.yaml`, `environment.json`), and
-published at its end if asked.
+which images it had.
 """
 
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eden_hf.training.arguments import HubArguments, Settings, read_settings
+from eden_hf.training.arguments import Settings, read_settings
 
 PACKAGES = ("eden_hf", "torch", "transformers", "datasets", "accelerate", "huggingface_hub", "safetensors", "numpy")
 
@@ -76,29 +75,3 @@ def record_run(folder: Path, settings: Settings, device: torch.device, **facts: 
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     (folder / "config.yaml").write_text(settings.to_yaml())
-
-
-def check_push(run: HubArguments) -> None:
-    """Find out before a run what would stop its push after it.
-
-    Raises:
-        CardError: the card is not as it must be.
-        PublishingError: there is no token.
-    """
-    if run.push_to_hub:
-        from eden_hf.hub.push import check_push  # publishing stands above training
-
-        check_push(str(run.card))
-
-
-def push_run(folder: Path, run: HubArguments, results: Sequence[str] = ()) -> None:
-    """Publish the model of a finished run if asked; the run is whole whatever the Hub does.
-
-    Raises:
-        PublishingError, RefusedError: the model is not taken; `eden push` tries again.
-    """
-    if run.push_to_hub:
-        from eden_hf.hub.cards import EdenModelCardData
-        from eden_hf.hub.push import push_to_hub
-
-        print(push_to_hub(str(folder), EdenModelCardData.load(str(run.card)).model_id, run.card, results))

@@ -19,9 +19,7 @@ def test_a_cache_is_made(tmp_path):
 
 def test_a_read_only_cache_is_told_with_the_mend(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(
-        SourceError, match=r"\(Permission denied\): choose another by --there"
-    ):
+    with pytest.raises(SourceError, match=r"\(Permission denied\): choose another by --there"):
         writable(tmp_path, "--there")
 
 

@@ -16,11 +16,11 @@ from eden_hf.hub.cards import CardError
 from eden_hf.hub.publishing import PublishingError, publish_model
 from eden_hf.hub.push import check_push, push_to_hub
 from eden_hf.hub.refusals import OVERRIDES, RefusedError
-from eden_hf.training.finetuning import finetune
+from eden_hf.training.arguments import HubArguments
 
 from ..hub_server import READ_TOKEN, File
 from ..training.test_finetuning import phantoms, settings
-from ..training.test_pretraining import run_pretraining
+from ..training.test_pretraining import settings_file
 from .conftest import write_card_yaml
 
 SENDS = "preupload|commit|PUT|batch|/tag/|create"
@@ -316,7 +316,7 @@ def test_a_card_without_licence_data_or_use_is_refused(hub, folder, key):
     with pytest.raises(RefusedError, match=rf"card\.yaml: .*{key}.*\(--allow card publishes"):
         publish_model(folder, "user/tiny")
     with pytest.raises(CardError, match=rf"declared\.yaml: .*{key}"):
-        check_push(str(file))
+        check_push(HubArguments(push_to_hub=True, card=str(file)))
     assert hub.requests == []
 
 
@@ -344,7 +344,7 @@ def test_nothing_to_publish(hub, tmp_path):
 
 def test_a_run_is_staged_and_published_in_one_call(hub, run, report, tmp_path):
     card = str(write_card_yaml(tmp_path))
-    check_push(card)
+    check_push(HubArguments(push_to_hub=True, card=card))
     assert hub.requests == []
     push_to_hub(str(run / "last"), "user/tiny", card, results=[str(report)], output=str(tmp_path / "kept"))
     assert held(hub) == contents(tmp_path / "kept")
@@ -364,22 +364,24 @@ def test_offline_is_told(hub, folder, monkeypatch):
 
 def test_a_finished_pretraining_run_is_published_if_asked(hub, tmp_path):
     card = write_card_yaml(tmp_path)
-    folder = run_pretraining(tmp_path, run={"push_to_hub": True, "card": str(card)})
+    cli.pretrain(["--config", str(settings_file(tmp_path, run={"push_to_hub": True, "card": str(card)}))])
     AcceleratorState._reset_state(reset_partial_state=True)
     assert {"README.md", "model.safetensors", "training/metrics.json"} <= held(hub).keys()
     assert json.loads(held(hub)["training/data.json"])["images"] == 20
-    assert (folder / "last").exists()
+    assert (tmp_path / "run" / "last").exists()
 
 
 def test_a_run_with_a_bad_card_does_not_start(hub, tmp_path):
     card = write_card_yaml(tmp_path, license=None)
-    with pytest.raises(CardError, match=r"declared\.yaml: .*license"):
-        run_pretraining(tmp_path, run={"push_to_hub": True, "card": str(card)})
-    with pytest.raises(CardError, match=r"declared\.yaml: .*license"):
-        finetune(settings(tmp_path / "tuned", phantoms(), run={"push_to_hub": True, "card": str(card)}))
+    with pytest.raises(SystemExit, match=r"eden pretrain: .*declared\.yaml: .*license"):
+        cli.pretrain(["--config", str(settings_file(tmp_path, run={"push_to_hub": True, "card": str(card)}))])
+    recipe = settings(tmp_path / "tuned", phantoms(), run={"push_to_hub": True, "card": str(card)})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    with pytest.raises(SystemExit, match=r"eden finetune: .*declared\.yaml: .*license"):
+        cli.finetune(["--config", str(tmp_path / "recipe.yaml")])
     with pytest.raises(ValueError, match=r"`run\.card` must be given with run\.push_to_hub"):
         settings(tmp_path, phantoms(), run={"push_to_hub": True})
-    assert {file.name for file in tmp_path.iterdir()} <= {"declared.yaml", "run.yaml"}
+    assert {file.name for file in tmp_path.iterdir()} <= {"declared.yaml", "run.yaml", "recipe.yaml"}
 
 
 def test_the_commands_stage_check_and_push(hub, run, report, tmp_path, capsys):
