@@ -5,6 +5,7 @@ matches of the whole image puts it, exact beyond the grid by the mean over its n
 smooth map and the rest of the picture disagree with it tells how much to trust it.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -146,7 +147,7 @@ class AnatomyMatcher:
     def similarity(self, image: Image.Image) -> dict[str, np.ndarray]:
         """How alike the places of `image` are to each point: `[side, side]` cosines over the whole picture."""
         target = self._embed(image)
-        return dict(zip(self.point_names, self._similarities(target).numpy(), strict=True))
+        return dict(zip(self.point_names, self._similarities(target).mean(dim=0).numpy(), strict=True))
 
     def carry_masks(self, image: Image.Image) -> dict[str, np.ndarray]:
         """Masks of the references brought over to `image` by smooth maps; several references vote.
@@ -183,26 +184,29 @@ class AnatomyMatcher:
         return target.smooth_maps[source]
 
     def _similarities(self, target: EmbeddedImage) -> Tensor:
-        """Mean cosine `[P, side, side]` over scales and over the references that have each point."""
-        total = torch.zeros(len(self.point_names), target.side, target.side)
-        for part, prototypes in zip(target.maps, self._prototypes, strict=True):
-            total += prototypes.similarities(part, target.side)
-        return total / len(self._prototypes)
+        """Cosine `[S, P, side, side]` with the prototypes at each scale."""
+        scales = zip(target.maps, self._prototypes, strict=True)
+        return torch.stack([prototypes.similarities(part, target.side) for part, prototypes in scales])
 
     def _find(self, target: EmbeddedImage) -> tuple[Tensor, Tensor]:
         """Places `[P, 2]` and confidences `[P]`."""
-        similarity = self._similarities(target).flatten(1)
-        nodes = node_places(target.side, target.side)
+        similarities = self._similarities(target).flatten(2)
         if self.arguments.method == "window":
-            best, index = similarity.max(dim=1)
-            return nodes[index], best.clamp(0, 1)
+            best, index = similarities[0].max(dim=1)
+            return node_places(target.side, target.side)[index], best.clamp(0, 1)
         guesses = self._guesses(target)
-        spread = self.arguments.map_spread
+        places = self._settle(similarities.mean(dim=0), guesses)
+        doubts = self._doubts(target, places, guesses, similarities)
+        return places, torch.sigmoid(_CONFIDENCE[-1] - doubts @ torch.tensor(_CONFIDENCE[:-1]))
+
+    def _settle(self, similarity: Tensor, guesses: Tensor) -> Tensor:
+        """Places `[P, 2]` where similarity `[P, side^2]` and guesses `[P, 2]` agree best."""
+        side = math.isqrt(similarity.shape[1])
+        nodes, spread = node_places(side, side), self.arguments.map_spread
         logits = similarity / self.arguments.temperature - torch.cdist(guesses, nodes).square() / (2 * spread**2)
         best = nodes[logits.argmax(dim=1)]
         near = torch.cdist(best, nodes) < self.arguments.reach
-        places = torch.softmax(logits.masked_fill(~near, -torch.inf), dim=1) @ nodes
-        return places, self._confidence(target, places, guesses, similarity)
+        return torch.softmax(logits.masked_fill(~near, -torch.inf), dim=1) @ nodes
 
     def _guesses(self, target: EmbeddedImage) -> Tensor:
         """Where smooth maps put the points `[P, 2]`: the median over the references that have them."""
@@ -213,22 +217,19 @@ class AnatomyMatcher:
                 guessed[index, rows] = self._smooth_map(embedded, target)(_places(reference, embedded)[None])[0]
         return guessed.nanmedian(dim=0).values
 
-    def _confidence(self, target: EmbeddedImage, places: Tensor, guesses: Tensor, similarity: Tensor) -> Tensor:
-        """How much to trust each place `[P]`, by what disagrees with it."""
-        doubts = self._doubts(target, places, guesses, similarity)
-        return torch.sigmoid(_CONFIDENCE[-1] - doubts @ torch.tensor(_CONFIDENCE[:-1]))
+    def _doubts(self, target: EmbeddedImage, places: Tensor, guesses: Tensor, similarities: Tensor) -> Tensor:
+        """What speaks against each place, `[P, 5]`.
 
-    def _doubts(self, target: EmbeddedImage, places: Tensor, guesses: Tensor, similarity: Tensor) -> Tensor:
-        """What speaks against each place, `[P, 4]`.
-
-        How far the way back misses, how far the smooth map lies off, how far the picture's likeness is spread, all as
-        shares of the side, and how far from 1 the cosine is.
+        How far the way back misses, how far the smooth map lies off, how far the picture's likeness is spread, how far
+        single scales lie off, all as shares of the side, and how far from 1 the cosine is.
         """
-        nodes = node_places(target.side, target.side)
+        nodes, similarity = node_places(target.side, target.side), similarities.mean(dim=0)
         posterior = torch.softmax(similarity / self.arguments.temperature, dim=1)
         spread = (posterior * torch.cdist(places, nodes)).sum(dim=1)
+        single = (nodes[similarities.argmax(dim=2)] - places).norm(dim=2).mean(dim=0)
+        apart = (places - guesses).norm(dim=1)
         return torch.stack(
-            [self._way_back(target, places), (places - guesses).norm(dim=1), spread, 1 - similarity.amax(dim=1)], dim=1
+            [self._way_back(target, places), apart, spread, single, 1 - similarity.amax(dim=1)], dim=1
         )
 
     def _way_back(self, target: EmbeddedImage, places: Tensor) -> Tensor:
@@ -264,7 +265,7 @@ class AnatomyMatcher:
 
 
 #: Logistic regression of "within 5 % of the side" on the doubts of `_doubts`, and its constant.
-_CONFIDENCE = (12.0, 12.0, 6.0, 3.0, 3.5)
+_CONFIDENCE = (12.0, 12.0, 6.0, 6.0, 3.0, 3.5)
 #: Confidence at which a point found in an unlabelled image joins the prototypes.
 _SURE = 0.6
 
