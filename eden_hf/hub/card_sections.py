@@ -45,6 +45,8 @@ image = read_image("image.png")
 _RUN = 'outputs = model(**processor(image, return_tensors="pt"))\n'
 _EMBED = """outputs.pooler_output  # [1, C], the image's embedding
 outputs.last_hidden_state  # [1, C, h, w], its map"""
+_EMBED_POINTS = """
+outputs.dense_embeddings  # [1, D, H / 4, W / 4], a unit vector for each point"""
 _CLASSIFY = {
     problem: f"scores = dict(zip(model.config.id2label.values(), outputs.{scores}.tolist()))"
     for problem, scores in {
@@ -119,7 +121,7 @@ def _use(facts: Facts) -> str:
         return _RUN + _CLASSIFY[facts.config.get("problem_type") or "single_label_classification"]
     if facts.kind.eden_class == "EdenForSemanticSegmentation":
         return _RUN + _OUTLINE[facts.config["segmentation_type"]]
-    return _RUN + _EMBED
+    return _RUN + _EMBED + (_EMBED_POINTS if facts.config.get("dense_dim") else "")
 
 
 def input_table(facts: Facts) -> str:
@@ -131,7 +133,9 @@ def input_table(facts: Facts) -> str:
     normalised = f"mean {mean} and standard deviation {std} of the channels, of intensities from 0 to 1"
     if processor["intensity"] == "per_image":
         normalised = "each image by its own mean and standard deviation"
-    turned = facts.recipe.get("views", facts.recipe.get("augmentation", {})).get("rotation_degrees")
+    dense = [is_dense(stage) for stage in facts.recipe.get("stages", [])]
+    views = "points" if dense and all(dense) else "views"
+    turned = facts.recipe.get(views, facts.recipe.get("augmentation", {})).get("rotation_degrees")
     turns = f"; training turned images by up to {turned:g} degrees and mirrored none" if turned else ""
     rows = {
         "size": f"{size['width']} x {size['height']} pixels; images of another size are {fit}",
@@ -188,17 +192,38 @@ def _pretraining(recipe: dict[str, Any]) -> str:
     columns = ("level", "epochs", "prune_threshold", "learning_rate", "momentum", "weight_decay", "partner_weight")
     shown = [dict(stage, **_POINTS) if is_dense(stage) else stage for stage in recipe["stages"]]
     stages = [[number, *(_setting(stage.get(name)) for name in columns)] for number, stage in enumerate(shown, 1)]
-    model, views, training = (recipe[name] for name in ("model", "views", "training"))
+    training, dense = recipe["training"], [is_dense(stage) for stage in recipe["stages"]]
     rows = {
         "optimiser": f"{training['optimizer']}, the learning rate brought down to 0 by a cosine over each stage",
         "batch": f"{training['batch_size']} images, {_precision(training)}",
-        "contrast": f"temperature {model['contrastive_temperature']:g}, memory bank {model['memory_bank_size']}, "
-        f"teacher momentum {model['teacher_momentum']:g}",
-        "views": f"{views['size']} pixels, from {views['crop_scale'][0]:g} to {views['crop_scale'][1]:g} of a part",
+        "teacher": f"momentum {recipe['model']['teacher_momentum']:g}",
+        **({} if all(dense) else _of_parts(recipe)),
+        **(_of_points(recipe) if any(dense) else {}),
         "seed": training["seed"],
     }
     header = ["stage", *(name.replace("prune_threshold", "pruning from").replace("_", " ") for name in columns)]
     return f"{_table(header, stages)}\n\n{_table(['', ''], rows.items())}"
+
+
+def _of_parts(recipe: dict[str, Any]) -> dict[str, str]:
+    """Settings of stages that contrast views of parts."""
+    model, views = recipe["model"], recipe["views"]
+    low, high = views["crop_scale"]
+    return {
+        "contrast": f"temperature {model['contrastive_temperature']:g}, memory bank {model['memory_bank_size']}",
+        "views of parts": f"{views['size']} pixels, from {low:g} to {high:g} of a part",
+    }
+
+
+def _of_points(recipe: dict[str, Any]) -> dict[str, str]:
+    """Settings of the dense stage."""
+    model, points = recipe["model"], recipe["points"]
+    low, high = points["scale"]
+    return {
+        "points": f"temperature {model['dense_temperature']:g}, tolerance {model['dense_tolerance']:g} of the side",
+        "views of points": f"{points['size']} pixels, showing {low:g} to {high:g} of the image's side, "
+        f"{points['count']} points each",
+    }
 
 
 def _finetuning(recipe: dict[str, Any]) -> str:
