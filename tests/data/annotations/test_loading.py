@@ -111,7 +111,7 @@ def test_a_file_name_is_enough_where_only_one_image_has_it(refs):
     assert only(load_references(refs)).name == "sub/b.png"
     (refs / "other").mkdir()
     (refs / "other" / "b.png").write_bytes((refs / "a.png").read_bytes())
-    with pytest.raises(SourceError, match="image 'b.png' may be other/b.png, sub/b.png"):
+    with pytest.raises(SourceError, match=r"image 'b.png' may be other/b.png, sub/b.png"):
         load_references(refs)
 
 
