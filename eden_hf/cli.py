@@ -4,6 +4,7 @@ eden pretrain --config configs/adam_resnet18_small.yaml                     scri
 eden crops --source images/ --output crops/                                 scripts/build_anatomy_crops.py
 eden gallery --model outputs/run/last --source images/                      scripts/gallery.py
 eden evaluate --model outputs/run/last random:outputs/run/last --source scr  scripts/evaluate.py
+eden one-shot --model outputs/run/last --source scr --protocol uod
 eden audit --run outputs/run --source scr --split test                      scripts/audit_pruner.py
 eden probe --model outputs/run/last --source cxr --label_column label       scripts/probe.py
 eden few-shot --config configs/few_shot_scr.yaml --encoders a b --frozen    scripts/few_shot_table.py
@@ -63,8 +64,17 @@ def evaluate(arguments: list[str] | None = None) -> None:
     """Measure what encoders know of anatomy: report cards, side by side."""
     from eden_hf.evaluation.report_card import evaluate
 
-    for file in _call(evaluate, arguments, prog="eden evaluate", several=("model", "evaluations")):
+    for file in _call(
+        evaluate, arguments, prog="eden evaluate", several=("model", "evaluations", "shots", "controls")
+    ):
         print(file)
+
+
+def one_shot(arguments: list[str] | None = None) -> None:
+    """Find landmarks from one annotated image by a published protocol, beside its numbers."""
+    from eden_hf.evaluation.one_shot import one_shot
+
+    print(_call(one_shot, arguments, prog="eden one-shot", several=("model", "splits", "controls")))
 
 
 def audit(arguments: list[str] | None = None) -> None:
@@ -211,6 +221,7 @@ COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
     "crops": crops,
     "gallery": gallery,
     "evaluate": evaluate,
+    "one-shot": one_shot,
     "audit": audit,
     "probe": probe,
     "few-shot": few_shot,

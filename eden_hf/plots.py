@@ -425,3 +425,54 @@ def plot_groups(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         axes.set_axis_off()
     grid[0].set_yticks(range(len(groups)), [group.replace("_", " ") for group in reversed(groups)])
     return figure
+
+
+def plot_found(
+    images: Sequence[Image.Image], titles: Sequence[str], found: Sequence[Tensor], true: Sequence[Tensor]
+) -> Figure:
+    """Points found in each of several images (dots), each with a line to where it should be (crosses).
+
+    Args:
+        images: Shown six in a row.
+        titles: One an image.
+        found: For each image `[P, 2]` pixel indices x, y.
+        true: The same of where they should be.
+    """
+    rows = -(-len(images) // 6)
+    figure = Figure(figsize=(15, 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, 6, squeeze=False).flat
+    for axes, image, title, points, places in zip(panels, images, titles, found, true, strict=False):
+        show(axes, image).set_title(title.replace("_", " "))
+        for number, (start, end) in enumerate(zip(points.tolist(), places.tolist(), strict=True)):
+            colour = COLOURS[number % 7]
+            axes.plot([start[0], end[0]], [start[1], end[1]], "-", color=colour, linewidth=1)
+            axes.plot(*start, "o", color=colour, markeredgecolor="white", markersize=5)
+            axes.plot(*end, "x", color=colour, markersize=5)
+    for axes in list(figure.axes)[len(images) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def plot_confidence(confidence: np.ndarray, errors: np.ndarray, absent: np.ndarray) -> Figure:
+    """Errors by confidence, and the confidences of points that are there and of points that are not.
+
+    Args:
+        confidence: Of points that are there, any shape.
+        errors: Of the same points, in mm.
+        absent: Confidences of points that are not there.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    order = np.argsort(confidence, axis=None)
+    tenths = np.array_split(order, 10)
+    left.plot(range(1, 11), [errors.flat[tenth].mean() for tenth in tenths], "o-", color=COLOURS[0])
+    left.set(
+        xlabel="tenth of the points, least confident first", ylabel="mean radial error in mm", xticks=range(1, 11)
+    )
+    left.set_ylim(bottom=0)
+    bins = np.linspace(0, 1, 26)
+    for values, name, colour in ((confidence.ravel(), "there", COLOURS[0]), (absent, "blanked out", COLOURS[5])):
+        right.hist(values, bins, weights=np.full(len(values), 1 / len(values)), alpha=0.6, color=colour, label=name)
+    right.set(xlabel="confidence", ylabel="share of the points")
+    right.legend(frameon=False)
+    return figure

@@ -46,7 +46,7 @@ SHOWN = {
         *("decomposability margin", "symmetry margin", "scale margin"),
         *("decomposability gain", "interpolation gain", "extrapolation gain"),
     ],
-    "correspondence": ["mean_radial_error_mm", "within_20_mm", "same_place_mm"],
+    "correspondence": ["mean_radial_error_mm", "within_20_mm", "same_place_mm", "pixels_mm"],
     "probe": ["linear accuracy", "knn accuracy"],
 }
 SHOTS = (3, 6, 12, 24)

@@ -1,112 +1,249 @@
-"""Dense embeddings ("Eve") and the anatomical correspondence of two images (arXiv 2309.15358).
-
-The embedding of a pixel is that of the window around it. Structures that look alike in anatomy should lie close in
-embedding, so the same structure in another image is where the nearest embedding is.
+"""Landmarks found in other patients from a few annotated references, beside what needs no learning.
 
 Points are `(x, y)` pixel indices, float: (0, 0) is the centre of the top left pixel. From SCR's landmarks in [0, 1]
 they are `x * width - 0.5`.
 """
 
+import logging
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, shared_landmarks
+from eden_hf.data.references import Reference
 from eden_hf.encoders import Encoder
-from eden_hf.evaluation.results import Evaluation, estimate, other_patients
-from eden_hf.matching.windows import DenseEmbeddings, dense_embeddings, dilated_embeddings, point_embeddings
+from eden_hf.evaluation.pixels import pixel_encoder
+from eden_hf.evaluation.registration import Registered, register
+from eden_hf.evaluation.results import Estimate, Evaluation, estimate, estimate_pairs
+from eden_hf.matching import AnatomyMatcher, MatcherArguments, embed_image
 from eden_hf.plots import plot_correspondence
+
+logger = logging.getLogger(__name__)
 
 #: Millimetres along a side of an SCR image: 2048 pixels of 0.175 mm.
 SCR_SIDE_MM = 358.4
 #: Distances in mm within which a found landmark counts.
 WITHIN_MM = (5, 10, 20)
+#: Numbers of annotated references.
+SHOTS = (1, 5, 20)
+
+Control = Literal["pixels", "registration"]
+#: Points found from each set of references in each image, `[sets, images, landmarks, 2]`; NaN where none were sought.
+Found = Tensor
 
 
 def correspondence(
     encoder: Encoder,
     images: Sequence[LandmarkedImage],
     *,
-    window: float = 0.25,
-    steps: int = 32,
+    shots: Sequence[int] = SHOTS,
     side_mm: float = SCR_SIDE_MM,
-    dilated: bool = False,
+    controls: dict[str, dict[int, Found]] | None = None,
     seed: int = 0,
-    batch_size: int = 64,
 ) -> Evaluation:
-    """Landmarks of one patient found in the next by the nearest dense embedding.
+    """Landmarks found in all other patients from k annotated references, by `AnatomyMatcher`.
 
-    For landmark l of patient p with its patch's embedding e, the found point is that of the window in patient q whose
-    embedding has the highest cosine with e; the error is its distance from q's own landmark l. Every patient is
-    searched once, for the landmarks of another.
+    Each image is in one set of k references, drawn at random (the few that are left over are in none), and the points
+    of a set are looked for in every image outside it: for k = 1 these are all pairs.
 
     - `mean_radial_error_mm` (lower is better), and of each landmark;
     - `within_5_mm`, `within_10_mm`, `within_20_mm`: shares of landmarks (higher is better);
-    - `same_place_mm`: the error of taking p's coordinates over to q as they are. Radiographs are aligned when they
-      are taken, so this is hard to beat: an embedding that does not, knows less than the collimator.
+    - `same_place_mm`: the error of copying the references' mean coordinates. Radiographs are aligned when they are
+      taken, so a search that does not beat this knows less than the collimator;
+    - `pixels_mm`: of the same search on locally normalised patches of pixels instead of embeddings;
+    - `registration_mm`: of classical registration (median over the references), in pairs of a set and a target in
+      which no patient comes twice;
+    - `gain_over_...`: how much smaller the error is than the control's, in the same pairs.
 
-    No match is exact beyond half of a step (5.6 mm at 32 steps a side).
+    Those of five references are named `5_references_...`, and so on. Patients are resampled on both sides of a pair.
 
     Args:
-        encoder: As in `embed`.
+        encoder: As for `AnatomyMatcher`.
         images: At least two patients.
-        window: Side of the windows, as a share of the image's smaller side.
-        steps: Windows along the image's smaller side.
+        shots: Numbers of references; those of which there are no two sets are left out with a warning.
         side_mm: Millimetres along an image's width.
-        dilated: Use `dilated_embeddings` throughout; only for convolutional trunks.
-        seed: Of who is searched for whose landmarks, and of the bootstrap.
-        batch_size: Windows in one forward pass.
+        controls: Of `find_controls`, of the same images, shots and seed.
+        seed: Of the sets of references and of the bootstrap.
+
+    Raises:
+        ValueError: there are too few images or landmarks.
     """
     names = shared_landmarks(images)
-    other = other_patients(len(images), np.random.default_rng(seed))
-    queries, dense = _query_and_dense(encoder, images, names, window, steps, dilated, batch_size)
-    found = [grid.find(queries[index])[0] for grid, index in zip(dense, other, strict=True)]
-    errors, baseline = [], []
-    for target, query, points in zip(images, (images[index] for index in other), found, strict=True):
-        mm = side_mm / target.image.width
-        true = landmark_pixels(target, names)
-        errors.append((points - true).norm(dim=1) * mm)
-        scale = torch.tensor(target.image.size) / torch.tensor(query.image.size)
-        baseline.append(((landmark_pixels(query, names) + 0.5) * scale - 0.5 - true).norm(dim=1) * mm)
-    per_patient = torch.stack(errors).numpy()
-    values = {name: estimate(scores, seed) for name, scores in landmark_scores(per_patient).items()}
-    values["same_place_mm"] = estimate(torch.stack(baseline).numpy(), seed)
-    values |= {f"{name}_mm": estimate(per_patient[:, index], seed) for index, name in enumerate(names)}
-    first = images[other[0]]
-    figure = plot_correspondence(
-        first.image, images[0].image, landmark_pixels(first, names), found[0], landmark_pixels(images[0], names)
+    shots = possible_shots(len(images), shots)
+    found = find_landmarks(encoder, images, shots, seed)
+    values: dict[str, Estimate] = {}
+    for k in shots:
+        compared = {name: points[k] for name, points in (controls or {}).items()}
+        ours = _values(images, k, found[k], compared, side_mm, seed)
+        values |= {_of(k) + name: value for name, value in ours.items()}
+    few = shots[0]
+    errors = errors_mm(images, found[few], side_mm)
+    values |= {f"{_of(few)}{n}_mm": _over_pairs(errors[..., i], few, seed) for i, n in enumerate(names)}
+    settings = {"shots": shots, "side_mm": side_mm, "landmarks": names, "pairs": _pairs(found)}
+    settings["control_pairs"] = {name: _pairs(points) for name, points in (controls or {}).items()}
+    return Evaluation("correspondence", values, settings, _figure(images, names, found[few]))
+
+
+def _of(k: int) -> str:
+    """What begins the names of values of k references."""
+    return "" if k == 1 else f"{k}_references_"
+
+
+def _pairs(found: dict[int, Found]) -> list[int]:
+    """How many pairs of a set and an image were tried, for each number of references."""
+    return [int(points.isfinite().all(dim=-1).all(dim=-1).sum()) for points in found.values()]
+
+
+def _figure(images: Sequence[LandmarkedImage], names: Sequence[str], found: Found) -> Figure:
+    """What the first set's points were found as in the first image outside it, beside the first of the set."""
+    target = int(found[0].isfinite().flatten(1).all(dim=1).nonzero()[0])
+    source = int(found[0].isnan().flatten(1).any(dim=1).nonzero()[0])
+    return plot_correspondence(
+        *(images[index].image for index in (source, target)),
+        landmark_pixels(images[source], names), found[0, target], landmark_pixels(images[target], names),
+    )  # fmt: skip
+
+
+def _values(
+    images: Sequence[LandmarkedImage], k: int, found: Found, controls: dict[str, Found], side_mm: float, seed: int
+) -> dict[str, Estimate]:
+    """Errors, shares, controls and gains over them of one number of references."""
+    own = errors_mm(images, found, side_mm)
+    values = {name: _over_pairs(scores.mean(axis=-1), k, seed) for name, scores in landmark_scores(own).items()}
+    copied = copied_landmarks(images, reference_sets(len(images), k, seed))
+    for name, points in {"same_place": copied, **controls}.items():
+        theirs = errors_mm(images, points, side_mm).mean(axis=-1)
+        gain = theirs - own.mean(axis=-1)
+        if name == "registration":  # no patient comes twice
+            values[f"{name}_mm"], values[f"gain_over_{name}_mm"] = (
+                estimate(v[~np.isnan(v)], seed) for v in (theirs, gain)
+            )
+        else:
+            values[f"{name}_mm"], values[f"gain_over_{name}_mm"] = (_over_pairs(v, k, seed) for v in (theirs, gain))
+    return values
+
+
+def _over_pairs(values: np.ndarray, k: int, seed: int) -> Estimate:
+    """The mean over pairs of a set and an image; single references are the patients that are searched as well."""
+    return estimate_pairs(values, seed, same_patients=k == 1)
+
+
+def possible_shots(count: int, shots: Sequence[int]) -> list[int]:
+    """Those numbers of references of which `count` images make two sets.
+
+    Raises:
+        ValueError: there is none.
+    """
+    possible = [k for k in shots if 1 <= k <= count // 2]
+    if not possible:
+        raise ValueError(f"{count} images make no two sets of {', '.join(map(str, shots))} references")
+    if left_out := [k for k in shots if k not in possible]:
+        logger.warning("%d images make no two sets of references for k = %s", count, ", ".join(map(str, left_out)))
+    return possible
+
+
+def reference_sets(count: int, k: int, seed: int = 0) -> list[list[int]]:
+    """Disjoint sets of k images, drawn at random; for k = 1 set i is image i."""
+    order = np.arange(count) if k == 1 else np.random.default_rng([seed, k]).permutation(count)
+    return order[: count // k * k].reshape(-1, k).tolist()
+
+
+def as_reference(item: LandmarkedImage, names: Sequence[str]) -> Reference:
+    """A landmarked image as a reference for its landmarks `names`."""
+    x_y = landmark_pixels(item, names).tolist()
+    return Reference(
+        item.image, item.source_id, points={name: (x, y) for name, (x, y) in zip(names, x_y, strict=True)}
     )
-    settings = {"window": window, "steps": steps, "side_mm": side_mm, "dilated": dilated, "landmarks": names}
-    return Evaluation("correspondence", values, settings, figure)
 
 
-def landmark_scores(errors_mm: np.ndarray) -> dict[str, np.ndarray]:
-    """Radial errors `[...]` in mm as `mean_radial_error_mm` (themselves) and 0 or 1 for being within each distance."""
-    within = {f"within_{limit}_mm": (errors_mm <= limit).astype(float) for limit in WITHIN_MM}
-    return {"mean_radial_error_mm": errors_mm, **within}
-
-
-def _query_and_dense(
+def find_landmarks(
     encoder: Encoder,
     images: Sequence[LandmarkedImage],
-    names: Sequence[str],
-    window: float,
-    steps: int,
-    dilated: bool,
-    batch_size: int,
-) -> tuple[list[Tensor], list[DenseEmbeddings]]:
-    """For each image the embeddings `[L, C]` of its landmarks, and its dense embeddings."""
-    queries, dense = [], []
-    for item in images:
-        smaller = min(item.image.size)
-        side, stride = round(window * smaller), max(1, smaller // steps)
-        points = landmark_pixels(item, names)
-        if dilated:
-            dense.append(next(dilated_embeddings(encoder, [item.image], window=side, stride=stride)))
-            queries.append(dense[-1].at(points))
-        else:
-            dense.append(dense_embeddings(encoder, item.image, window=side, stride=stride, batch_size=batch_size))
-            queries.append(point_embeddings(encoder, item.image, points, window=side, batch_size=batch_size))
-    return queries, dense
+    shots: Sequence[int],
+    seed: int = 0,
+    arguments: MatcherArguments | None = None,
+) -> dict[int, Found]:
+    """The shared landmarks found from each set of `reference_sets` in every image outside it, for each k of `shots`.
+
+    Every image is embedded once, and its smooth map from another is made once.
+    """
+    names = shared_landmarks(images)
+    embedded = [embed_image(encoder, item.image, arguments) for item in images]
+    references = [as_reference(item, names) for item in images]
+    found = {}
+    for k in shots:
+        sets = reference_sets(len(images), k, seed)
+        found[k] = torch.full((len(sets), len(images), len(names), 2), torch.nan)
+        for index, members in enumerate(tqdm(sets, desc=f"{encoder.name}, k = {k}", unit="set", leave=False)):
+            chosen, at_hand = ([of[i] for i in members] for of in (references, embedded))
+            matcher = AnatomyMatcher(encoder, chosen, arguments, embedded=at_hand)
+            for target in set(range(len(images))).difference(members):
+                points = matcher.find(embedded[target])
+                found[k][index, target] = torch.tensor([points[name][:2] for name in names])
+    return found
+
+
+def copied_landmarks(images: Sequence[LandmarkedImage], sets: Sequence[Sequence[int]]) -> Found:
+    """The control that copies the mean coordinates of each set's landmarks, as shares of the sides."""
+    names = shared_landmarks(images)
+    sizes = torch.tensor([item.image.size for item in images]).float()
+    shares = torch.stack([landmark_pixels(item, names) + 0.5 for item in images]) / sizes[:, None]
+    means = torch.stack([shares[members].mean(dim=0) for members in map(list, sets)])
+    copied = means[:, None] * sizes[:, None] - 0.5  # [sets, images, landmarks, 2]
+    for index, members in enumerate(sets):
+        copied[index, list(members)] = torch.nan
+    return copied
+
+
+def find_controls(
+    images: Sequence[LandmarkedImage], shots: Sequence[int] = SHOTS, controls: Sequence[Control] = (), seed: int = 0
+) -> dict[str, dict[int, Found]]:
+    """What `controls` find: `pixels` (the same search) and `registration` (in pairs without a common patient).
+
+    Raises:
+        ValueError: there is no such control.
+        ImportError: SimpleITK is missing.
+    """
+    if unknown := set(controls).difference(("pixels", "registration")):
+        raise ValueError(f"unknown controls {sorted(unknown)}; there are pixels and registration")
+    shots, found = possible_shots(len(images), shots), {}
+    if "pixels" in controls:
+        found["pixels"] = find_landmarks(pixel_encoder(), images, shots, seed)
+    if "registration" in controls:
+        found["registration"] = {k: _registered(images, k, seed) for k in shots}
+    return found
+
+
+def _registered(images: Sequence[LandmarkedImage], k: int, seed: int) -> Found:
+    """Landmarks by registration: the first sets, each with one image of the others, so that no patient comes twice."""
+    names = shared_landmarks(images)
+    sets = reference_sets(len(images), k, seed)
+    if k == 1:
+        sets = [sets[i] for i in np.random.default_rng([seed, k]).permutation(len(images))]
+    registered = [Registered(item.image) for item in images]
+    number = len(sets) * k // (k + 1)
+    targets = [member for members in sets[number:] for member in members][:number]
+    found = torch.full((len(sets), len(images), len(names), 2), torch.nan)
+    for index, target in enumerate(tqdm(targets, desc=f"registration, k = {k}", unit="target", leave=False)):
+        points = [register(registered[i], registered[target], landmark_pixels(images[i], names)) for i in sets[index]]
+        found[sets[index][0] if k == 1 else index, target] = torch.stack(points).quantile(0.5, dim=0)
+    return found
+
+
+def errors_mm(images: Sequence[LandmarkedImage], found: Found, side_mm: float) -> np.ndarray:
+    """Radial errors `[sets, images, landmarks]` in mm; NaN where nothing was looked for."""
+    names = shared_landmarks(images)
+    true = torch.stack([landmark_pixels(item, names) for item in images])
+    mm = torch.tensor([side_mm / item.image.width for item in images])
+    return ((found - true).norm(dim=-1) * mm[:, None]).numpy()
+
+
+def landmark_scores(errors: np.ndarray) -> dict[str, np.ndarray]:
+    """Radial errors `[...]` in mm as `mean_radial_error_mm` (themselves) and 0 or 1 for being within each distance."""
+    within = {f"within_{limit}_mm": np.where(np.isnan(errors), np.nan, errors <= limit) for limit in WITHIN_MM}
+    return {"mean_radial_error_mm": errors, **within}

@@ -7,14 +7,17 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
 from eden_hf.data.landmarks import load_landmarked
 from eden_hf.encoders import FRESH, load_encoder
 from eden_hf.evaluation.compositionality import compositionality
-from eden_hf.evaluation.correspondence import SCR_SIDE_MM, correspondence
+from eden_hf.evaluation.confidence import confidence
+from eden_hf.evaluation.correspondence import SCR_SIDE_MM, SHOTS, Control, correspondence, find_controls
+from eden_hf.evaluation.correspondence_windows import correspondence_windows
+from eden_hf.evaluation.disturbances import disturbances
 from eden_hf.evaluation.locality import locality, locality_scores
 from eden_hf.evaluation.relations import relations
 from eden_hf.evaluation.results import Evaluation, Results, data_hash, table
@@ -24,7 +27,12 @@ EVALUATIONS: dict[str, Callable[..., Evaluation]] = {
     "compositionality": compositionality,
     "relations": relations,
     "correspondence": correspondence,
+    "correspondence_windows": correspondence_windows,
+    "disturbances": disturbances,
+    "confidence": confidence,
 }
+#: Those that are measured where none are chosen; the others take long.
+USUAL = ("locality", "compositionality", "relations", "correspondence")
 #: Whose docstring tells what the numbers are.
 _EXPLAINED: dict[str, Callable] = EVALUATIONS | {"locality": locality_scores}
 
@@ -36,11 +44,13 @@ def evaluate(
     split: str = "train",
     id_column: str | None = None,
     images: int | None = None,
-    evaluations: Sequence[str] = tuple(EVALUATIONS),
+    evaluations: Sequence[str] = USUAL,
     size: int | None = None,
     intensity: Literal["fixed", "per_image"] | None = None,
     window: float = 0.25,
     side_mm: float = SCR_SIDE_MM,
+    shots: Sequence[int] = SHOTS,
+    controls: Sequence[Control] = ("pixels",),
     dilated: bool = False,
     subgroup: dict[str, str] | None = None,
     seed: int = 0,
@@ -54,12 +64,16 @@ def evaluate(
         split: Split of the source.
         id_column: Column whose values name the images.
         images: How many of the first images with landmarks; all by default.
-        evaluations: Which of `locality`, `compositionality`, `relations` and `correspondence`.
+        evaluations: Which of `locality`, `compositionality`, `relations`, `correspondence`, and of those that take
+            long: `correspondence_windows` (the paper's definition), `disturbances`, `confidence` (for phantoms).
         size: Pixels a side that patches are brought to, instead of each processor's own.
         intensity: How intensities are normalised, instead of each processor's own way.
         window: Side of patches, as a share of the image's smaller side.
         side_mm: Millimetres along an image's width, for the errors of correspondence (SCR's by default).
-        dilated: Search for landmarks in one pass over each image (`dilated_embeddings`; convolutional trunks only).
+        shots: Numbers of annotated references from which correspondence looks for landmarks.
+        controls: What else looks for them: `pixels`, and `registration` (needs the extra of that name, and a second
+            for each reference).
+        dilated: Search windows in one pass over each image (`dilated_embeddings`; convolutional trunks only).
         subgroup: Which patients alone, by columns of the source: `--subgroup.sex F`, `--subgroup.age 0-59`.
         seed: Of all that is drawn.
 
@@ -76,7 +90,13 @@ def evaluate(
     digest = data_hash([item.source_id for item in data], [item.image for item in data])
     patches = {"window": window}  # wholes of compositionality have sizes of their own
     searched = {**patches, "side_mm": side_mm, "dilated": dilated}
-    options = {"locality": patches, "compositionality": {}, "relations": patches, "correspondence": searched}
+    options: dict[str, dict[str, Any]] = {
+        "locality": patches, "compositionality": {}, "relations": patches, "correspondence_windows": searched,
+        "correspondence": {"side_mm": side_mm, "shots": shots}, "disturbances": {"side_mm": side_mm},
+        "confidence": {"side_mm": side_mm},
+    }  # fmt: skip
+    if "correspondence" in evaluations:
+        options["correspondence"]["controls"] = find_controls(data, shots, controls, seed)
     written, everything = [], []
     for name, folder in folders.items():
         encoder = load_encoder(name, size=size, intensity=intensity, seed=seed)

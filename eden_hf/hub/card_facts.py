@@ -46,7 +46,11 @@ HEADLINES = {
         "symmetry margin",
         "scale margin",
     ),
-    "correspondence": ("mean_radial_error_mm", "same_place_mm", "within_5_mm", "within_10_mm", "within_20_mm"),
+    "correspondence": (
+        *(f"{of}mean_radial_error_mm" for of in ("", "5_references_", "20_references_")),
+        *("same_place_mm", "pixels_mm", "registration_mm", "within_5_mm", "within_10_mm", "within_20_mm"),
+    ),
+    "correspondence_windows": ("mean_radial_error_mm", "same_place_mm", "within_5_mm", "within_10_mm", "within_20_mm"),
 }  # fmt: skip
 _EXTRA = "pip install 'eden_hf[evaluation]'"
 _LONG = 12  # rows from which values of single labels are left to the link

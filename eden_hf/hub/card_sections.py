@@ -69,8 +69,13 @@ _QUESTIONS = {
     "compositionality": "Is a whole near the mean of its parts (own), and nearer than to another patient's (margin)?",
     "relations": "Do sums and differences of embeddings stand for neighbouring, mirrored and scaled anatomy? "
     "A margin is over another patient's; a gain above zero means that the arithmetic helped.",
-    "correspondence": "Is a landmark of one patient found in the next? Errors in millimetres; same place is the error "
-    "of not looking at all.",
+    "correspondence": "Are landmarks found in other patients from one, five, twenty annotated references? Errors in "
+    "millimetres, all pairs; same place is the error of not looking at all, pixels and registration learned nothing.",
+    "correspondence_windows": "Is a landmark of one patient found in the next, by the nearest window? Errors in "
+    "millimetres; same place is the error of not looking at all.",
+    "disturbances": "How much worse are landmarks found in pictures that are scaled, turned, framed, noisy, inverted? "
+    "Errors in millimetres, and over the undisturbed error.",
+    "confidence": "Does the confidence of a found point tell how far it is to be trusted, and a missing one?",
     "probe": "How much do frozen embeddings tell about labels, by a linear model and by nearest neighbours?",
     "pruner audit": "Is what the pruner drops the same anatomy?",
 }

@@ -43,7 +43,7 @@ PUBLISHED: dict[str, type[PreTrainedModel]] = {
     "EdenForSemanticSegmentation": EdenForSemanticSegmentation,
 }
 #: Evaluations whose figures show the very images that were measured on.
-SHOWS_IMAGES = ("correspondence",)
+SHOWS_IMAGES = ("correspondence", "correspondence_windows", "disturbances")
 
 
 class StagingError(ValueError):

@@ -1,33 +1,105 @@
 import numpy as np
 import pytest
+import torch
 
-from eden_hf.evaluation.correspondence import correspondence, landmark_scores
+from eden_hf import EdenImageProcessor, EdenModel
+from eden_hf.data.landmarks import load_landmarked
+from eden_hf.encoders import Encoder
+from eden_hf.evaluation.correspondence import (
+    copied_landmarks,
+    correspondence,
+    errors_mm,
+    find_controls,
+    find_landmarks,
+    landmark_scores,
+    possible_shots,
+    reference_sets,
+)
+from tests.tiny import tiny_config
 
 
-def test_an_encoder_that_knows_places_finds_landmarks(places, charts):
-    result = correspondence(places, charts, window=0.1, steps=48, side_mm=96)
-    assert result.values["mean_radial_error_mm"].value < 3
-    assert result.values["within_5_mm"].value == 1
-    assert result.values["left_a_mm"].n == len(charts)
-    assert result.values["same_place_mm"].value < 4
+@pytest.fixture(scope="module")
+def dense_encoder():
+    torch.manual_seed(0)
+    model = EdenModel(tiny_config(dense_dim=16)).eval()
+    return Encoder(model, EdenImageProcessor(size={"height": 64, "width": 64}, intensity="per_image"))
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    return load_landmarked("phantoms:6")
+
+
+def test_pairs_controls_and_gains(dense_encoder, phantoms):
+    controls = find_controls(phantoms, (1, 2), ["pixels", "registration"])
+    result = correspondence(dense_encoder, phantoms, shots=(1, 2, 20), controls=controls)
+    assert result.settings["shots"] == [1, 2]
+    assert result.settings["pairs"] == [30, 12]  # all; three sets of two in the four others
+    assert result.settings["control_pairs"] == {"pixels": [30, 12], "registration": [3, 2]}
+    values = result.values
+    for of in ("", "2_references_"):
+        gain = values[f"{of}same_place_mm"].value - values[f"{of}mean_radial_error_mm"].value
+        assert values[f"{of}gain_over_same_place_mm"].value == pytest.approx(gain, abs=1e-4)
+    assert values["registration_mm"].n == 3
+    assert values["mean_radial_error_mm"].n == 6
+    per_landmark = [values[f"{name}_mm"].value for name in result.settings["landmarks"]]
+    assert np.mean(per_landmark) == pytest.approx(values["mean_radial_error_mm"].value, rel=1e-5)
     assert len(result.figure.axes) == 2
 
 
-def test_a_collapsed_encoder_finds_nothing(collapsed, charts):
-    assert (
-        correspondence(collapsed, charts, window=0.1, steps=16, side_mm=96).values["mean_radial_error_mm"].value > 20
+def test_what_a_set_finds_is_what_a_matcher_finds_anew(dense_encoder, phantoms):
+    """The images embedded once, rows and columns in their places."""
+    from eden_hf.evaluation.correspondence import as_reference
+    from eden_hf.matching import AnatomyMatcher
+
+    names = list(phantoms[0].landmarks)
+    found = find_landmarks(dense_encoder, phantoms, (1, 2))
+    sets = reference_sets(6, 2)
+    assert not set(sets[1]) & set(sets[0])
+    target = next(i for i in range(6) if i not in sets[1])
+    fresh = AnatomyMatcher(dense_encoder, [as_reference(phantoms[i], names) for i in sets[1]])
+    assert found[2][1, target].tolist() == pytest.approx(
+        [list(point[:2]) for point in fresh.find(phantoms[target].image).values()], abs=1e-3
     )
+    single = AnatomyMatcher(dense_encoder, [as_reference(phantoms[4], names)]).find(phantoms[1].image)
+    assert found[1][4, 1].tolist() == pytest.approx([list(point[:2]) for point in single.values()], abs=1e-3)
+    assert found[1][4, 4].isnan().all()
+    assert found[2][1, sets[1]].isnan().all()
 
 
-def test_errors_are_in_millimetres_of_the_target(places, charts):
-    larger = [item._replace(image=item.image.resize((192, 192))) for item in charts]
-    small, large = (
-        correspondence(places, images, window=0.1, steps=24, side_mm=96).values["same_place_mm"].value
-        for images in (charts, larger)
-    )
-    assert small == pytest.approx(large, abs=1e-3)
-    doubled = correspondence(places, charts, window=0.1, steps=24, side_mm=192).values["same_place_mm"].value
-    assert doubled == pytest.approx(2 * small)
+def test_registration_uses_no_patient_twice(phantoms):
+    for k, found in find_controls(phantoms, (1, 2), ["registration"], seed=3)["registration"].items():
+        tried = found.isfinite().all(dim=-1).all(dim=-1)
+        sets = reference_sets(len(phantoms), k, seed=3)
+        patients = [patient for row, target in tried.nonzero().tolist() for patient in (*sets[row], target)]
+        assert len(patients) == len(set(patients)) == 6
+
+
+def test_errors_are_in_millimetres_of_the_target(phantoms):
+    sets = reference_sets(6, 1)
+    small = errors_mm(phantoms, copied_landmarks(phantoms, sets), side_mm=100)
+    larger = [item._replace(image=item.image.resize((128, 128))) if n % 2 else item for n, item in enumerate(phantoms)]
+    assert np.allclose(small, errors_mm(larger, copied_landmarks(larger, sets), 100), atol=1e-3, equal_nan=True)
+    doubled = errors_mm(phantoms, copied_landmarks(phantoms, sets), side_mm=200)
+    assert np.allclose(doubled, 2 * small, equal_nan=True)
+    a, b = (np.array(phantoms[i].landmarks["carina"]) for i in (2, 5))
+    index = list(phantoms[0].landmarks).index("carina")
+    assert small[2, 5, index] == pytest.approx(100 * np.linalg.norm(a - b), rel=1e-4)
+
+
+def test_the_mean_of_references_is_copied(phantoms):
+    copied = copied_landmarks(phantoms, [[0, 1, 2]])
+    mean = np.mean([list(phantoms[i].landmarks.values()) for i in range(3)], axis=0)
+    assert copied[0, 4].numpy() == pytest.approx(mean * 256 - 0.5, abs=1e-3)
+
+
+def test_too_few_images_for_two_sets(caplog):
+    assert possible_shots(12, (1, 5, 20)) == [1, 5]
+    assert "k = 20" in caplog.text
+    with pytest.raises(ValueError, match="no two sets of 5, 20"):
+        possible_shots(8, (5, 20))
+    with pytest.raises(ValueError, match=r"unknown controls \['copy'\]"):
+        find_controls([], (1,), ["copy"])
 
 
 def test_scores_of_errors():

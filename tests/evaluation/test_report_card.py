@@ -44,11 +44,14 @@ def test_one_command_writes_cards_side_by_side(folder, tmp_path):
 
 
 def test_correspondence_is_on_the_card_too(folder, tmp_path):
-    (page,) = evaluate([folder], "phantoms:2", str(tmp_path), evaluations=["correspondence"])
-    assert "mean radial error mm" in page.read_text()
+    chosen = ["correspondence", "correspondence_windows"]
+    (page,) = evaluate([folder], "phantoms:2", str(tmp_path), evaluations=chosen)
+    assert "| correspondence | gain over pixels mm |" in page.read_text()
     results = json.loads((page.parent / "correspondence" / "results.json").read_text())
     assert results["values"]["mean_radial_error_mm"]["n"] == 2
+    assert results["settings"]["control_pairs"] == {"pixels": [2]}
     assert results["source"] == "phantoms:2 (train, 2 images)"
+    assert (page.parent / "correspondence_windows" / "results.json").is_file()
 
 
 def test_unknown_evaluations_are_refused_with_the_known_ones(folder, tmp_path):
