@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -66,13 +66,23 @@ Scorer: TypeAlias = Callable[[np.ndarray, int], np.ndarray]
 
 
 class Score(NamedTuple):
-    """One draw of one encoder: `dice` is a mean over test images for each of `labels`."""
+    """One draw of one encoder.
+
+    Attributes:
+        encoder: Its name.
+        revision: What tells its weights.
+        shots: k, the number of labelled images learned from.
+        draw: Number of the draw.
+        dice: Mean over test images for each structure.
+        validation: Labelled images beyond k by which the checkpoint was chosen; `None` where that was not recorded.
+    """
 
     encoder: str
     revision: str | None
     shots: int
     draw: int
     dice: dict[str, float]
+    validation: int | None = None
 
 
 def compare_encoders(
@@ -80,6 +90,7 @@ def compare_encoders(
     task: TaskArguments = HEART_AND_CLAVICLES,
     recipe: Recipe = SHORT_RECIPE,
     frozen: bool = False,
+    checkpoint: Literal["last", "best"] = "last",
     shots: Sequence[int] = SHOTS,
     draws: int = 3,
     seed: int = 0,
@@ -88,13 +99,15 @@ def compare_encoders(
     """Score encoders on few labelled images, and write a table, a figure and the scores.
 
     Images to validate by are held out of `train` first (`task.validation_share`); draws come from the rest, the same
-    for all encoders. Scores are of the whole test split, at the images' own resolution.
+    for all encoders and both checkpoints. Scores are of the whole test split, at the images' own resolution.
 
     Args:
         encoders: As for `load_encoder`; the first is the one that the others are tested against.
         task: A segmentation task; the heart and the clavicles of phantoms or of `task.source` by default.
         recipe: Of fine-tuning; frozen scores take `model.size` and `model.intensity` from it.
         frozen: Train a ridge classifier on frozen features instead (see `FrozenSegmentation`).
+        checkpoint: Of fine-tuning: the `last` after its steps, so that no labelled image beyond k is used; or the
+            `best` of `recipe.training.evaluations` by the validation images, which are labelled as well.
         shots: Numbers of training images.
         draws: Draws of each.
         seed: Of the draws; `task.split_seed` is that of held-out images.
@@ -110,7 +123,9 @@ def compare_encoders(
     if loaded.kind != "segmentation":
         raise ValueError(f"few-shot segmentation needs a segmentation task, {loaded.name} is {loaded.kind}")
     splits = with_holdouts(loaded, task)
-    mode = "frozen" if frozen else "fine-tuned"
+    mode = "frozen" if frozen else "fine-tuned" if checkpoint == "last" else "fine-tuned-best"
+    validation = None if frozen or checkpoint == "last" else splits["validation"]
+    beyond = 0 if validation is None else len(validation)
     learning = {section: values for section, values in asdict(recipe).items() if section != "run"}
     settings = json.dumps({"task": asdict(task), "recipe": learning, "mode": mode, "seed": seed}, sort_keys=True)
     file = Path(output) / f"scores-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.jsonl"
@@ -122,28 +137,45 @@ def compare_encoders(
         if frozen:
             scorer = FrozenSegmentation(encoder, *decoded)
         else:
-            scorer = partial(_finetuned, name, splits, loaded.labels, recipe)
+            scorer = partial(_finetuned, name, splits, validation, loaded.labels, recipe)
         scores += few_shot(
-            encoder, scorer, len(splits["train"]), loaded.labels, file, shots=shots, draws=draws, seed=seed
-        )
+            encoder, scorer, len(splits["train"]), loaded.labels, file,
+            shots=shots, draws=draws, seed=seed, validation=beyond,
+        )  # fmt: skip
     plot_few_shot([score._asdict() for score in scores]).savefig(Path(output) / f"few_shot-{mode}.png", dpi=110)
     page = Path(output) / f"few_shot-{mode}.md"
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
     page.write_text(
         f"# Few-shot segmentation, {mode}: {loaded.name}\n\nDice in percent, mean ± standard deviation over {draws} "
-        f"draws; p of a paired t-test over the draws against the first encoder. Images: {counts}.\n\n"
+        f"draws; p of a paired t-test over the draws against the first encoder. Images: {counts}. "
+        f"{labelled_images(beyond)}\n\n"
         f"{few_shot_table(scores)}\nSettings: `{settings}`\n",
         encoding="utf-8",
     )
     return page
 
 
+def labelled_images(beyond: int | None) -> str:
+    """A sentence on the labelled images that were used beside the k."""
+    if beyond is None:
+        return "Whether labelled images beyond k chose the checkpoint was not recorded."
+    if beyond == 0:
+        return "No labelled image beyond k was used: the last weights of a fixed number of steps."
+    return f"The checkpoint was chosen on {beyond} more labelled images."
+
+
 def _finetuned(
-    name: str, splits: DatasetDict, labels: tuple[str, ...], recipe: Recipe, shots: np.ndarray, draw: int
+    name: str,
+    splits: DatasetDict,
+    validation: Dataset | None,
+    labels: tuple[str, ...],
+    recipe: Recipe,
+    shots: np.ndarray,
+    draw: int,
 ) -> np.ndarray:
     """Dice `[test images, labels]` of a model fine-tuned on the training images at `shots`."""
     few = splits["train"].select(shots)
-    return finetune_few_shot(name, few, splits["validation"], splits["test"], labels, recipe, seed=draw)
+    return finetune_few_shot(name, few, validation, splits["test"], labels, recipe, seed=draw)
 
 
 def few_shot(
@@ -156,6 +188,7 @@ def few_shot(
     shots: Iterable[int] = SHOTS,
     draws: int = 3,
     seed: int = 0,
+    validation: int | None = None,
 ) -> list[Score]:
     """Score one encoder at every number of shots and every draw; what `file` already holds is not done again.
 
@@ -168,6 +201,7 @@ def few_shot(
         shots: Numbers of training images.
         draws: Draws of each.
         seed: Of the draws.
+        validation: Labelled images beyond k by which the scorer chooses its checkpoint.
     """
     known = {(s.encoder, s.revision, s.shots, s.draw): s for s in read_scores(file)}
     wanted = [(k, draw) for k in shots for draw in range(draws)]
@@ -176,7 +210,8 @@ def few_shot(
         key = (encoder.name, encoder.revision, k, draw)
         if key not in known:
             dices = scorer(draw_shots(train_count, k, draw, seed), draw).mean(axis=0)
-            known[key] = Score(*key, {label: float(value) for label, value in zip(labels, dices, strict=True)})
+            dice_of = {label: float(value) for label, value in zip(labels, dices, strict=True)}
+            known[key] = Score(*key, dice_of, validation)
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(known[key]._asdict()) + "\n")
@@ -194,11 +229,14 @@ def few_shot_table(scores: Sequence[Score]) -> str:
     """Markdown: Dice in percent, mean and standard deviation over draws, for every encoder and number of shots.
 
     The encoder named first is the one that others are compared with: `p` is of a paired t-test over the draws, which
-    are the same for all (two-sided, not corrected for the number of comparisons).
+    are the same for all (two-sided, not corrected for the number of comparisons). The heading tells how many labelled
+    images there were.
     """
+    beyond = {score.validation for score in scores}
+    more = "" if beyond <= {0, None} else f" + {' or '.join(map(str, sorted(b or 0 for b in beyond)))}"
     encoders = list(dict.fromkeys(score.encoder for score in scores))
     shots = list(dict.fromkeys(score.shots for score in scores))
-    lines = [["structure", "encoder", *(f"k = {k}" for k in shots)], ["---"] * (2 + len(shots))]
+    lines = [["structure", "encoder", *(f"k = {k}{more}" for k in shots)], ["---"] * (2 + len(shots))]
     for label in scores[0].dice:
         for encoder in encoders:
             cells = [_cell(*(_draws(scores, name, k, label) for name in (encoder, encoders[0]))) for k in shots]

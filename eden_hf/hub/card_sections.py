@@ -286,14 +286,15 @@ def _evaluation(group: Sequence[Measurement], facts: Facts) -> str:
 def _few_shot(facts: Facts) -> Iterator[str]:
     """Dice on few labelled images: this model's row of each page."""
     for found in facts.few_shot:
-        from eden_hf.evaluation.few_shot import few_shot_table
+        from eden_hf.evaluation.few_shot import few_shot_table, labelled_images
 
         own = [score._replace(encoder="this model") for score in found.scores if score.encoder == facts.own]
         if not own:
             encoders = ", ".join(dict.fromkeys(score.encoder for score in found.scores))
             raise CardError(f"{found.page} has no scores of {facts.own}, only of {encoders}")
         draws = len({score.draw for score in own})
-        about = f"Dice in percent with k labelled images, mean ± standard deviation over {draws} draws of them."
+        about = f"Dice in percent with k labelled images, mean ± standard deviation over {draws} draws of them. "
+        about += labelled_images(own[0].validation)
         yield f"### {found.title}\n\n{about} [Settings]({found.page}).\n\n{few_shot_table(own)}".rstrip()
         yield from _figure(facts, found.page.removesuffix("md") + "png", found.title)
 

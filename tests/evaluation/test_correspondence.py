@@ -6,6 +6,7 @@ from eden_hf import EdenImageProcessor, EdenModel
 from eden_hf.data.landmarks import load_landmarked
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.correspondence import (
+    as_reference,
     copied_landmarks,
     correspondence,
     errors_mm,
@@ -15,6 +16,7 @@ from eden_hf.evaluation.correspondence import (
     possible_shots,
     reference_sets,
 )
+from eden_hf.matching import AnatomyMatcher
 from tests.tiny import tiny_config
 
 
@@ -49,20 +51,16 @@ def test_pairs_controls_and_gains(dense_encoder, phantoms):
 
 def test_what_a_set_finds_is_what_a_matcher_finds_anew(dense_encoder, phantoms):
     """The images embedded once, rows and columns in their places."""
-    from eden_hf.evaluation.correspondence import as_reference
-    from eden_hf.matching import AnatomyMatcher
-
     names = list(phantoms[0].landmarks)
     found = find_landmarks(dense_encoder, phantoms, (1, 2))
     sets = reference_sets(6, 2)
     assert not set(sets[1]) & set(sets[0])
     target = next(i for i in range(6) if i not in sets[1])
     fresh = AnatomyMatcher(dense_encoder, [as_reference(phantoms[i], names) for i in sets[1]])
-    assert found[2][1, target].tolist() == pytest.approx(
-        [list(point[:2]) for point in fresh.find(phantoms[target].image).values()], abs=1e-3
-    )
+    expected = torch.tensor([point[:2] for point in fresh.find(phantoms[target].image).values()])
+    assert torch.allclose(found[2][1, target], expected, atol=1e-3)
     single = AnatomyMatcher(dense_encoder, [as_reference(phantoms[4], names)]).find(phantoms[1].image)
-    assert found[1][4, 1].tolist() == pytest.approx([list(point[:2]) for point in single.values()], abs=1e-3)
+    assert torch.allclose(found[1][4, 1], torch.tensor([point[:2] for point in single.values()]), atol=1e-3)
     assert found[1][4, 4].isnan().all()
     assert found[2][1, sets[1]].isnan().all()
 

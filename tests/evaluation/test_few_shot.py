@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from torch import nn
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.few_shot import (
+    HEART_AND_CLAVICLES,
     FrozenSegmentation,
     Score,
     Segmented,
@@ -132,6 +134,25 @@ def test_the_table_gives_mean_spread_and_a_paired_test():
     assert lines[3] == f"| heart | theirs | 73.3 ± 3.1 (p {ttest_rel(theirs, ours).pvalue:.2g}) |"
 
 
+@pytest.mark.parametrize(("checkpoint", "validated"), [("last", None), ("best", 2)])
+def test_k_alone_uses_no_other_labelled_image(checkpoint, validated, tmp_path, monkeypatch):
+    seen = []
+
+    def finetune(name, train, validation, test, labels, recipe, seed):
+        seen.append((len(train), validation and len(validation)))
+        return np.full((len(test), len(labels)), 0.5)
+
+    monkeypatch.setattr("eden_hf.evaluation.few_shot.finetune_few_shot", finetune)
+    task = dataclasses.replace(HEART_AND_CLAVICLES, source="phantoms:12")
+    page = compare_encoders(
+        ["random:resnet18-half"], task, checkpoint=checkpoint, shots=(2,), draws=2, output=str(tmp_path)
+    )
+    assert seen == [(2, validated)] * 2
+    more = f"chosen on {validated} more labelled images" if validated else "No labelled image beyond k"
+    assert more in page.read_text()
+    assert (f"| k = 2 + {validated} |" if validated else "| k = 2 |") in page.read_text()
+
+
 def test_a_score_is_one_line_of_json(tmp_path):
     file = tmp_path / "scores.jsonl"
     file.write_text(json.dumps(Score("a", "b", 3, 0, {"heart": 0.5})._asdict()) + "\n")
@@ -151,7 +172,9 @@ def test_one_command_compares_encoders(mode, tmp_path):
     assert "test 2" in text
     assert "| clavicles | random:resnet18-half |" in text
     assert len(list(tmp_path.glob("*.png"))) == 1
+    assert "No labelled image beyond k was used" in text
     (file,) = tmp_path.glob("scores-*.jsonl")
+    assert {score.validation for score in read_scores(file)} == {0}
     assert len(read_scores(file)) == 4
 
 
