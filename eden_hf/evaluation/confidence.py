@@ -82,7 +82,7 @@ def confidence(
     return Evaluation("confidence", values, settings, plot_confidence(sure, error, sure_without[blanked]))
 
 
-def blank_out(item: LandmarkedImage, names: Sequence[str], chosen: Sequence[int]) -> Image.Image:
+def blank_out(item: LandmarkedImage, names: Sequence[str], chosen: Sequence[int] | np.ndarray) -> Image.Image:
     """The picture with discs of its mean grey over the chosen landmarks."""
     image = item.image.convert("L")
     pen, radius = ImageDraw.Draw(image), RADIUS * min(image.size)

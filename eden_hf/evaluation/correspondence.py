@@ -104,7 +104,7 @@ def _figure(images: Sequence[LandmarkedImage], names: Sequence[str], found: Foun
     target = int(found[0].isfinite().flatten(1).all(dim=1).nonzero()[0])
     source = int(found[0].isnan().flatten(1).any(dim=1).nonzero()[0])
     return plot_correspondence(
-        *(images[index].image for index in (source, target)),
+        images[source].image, images[target].image,
         landmark_pixels(images[source], names), found[0, target], landmark_pixels(images[target], names),
     )  # fmt: skip
 
@@ -180,8 +180,8 @@ def find_landmarks(
         sets = reference_sets(len(images), k, seed)
         found[k] = torch.full((len(sets), len(images), len(names), 2), torch.nan)
         for index, members in enumerate(tqdm(sets, desc=f"{encoder.name}, k = {k}", unit="set", leave=False)):
-            chosen, at_hand = ([of[i] for i in members] for of in (references, embedded))
-            matcher = AnatomyMatcher(encoder, chosen, arguments, embedded=at_hand)
+            at_hand = [embedded[i] for i in members]
+            matcher = AnatomyMatcher(encoder, [references[i] for i in members], arguments, embedded=at_hand)
             for target in set(range(len(images))).difference(members):
                 points = matcher.find(embedded[target])
                 found[k][index, target] = torch.tensor([points[name][:2] for name in names])

@@ -72,7 +72,7 @@ DISTURBANCES: Mapping[str, Callable[[Image.Image, np.random.Generator], tuple[Im
     "undisturbed": lambda image, rng: _in_place(image),
     "scale": lambda image, rng: _posed(image, scale=float(np.exp(rng.uniform(np.log(0.7), np.log(1.4))))),
     "rotation": lambda image, rng: _posed(image, degrees=rng.uniform(-15, 15)),
-    "shift": lambda image, rng: _posed(image, shift=rng.uniform(-0.15, 0.15, 2)),
+    "shift": lambda image, rng: _posed(image, shift=rng.uniform(-0.15, 0.15, 2).tolist()),
     "gamma": lambda image, rng: _in_place(image.point([round(255 * (v / 255) ** 2.5) for v in range(256)])),
     "white_box": lambda image, rng: _in_place(_boxed(image)),
     "black_border": lambda image, rng: _posed(image, scale=1 - 2 * BORDER),
@@ -156,9 +156,9 @@ def disturb(
     image, affine = DISTURBANCES[name](item.image.convert("L"), chance)
     shares = (_through(affine, landmark_pixels(item, names).numpy()) + 0.5) / image.size
     margin = BORDER if name.endswith("frame") else 0
-    visible = ((shares >= margin) & (shares <= 1 - margin)).all(axis=1)
+    visible = np.asarray(((shares >= margin) & (shares <= 1 - margin)).all(axis=1))
     if name == "white_box":
-        visible &= ~(shares < (1 / 5, 1 / 8)).all(axis=1)
+        visible &= ~np.asarray((shares < (1 / 5, 1 / 8)).all(axis=1))
     return image, affine, visible
 
 
