@@ -471,7 +471,7 @@ def write_json(content):
         ("config.json", write_json("{"), r"config.json cannot be read"),
         ("training/metrics.json", write_json({}), r"metrics.json must hold a list, got '\{\}'"),
         ("training/config.yaml", write_json("a: ["), r"config.yaml cannot be read"),
-        ("training/config.yaml", write_json("stages: []\n"), r"the setting 'model' is missing"),
+        ("training/config.yaml", write_json("stages: []\n"), r"the setting 'training' is missing"),
         ("evaluation/locality/results.json", write_json({"values": {}}), r"results.json is no result file"),
         ("evaluation/locality/results.json", write_json("{"), r"results.json is no result file"),
     ],
