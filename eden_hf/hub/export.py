@@ -31,7 +31,8 @@ class _Tensors(nn.Module):
         super().__init__()
         self.model = model
         trunk = type(model).__name__ == "EdenModel"
-        self.names = ("last_hidden_state", "pooler_output") if trunk else ("logits",)
+        points = ("dense_embeddings",) if model.config.dense_dim is not None else ()
+        self.names = ("last_hidden_state", "pooler_output", *points) if trunk else ("logits",)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         output = self.model(pixel_values)
@@ -50,7 +51,7 @@ def export_model(
         model: Folder of an Eden trunk or head model; of a pretraining model the student's trunk is taken.
         output: File to write, `.onnx` or `.pt2`. Its input is `pixel_values` [B, C, H, W], float32, as the image
             processor gives it; its outputs are `last_hidden_state` [B, C, h, w] and `pooler_output` [B, C] of a trunk,
-            `logits` of a head model.
+            with a dense decoder also `dense_embeddings` [B, D, H / 4, W / 4], and `logits` of a head model.
         format: `onnx` (needs the extra `export`), or `program` for `torch.export.load`.
         tolerance: Difference that is accepted, as a share of the largest value.
 

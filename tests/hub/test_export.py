@@ -55,6 +55,14 @@ def test_onnx(tmp_path, save, kind, backbone):
     assert sorted(path.name for path in tmp_path.glob("model.onnx*")) == ["model.onnx"]
 
 
+def test_a_trunk_with_points(tmp_path):
+    model = EdenModel(tiny_config(dense_dim=6)).eval()
+    model.save_pretrained(tmp_path / "model")
+    file = export_model(str(tmp_path / "model"), str(tmp_path / "model.pt2"), "program")
+    dense = torch.export.load(file).module()(PIXELS)[2]
+    assert_close(dense, model(PIXELS).dense_embeddings, rtol=1e-4, atol=1e-5)
+
+
 def test_of_a_pretraining_model_the_students_trunk_is_taken(tmp_path, save):
     model, folder = save(EdenForPreTraining)
     file = export_model(folder, str(tmp_path / "out" / "model.pt2"), "program")
