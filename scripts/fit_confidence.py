@@ -26,7 +26,14 @@ PATCH = 0.2
 NEAR = 0.05
 
 
-def fit_confidence(model: str, sources: list[str], split: str = "train", images: int | None = None, seed: int = 0):
+def fit_confidence(
+    model: str,
+    sources: list[str],
+    split: str = "train",
+    images: int | None = None,
+    id_column: str | None = None,
+    seed: int = 0,
+):
     """Fit and print.
 
     Args:
@@ -34,12 +41,13 @@ def fit_confidence(model: str, sources: list[str], split: str = "train", images:
         sources: With landmarks, as for `eden evaluate`.
         split: Split of the sources.
         images: How many of each.
+        id_column: Column whose values name the images, of sources that have it.
         seed: Of the patches.
     """
     encoder, rng = load_encoder(model), np.random.default_rng(seed)
     doubts, errors, covered = [], [], []
     for source in sources:
-        items = load_landmarked(source, split, images=images)
+        items = load_landmarked(source, split, images=images, id_column=id_column)
         for reference, target in zip(tqdm(items, desc=source), items[1:], strict=False):
             for cover in (False, True):
                 row = _look(encoder, reference, target, cover, rng)
@@ -60,7 +68,7 @@ def fit_confidence(model: str, sources: list[str], split: str = "train", images:
 
 
 def _look(encoder, reference: LandmarkedImage, target: LandmarkedImage, cover: bool, rng: np.random.Generator):
-    """Doubts `[P, 5]`, errors `[P]` as shares of the side, and which points are covered `[P]`."""
+    """Doubts `[P, 2]`, errors `[P]` as shares of the side, and which points are covered `[P]`."""
     names = [name for name in reference.landmarks if name in target.landmarks and _inside(reference, name)]
     names = [name for name in names if _inside(target, name)]
     image, hidden = target.image, np.zeros(len(names), bool)
@@ -73,9 +81,9 @@ def _look(encoder, reference: LandmarkedImage, target: LandmarkedImage, cover: b
     points = {name: tuple(xy) for name, xy in zip(names, landmark_pixels(reference, names).tolist(), strict=True)}
     matcher = AnatomyMatcher(encoder, [Reference(reference.image, points=points)])
     embedded = embed_image(encoder, image)
-    similarities = matcher._similarities(embedded).flatten(2)
+    similarity = matcher._similarities(embedded).mean(dim=0).flatten(1)
     places, _ = matcher._find(embedded)
-    doubts = matcher._doubts(embedded, places, matcher._guesses(embedded), similarities)
+    doubts = matcher._doubts(similarity, places)
     true = torch.tensor([target.landmarks[name] for name in names])
     return doubts.numpy(), (places - true).norm(dim=1).numpy(), hidden
 

@@ -1,8 +1,8 @@
 """`AnatomyMatcher`: points and masks of annotated references found in new images, by their embeddings.
 
 A point is where the embeddings of all references that have it agree best, near where a smooth map through the mutual
-matches of the whole image puts it, exact beyond the grid by the mean over its neighbourhood. How far the way back, the
-smooth map and the rest of the picture disagree with it tells how much to trust it.
+matches of the whole image puts it, exact beyond the grid by the mean over its neighbourhood. How alike it is, and how
+far away the picture is alike as well, tells how much to trust it.
 """
 
 import math
@@ -59,7 +59,7 @@ class MatcherArguments:
     reach: float = 0.056
     map_grid: int = 6
     map_spread: float = 0.08
-    least_confidence: float = 0.2
+    least_confidence: float = 0.55
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,8 +196,7 @@ class AnatomyMatcher:
             return node_places(target.side, target.side)[index], best.clamp(0, 1)
         guesses = self._guesses(target)
         places = self._settle(similarities.mean(dim=0), guesses)
-        doubts = self._doubts(target, places, guesses, similarities)
-        return places, torch.sigmoid(_CONFIDENCE[-1] - doubts @ torch.tensor(_CONFIDENCE[:-1]))
+        return places, self._confidence(similarities.mean(dim=0), places)
 
     def _settle(self, similarity: Tensor, guesses: Tensor) -> Tensor:
         """Places `[P, 2]` where similarity `[P, side^2]` and guesses `[P, 2]` agree best."""
@@ -217,34 +216,20 @@ class AnatomyMatcher:
                 guessed[index, rows] = self._smooth_map(embedded, target)(_places(reference, embedded)[None])[0]
         return guessed.nanmedian(dim=0).values
 
-    def _doubts(self, target: EmbeddedImage, places: Tensor, guesses: Tensor, similarities: Tensor) -> Tensor:
-        """What speaks against each place, `[P, 5]`.
+    def _confidence(self, similarity: Tensor, places: Tensor) -> Tensor:
+        """How much to trust each place `[P]`, of similarity `[P, side^2]`."""
+        return torch.sigmoid(_CONFIDENCE[-1] - self._doubts(similarity, places) @ torch.tensor(_CONFIDENCE[:-1]))
 
-        How far the way back misses, how far the smooth map lies off, how far the picture's likeness is spread, how far
-        single scales lie off, all as shares of the side, and how far from 1 the cosine is.
+    def _doubts(self, similarity: Tensor, places: Tensor) -> Tensor:
+        """What speaks against each place, `[P, 2]`, as logarithms.
+
+        How far from it the rest of the picture is alike, as a share of the side, and how far from 1 the cosine is.
         """
-        nodes, similarity = node_places(target.side, target.side), similarities.mean(dim=0)
+        side = math.isqrt(similarity.shape[1])
         posterior = torch.softmax(similarity / self.arguments.temperature, dim=1)
-        spread = (posterior * torch.cdist(places, nodes)).sum(dim=1)
-        single = (nodes[similarities.argmax(dim=2)] - places).norm(dim=2).mean(dim=0)
-        apart = (places - guesses).norm(dim=1)
-        return torch.stack(
-            [self._way_back(target, places), apart, spread, single, 1 - similarity.amax(dim=1)], dim=1
-        )
-
-    def _way_back(self, target: EmbeddedImage, places: Tensor) -> Tensor:
-        """Distance `[P]` in a reference between a point and what is most like its place in the target; the median."""
-        astray = torch.full((len(self.references), len(self.point_names)), torch.nan)
-        there = target.maps[0].at(places)
-        for index, (reference, embedded) in enumerate(zip(self.references, self._embedded, strict=True)):
-            if not reference.points:
-                continue
-            rows = [self.point_names.index(name) for name in reference.points]
-            vectors = embedded.maps[0].vectors
-            nodes = node_places(*vectors.shape[-2:])
-            back = nodes[embedded.maps[0].similarities(there[rows]).flatten(1).argmax(dim=1)]
-            astray[index, rows] = (back - _places(reference, embedded)).norm(dim=1)
-        return astray.nanmedian(dim=0).values
+        spread = (posterior * torch.cdist(places, node_places(side, side))).sum(dim=1)
+        unlike = 1 - similarity.amax(dim=1)
+        return torch.stack([torch.log(spread + 0.005), torch.log(unlike.clamp(min=0) + 0.02)], dim=1)
 
     def _sighting(self, reference: Reference, embedded: EmbeddedImage) -> list[Tensor]:
         """Embeddings `[P, D]` of the reference's points at each scale, NaN where it has none of the name."""
@@ -264,10 +249,11 @@ class AnatomyMatcher:
         return [part.at(places).masked_fill(unsure, torch.nan) for part in target.maps]
 
 
-#: Logistic regression of "within 5 % of the side" on the doubts of `_doubts`, and its constant.
-_CONFIDENCE = (12.0, 12.0, 6.0, 6.0, 3.0, 3.5)
+#: Logistic regression of "within 5 % of the side" on the doubts, and its constant (`scripts/fit_confidence.py`, on
+#: phantoms and SCR's training fold).
+_CONFIDENCE = (3.87, 1.77, -17.53)
 #: Confidence at which a point found in an unlabelled image joins the prototypes.
-_SURE = 0.6
+_SURE = 0.8
 
 
 def _places(reference: Reference, embedded: EmbeddedImage) -> Tensor:
