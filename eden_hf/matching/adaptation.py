@@ -83,20 +83,18 @@ def adapt(
 def there_and_back(encoder: Encoder, references: Sequence[Reference], images: Sequence[Image.Image]) -> float:
     """Mean distance between annotated points and where they are found again by way of other images, in % of the side.
 
-    Points that the way there does not find are left out of the way back.
+    All points count, found for sure or not, so that a model cannot gain by giving up.
     """
     distances = []
     for reference in references:
         matcher, size = AnatomyMatcher(encoder, [reference]), reference.image.size
         for image in images:
-            there = {name: (point.x, point.y) for name, point in matcher.find(image).items() if point.found}
-            inside = {name: _inside(point, image.size) for name, point in there.items()}
-            if not inside:
-                continue
-            back = AnatomyMatcher(encoder, [Reference(image, points=inside)]).find(reference.image)
-            for name, point in back.items():
-                distances.append(np.hypot(*((np.array(point[:2]) - reference.points[name]) / size)))
-    return 100 * float(np.mean(distances)) if distances else float("nan")
+            there = {name: _inside(point[:2], image.size) for name, point in matcher.find(image).items()}
+            back = AnatomyMatcher(encoder, [Reference(image, points=there)]).find(reference.image)
+            distances += [
+                np.hypot(*((np.array(point[:2]) - reference.points[name]) / size)) for name, point in back.items()
+            ]
+    return 100 * float(np.mean(distances))
 
 
 def _inside(point: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
