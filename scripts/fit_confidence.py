@@ -5,8 +5,8 @@ python scripts/fit_confidence.py --model model_cards/eden-resnet18-half-cxr \
 
 Points of each image are looked for in the next, once as it is and once with patches drawn over a fifth of them. A
 point counts as right when it is not covered and found within 5 % of the side. Prints the constants of
-eden_hf/matching/matcher.py, the error of the least confident tenth over the rest, and the share of covered points below
-the threshold that 5 % of the rightly found ones fall below.
+eden_hf/matching/matcher.py, the error of the least confident tenth over the rest, and the share of covered points
+below the threshold that 5 % of the rightly found ones fall below.
 """
 
 import numpy as np
