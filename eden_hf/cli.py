@@ -209,13 +209,12 @@ def _refusals(prog: str) -> Iterator[None]:
     from eden_hf.hub.publishing import PublishingError
     from eden_hf.hub.refusals import RefusedError
     from eden_hf.hub.repository import StagingError
-    from eden_hf.retrieval.search import SearchError
 
     try:
         yield
     except (
         *(CardError, CheckpointError, ExportError, PublishingError, RefusedError, StagingError),
-        *(ImageReadError, SearchError, SourceError, TooManyUnreadable),
+        *(ImageReadError, SourceError, TooManyUnreadable),
     ) as error:
         sys.exit(f"{prog}: {error}")
 

@@ -28,8 +28,8 @@ from eden_hf.encoders import Encoder, load_encoder
 from eden_hf.retrieval.embedding import embedding_rows, read_about, worker_count
 
 
-class SearchError(ValueError):
-    """What is asked cannot be searched for; the message says how to mend it."""
+class SearchError(SourceError):
+    """What is asked cannot be found in these embeddings; the message says how to mend it."""
 
 
 class Hit(NamedTuple):
