@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForKeypointMatching,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
 )
@@ -22,6 +23,7 @@ from .image_processing_eden import EdenImageProcessor
 from .modeling_eden import (
     EdenBackbone,
     EdenForImageClassification,
+    EdenForKeypointMatching,
     EdenForPreTraining,
     EdenForSemanticSegmentation,
     EdenModel,
@@ -33,6 +35,7 @@ AutoBackbone.register(EdenConfig, EdenBackbone)
 AutoModelForPreTraining.register(EdenConfig, EdenForPreTraining)
 AutoModelForImageClassification.register(EdenConfig, EdenForImageClassification)
 AutoModelForSemanticSegmentation.register(EdenConfig, EdenForSemanticSegmentation)
+AutoModelForKeypointMatching.register(EdenConfig, EdenForKeypointMatching)
 AutoImageProcessor.register(EdenConfig, image_processor_classes={"pil": EdenImageProcessor})
 
 
@@ -58,6 +61,7 @@ __all__ = [
     "EdenBackbone",
     "EdenConfig",
     "EdenForImageClassification",
+    "EdenForKeypointMatching",
     "EdenForPreTraining",
     "EdenForSemanticSegmentation",
     "EdenImageProcessor",

@@ -9,6 +9,8 @@ eden audit --run outputs/run --source scr --split test                      scri
 eden probe --model outputs/run/last --source cxr --label_column label       scripts/probe.py
 eden few-shot --config configs/few_shot_scr.yaml --encoders a b --frozen    scripts/few_shot_table.py
 eden finetune --config configs/finetune_scr_heart.yaml                      scripts/finetune.py
+eden embed --model outputs/run/last --images images/ --output embeddings.parquet  scripts/embed.py
+eden search --model outputs/run/last --query image.png --embeddings embeddings.parquet --output sheet.png
 eden stage --source outputs/run --card card.yaml --output repository/
 eden card check repository/
 eden push --source outputs/run --repo_id user/name --card card.yaml         scripts/push_to_hub.py
@@ -122,6 +124,31 @@ def finetune(arguments: list[str] | None = None) -> None:
             push_run(folder, settings.run, [str(folder)])
 
 
+def embed(arguments: list[str] | None = None) -> None:
+    """Embed every image of a source, or its points, into one Parquet file."""
+    from accelerate import PartialState
+
+    from eden_hf.retrieval.embedding import embed_images
+
+    with _refusals("eden embed"):
+        made = _call(embed_images, arguments, prog="eden embed")
+    state = PartialState()
+    if state.is_main_process:
+        skipped = f", {made.skipped} could not be read: {made.skipped_file}" if made.skipped else ""
+        print(f"{made.file}: {made.images} images{skipped}")
+    state.destroy_process_group()
+
+
+def search(arguments: list[str] | None = None) -> None:
+    """Find the images of a collection that are most alike to an image, or to a region of it."""
+    from eden_hf.retrieval.search import search
+
+    with _refusals("eden search"):
+        hits = _call(search, arguments, prog="eden search")
+    for rank, hit in enumerate(hits, start=1):
+        print(rank, f"{hit.similarity:.4f}", hit.image, ",".join(map(str, hit.box or ())), sep="\t")
+
+
 def stage(arguments: list[str] | None = None) -> None:
     """Make the folder that is published of a model, with its card."""
     from eden_hf.hub.repository import stage_model
@@ -183,6 +210,9 @@ def export(arguments: list[str] | None = None) -> None:
 @contextmanager
 def _refusals(prog: str) -> Iterator[None]:
     """What the user has to mend ends the program with the message alone."""
+    from eden_hf.data.errors import SourceError
+    from eden_hf.data.reading import ImageReadError
+    from eden_hf.data.skips import TooManyUnreadable
     from eden_hf.hub.cards import CardError
     from eden_hf.hub.export import ExportError
     from eden_hf.hub.key_layouts import CheckpointError
@@ -192,7 +222,10 @@ def _refusals(prog: str) -> Iterator[None]:
 
     try:
         yield
-    except (CardError, CheckpointError, ExportError, PublishingError, RefusedError, StagingError) as error:
+    except (
+        *(CardError, CheckpointError, ExportError, PublishingError, RefusedError, StagingError),
+        *(ImageReadError, SourceError, TooManyUnreadable),
+    ) as error:
         sys.exit(f"{prog}: {error}")
 
 
@@ -226,6 +259,8 @@ COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
     "probe": probe,
     "few-shot": few_shot,
     "finetune": finetune,
+    "embed": embed,
+    "search": search,
     "stage": stage,
     "card": card,
     "push": push,

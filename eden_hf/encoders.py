@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import FRESH, adapted_processor, find_model, weights_revision
 
-__all__ = ["FRESH", "Encoder", "embed", "load_encoder", "nearest_neighbours", "pooled"]
+__all__ = ["FRESH", "Encoder", "embed", "load_encoder", "nearest_neighbours", "pooled", "processed"]
 
 #: A token trunk has a state for each of many layers: this many, evenly spaced, are its "stages".
 TOKEN_STAGES = 4
@@ -48,11 +48,7 @@ class Encoder:
 
     def pixel_values(self, images: Sequence[Image.Image | np.ndarray], size: int | None = None) -> Tensor:
         """`[B, 3, H, W]` of images, on the model's device in its dtype, at `size` or the processor's own."""
-        if not isinstance(self.processor, EdenImageProcessor):  # stock processors take grey images amiss
-            images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
-        sized = {} if size is None else {"size": {"height": size, "width": size}}
-        pixel_values = self.processor(images=images, return_tensors="pt", **sized)["pixel_values"]
-        return pixel_values.to(self.model.device, self.model.dtype)
+        return processed(self.processor, images, size).to(self.model.device, self.model.dtype)
 
     def feature_maps(self, pixel_values: Tensor) -> list[Tensor]:
         """The trunk's feature maps from its earliest stage to its last, `[B, C_stage, h_stage, w_stage]` each.
@@ -74,6 +70,14 @@ class Encoder:
             return [state for state, after in pairwise([*states, None]) if after is None or _coarser(after, state)]
         chosen = np.linspace(0, len(states) - 1, TOKEN_STAGES + 1).round().astype(int)[1:]
         return [_as_map(states[index], pixel_values, self.model.config) for index in chosen]
+
+
+def processed(processor: Any, images: Sequence[Image.Image | np.ndarray], size: int | None = None) -> Tensor:
+    """`[B, 3, H, W]` float32 of images by any image processor, at `size` or its own."""
+    if not isinstance(processor, EdenImageProcessor):  # stock processors take grey images amiss
+        images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
+    sized = {} if size is None else {"size": {"height": size, "width": size}}
+    return processor(images=images, return_tensors="pt", **sized)["pixel_values"]
 
 
 def _coarser(after: Tensor, state: Tensor) -> bool:

@@ -1,9 +1,10 @@
 """Eden models (travels to the Hub as remote code: imports torch, transformers and its own siblings only).
 
 `EdenModel` is the trunk that users load, `EdenBackbone` the same with a feature map per stage, `EdenForPreTraining`
-the student, the teacher, the memory bank and the pruned contrastive loss of Adam (arXiv 2309.15358), and
-`EdenForImageClassification` and `EdenForSemanticSegmentation` the heads that it is fine-tuned with. An independent
-implementation: no code or weights of the authors are used.
+the student, the teacher, the memory bank and the pruned contrastive loss of Adam (arXiv 2309.15358),
+`EdenForImageClassification` and `EdenForSemanticSegmentation` the heads that it is fine-tuned with, and
+`EdenForKeypointMatching` finds the points of one image in another. An independent implementation: no code or weights
+of the authors are used.
 """
 
 import copy
@@ -41,6 +42,7 @@ from .modeling_eden_dense import (
     sample_embeddings,
     smooth_support,
 )
+from .modeling_eden_matching import EdenKeypointMatchingOutput, match_points
 
 #: What a saved folder offers to `Auto*.from_pretrained(..., trust_remote_code=True)`, whichever class saved it.
 AUTO_MAP = {
@@ -50,6 +52,7 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_eden.EdenForPreTraining",
     "AutoModelForImageClassification": "modeling_eden.EdenForImageClassification",
     "AutoModelForSemanticSegmentation": "modeling_eden.EdenForSemanticSegmentation",
+    "AutoModelForKeypointMatching": "modeling_eden.EdenForKeypointMatching",
 }
 
 #: What a pretraining folder holds beside the student's trunk, and what the heads put on it.
@@ -834,15 +837,77 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
         return dice + F.binary_cross_entropy_with_logits(logits, masks)
 
 
+class EdenForKeypointMatching(EdenPreTrainedModel):
+    """Points of one image found in another, by the embeddings of points; for `pipeline("keypoint-matching")`.
+
+    It has no weights beyond `EdenModel`'s: any saved folder with a dense decoder loads.
+
+    Raises:
+        ValueError: the model has no dense decoder.
+    """
+
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS + _HEAD_KEYS
+
+    def __init__(self, config: EdenConfig) -> None:
+        if config.dense_dim is None:
+            raise ValueError(
+                "matching needs embeddings of points, and this configuration has no `dense_dim`: load a model whose "
+                "training had a dense stage"
+            )
+        super().__init__(config)
+        self.eden = EdenModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, original_sizes: Tensor | None = None, **kwargs: Any
+    ) -> EdenKeypointMatchingOutput:
+        r"""Matches of pairs of images; `EdenImageProcessor.post_process_keypoint_matching` gives them in pixels.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 2, num_channels, height, width)`):
+                Pairs of images from `EdenImageProcessor`; or `(2 * batch_size, num_channels, height, width)`, each
+                pair one after the other, as it gives them.
+            original_sizes (`torch.LongTensor` of shape `(2 * batch_size, 2)`, *optional*):
+                Height and width of the images before the processor, which hands them on to post-processing.
+            return_dict (`bool`, *optional*): `False` gives a plain tuple.
+
+        Returns:
+            `matches`, `matching_scores`, `keypoints`, and `original_sizes` where given.
+
+        Raises:
+            ValueError: `pixel_values` are no pairs of images.
+        """
+        if pixel_values.ndim == 5 and pixel_values.shape[1] == 2:
+            pixel_values = pixel_values.flatten(0, 1)
+        if pixel_values.ndim != 4 or len(pixel_values) % 2:
+            raise ValueError(
+                "`pixel_values` must be pairs of images, (batch_size, 2, num_channels, height, width) or "
+                f"(2 * batch_size, num_channels, height, width), got {tuple(pixel_values.shape)}"
+            )
+        dense = self.eden(pixel_values, return_dict=True).dense_embeddings
+        with torch.autocast(dense.device.type, enabled=False):
+            keypoints, scores = match_points(dense[::2], dense[1::2])
+        matches = torch.where(scores > 0, torch.arange(scores.shape[1], device=scores.device), -1)
+        return EdenKeypointMatchingOutput(
+            matches=torch.stack([matches, matches], dim=1),
+            matching_scores=torch.stack([scores, scores], dim=1),
+            keypoints=keypoints,
+            original_sizes=None if original_sizes is None else original_sizes.view(-1, 2, 2),
+        )
+
+
 EdenModel.register_for_auto_class("AutoModel")
 EdenBackbone.register_for_auto_class("AutoBackbone")
 EdenForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 EdenForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 EdenForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+EdenForKeypointMatching.register_for_auto_class("AutoModelForKeypointMatching")
 
 __all__ = [
     "EdenBackbone",
     "EdenForImageClassification",
+    "EdenForKeypointMatching",
     "EdenForPreTraining",
     "EdenForPreTrainingOutput",
     "EdenForSemanticSegmentation",

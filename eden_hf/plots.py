@@ -251,10 +251,39 @@ def plot_neighbours(queries: Sequence[Part], neighbours: Sequence[Sequence[Part]
             crop.set_title(["query", *cosines][column], color=colour, fontsize=10)
             show(whole, part.image)
             outline(whole, part.box, colour)
-            whole.set_xlabel(part.source_id if len(part.source_id) <= 22 else "…" + part.source_id[-21:], fontsize=8)
+            whole.set_xlabel(_short(part.source_id), fontsize=8)
             for axes in (crop, whole):
                 axes.spines[:].set_color(colour)
     return figure
+
+
+def plot_hits(parts: Sequence[Part], similarities: Sequence[float]) -> Figure:
+    """A query (first) and what was found for it, most alike first; the part that was compared is outlined.
+
+    Args:
+        parts: 1 + N, each in its image; a part that is the whole image has no outline.
+        similarities: N cosines.
+    """
+    columns = min(6, len(parts))
+    rows = -(-len(parts) // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    titles = ["query", *(f"{rank}. {value:.3f}" for rank, value in enumerate(similarities, start=1))]
+    for axes, part, title in zip(grid, parts, titles, strict=False):
+        colour = COLOURS[5] if title == "query" else COLOURS[0]
+        show(axes, part.image).set_title(title, color=colour, fontsize=10)
+        if (part.box.width, part.box.height) != part.image.size:
+            outline(axes, part.box, colour)
+        axes.set_xlabel(_short(part.source_id), fontsize=8)
+        axes.spines[:].set_color(colour)
+    for axes in grid[len(parts) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _short(name: str) -> str:
+    """The end of a name that is too long to stand under a picture."""
+    return name if len(name) <= 22 else "…" + name[-21:]
 
 
 def show(axes: Axes, image: Image.Image) -> Axes:

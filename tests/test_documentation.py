@@ -24,7 +24,7 @@ from jsonargparse import capture_parser
 from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from eden_hf import cli
+from eden_hf import EdenImageProcessor, EdenModel, cli
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.hub.cards import EdenModelCardData
 from eden_hf.training.arguments import parse_arguments
@@ -32,6 +32,7 @@ from eden_hf.training.pretraining import pretrain
 
 from .data.readers import layouts
 from .launching import ENVIRONMENT, REPOSITORY, takes_auto_image_processor
+from .tiny import tiny_config
 from .training.test_pretraining import settings_file
 
 PAGES = [
@@ -43,7 +44,11 @@ PAGES = [
 ]
 SLOW = ("README.md",)
 #: Sub-commands of `eden` that run where their page is tested; others would take minutes, or data that is not here.
-EXECUTED = {"README.md": ("crops", "evaluate"), "docs/evaluations.md": ("audit",)}
+EXECUTED = {
+    "README.md": ("crops", "evaluate"),
+    "docs/evaluations.md": ("audit",),
+    "docs/embeddings.md": ("embed", "search"),
+}
 SNIPPET = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SLURM_SCRIPT = "configs/slurm_pretrain.sh"
 
@@ -62,6 +67,8 @@ def furnished(tmp_path_factory) -> Path:
     run = pretrain(parse_arguments([f"--config={settings_file(folder, 'tiny')}"])[0])
     for name in ("demo/run", "run", "adam_resnet18_small"):
         shutil.copytree(run, folder / "outputs" / name)
+    EdenModel(tiny_config(dense_dim=8)).save_pretrained(folder / "outputs" / "eve" / "last")
+    EdenImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "outputs" / "eve" / "last")
     (folder / "my_xrays").mkdir()
     for row in phantom_dataset(8, size=64):
         row["image"].save(folder / "my_xrays" / f"{row['image_id']}.png")
@@ -114,8 +121,19 @@ def _readme(page):
     assert len(page.crops["train"]) == 8 * 4
 
 
+def _embeddings(page):
+    assert page.collection[0]["image"] == page.nearest[0]
+
+
+def _points(page):
+    assert {*page.matches[0]} == {"keypoint_image_0", "keypoint_image_1", "score"}
+    assert len(page.found[0]["keypoints0"]) > 0
+
+
 #: What else must hold after a page ran.
-FURTHER = {"docs/heads.md": _heads, "README.md": _readme}
+FURTHER = {
+    "docs/embeddings.md": _embeddings, "docs/heads.md": _heads, "docs/points.md": _points, "README.md": _readme
+}  # fmt: skip
 
 
 # commands

@@ -13,6 +13,7 @@ ORDER = (
     {"encoders", "plots"},
     {"training"},
     {"matching"},
+    {"retrieval"},
     {"evaluation"},
     {"hub"},
     {"cli"},

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from eden_hf import EdenForPreTraining, EdenImageProcessor
+from eden_hf import EdenForKeypointMatching, EdenForPreTraining, EdenImageProcessor
 
 from .launching import ENVIRONMENT, python
 from .tiny import tiny_config
@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
-    AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining,
-    AutoModelForSemanticSegmentation, pipeline,
+    AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForKeypointMatching,
+    AutoModelForPreTraining, AutoModelForSemanticSegmentation, pipeline,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 image = Image.linear_gradient("L").resize((90, 70))
@@ -37,6 +37,10 @@ pixel_values = AutoImageProcessor.from_pretrained(folder, **trust)(image, return
 model = AutoModel.from_pretrained(folder, **trust)
 pretraining = AutoModelForPreTraining.from_pretrained(folder, **trust).eval()
 extractor = pipeline("image-feature-extraction", model=folder, **trust)
+matching = AutoModelForKeypointMatching.from_pretrained(folder, **trust)
+matches = matching(torch.cat([pixel_values, pixel_values.flip(3)]))
+matcher = pipeline("keypoint-matching", model=folder, **trust)
+other = image.resize((40, 120))
 results = {
     "pixel_values": pixel_values,
     "pooler_output": model(pixel_values).pooler_output,
@@ -44,6 +48,11 @@ results = {
     "memory_bank": pretraining.memory_bank,
     "pipeline": extractor(image, return_tensors=True),
     "pooled_pipeline": extractor(image, return_tensors=True, pool=True),
+    "keypoints": matches.keypoints,
+    "matching_scores": matches.matching_scores,
+    "matches_of_pipeline": torch.tensor(
+        [[*m["keypoint_image_0"].values(), *m["keypoint_image_1"].values()] for m in matcher([image, other])]
+    ),
 }
 for head in (AutoModelForImageClassification, AutoModelForSemanticSegmentation):
     torch.manual_seed(0)  # of what the folder lacks
@@ -67,7 +76,7 @@ save_file({name: tensor.detach().contiguous() for name, tensor in results.items(
 def folder(tmp_path_factory):
     """A pretraining folder whose student, teacher and bank have moved."""
     torch.manual_seed(0)
-    model = EdenForPreTraining(tiny_config()).train()
+    model = EdenForPreTraining(tiny_config(dense_dim=8)).train()
     model(torch.rand(5, 3, 32, 32), torch.rand(5, 3, 32, 32))
     path = tmp_path_factory.mktemp("saved")
     model.save_pretrained(path)
@@ -88,7 +97,7 @@ def results(folder, tmp_path_factory):
 def test_the_folder_carries_its_code(folder):
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "configuration_eden.py", "image_processing_eden.py", "model.safetensors", "modeling_eden.py",
-        "preprocessor_config.json",
+        "modeling_eden_dense.py", "modeling_eden_matching.py", "preprocessor_config.json",
     }  # fmt: skip
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     assert auto_map == {
@@ -98,6 +107,7 @@ def test_the_folder_carries_its_code(folder):
         "AutoModelForPreTraining": "modeling_eden.EdenForPreTraining",
         "AutoModelForImageClassification": "modeling_eden.EdenForImageClassification",
         "AutoModelForSemanticSegmentation": "modeling_eden.EdenForSemanticSegmentation",
+        "AutoModelForKeypointMatching": "modeling_eden.EdenForKeypointMatching",
     }
     processor = json.loads((folder / "preprocessor_config.json").read_text())
     assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_eden.EdenImageProcessor"}
@@ -122,6 +132,12 @@ def test_they_are_the_outputs_of_the_model_that_was_saved(folder, results):
     torch.testing.assert_close(found["pooled_pipeline"], found["pooler_output"])
     torch.testing.assert_close(found["stage4"], found["pipeline"])
     assert torch.equal(found["memory_bank"], model.memory_bank)
+    output = EdenForKeypointMatching.from_pretrained(folder)(torch.cat([pixel_values, pixel_values.flip(3)]))
+    torch.testing.assert_close(found["keypoints"], output.keypoints)
+    torch.testing.assert_close(found["matching_scores"], output.matching_scores)
+    furthest = found["matches_of_pipeline"].amax(dim=0)
+    assert (furthest < torch.tensor([90, 70, 40, 120]) - 0.5).all()  # x and y in each image's own pixels
+    assert (furthest > 0.75 * torch.tensor([90, 70, 40, 120])).all()
     assert found["AutoModelForImageClassification"].shape == (1, 3)
     assert found["AutoModelForSemanticSegmentation"].shape == (1, 3, 48, 48)
 
@@ -129,13 +145,14 @@ def test_they_are_the_outputs_of_the_model_that_was_saved(folder, results):
 def test_a_model_loaded_as_remote_code_saves_a_folder_that_loads(folder, tmp_path):
     program = f"""
 import sys; sys.modules["eden_hf"] = None
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForKeypointMatching
 AutoModel.from_pretrained({str(folder)!r}, trust_remote_code=True).save_pretrained({str(tmp_path)!r})
-AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+AutoModelForKeypointMatching.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
 """
     python("-c", program)
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"modeling_eden.py", "configuration_eden.py", "model.safetensors"} <= names
+    code = {"modeling_eden.py", "modeling_eden_dense.py", "modeling_eden_matching.py", "configuration_eden.py"}
+    assert code | {"model.safetensors"} <= names
 
 
 @pytest.mark.parametrize("blocked", [["torchvision", "timm"], ["matplotlib", "sklearn", "pydicom", "tensorboard"]])

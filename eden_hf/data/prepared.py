@@ -186,7 +186,7 @@ class _Decoder:
 def _decode_all(data: Any, decoder: _Decoder, num_proc: int | None) -> Iterator[Decoded]:
     """Every row decoded, in order."""
     total = _length(data)
-    workers = _processors() if num_proc is None else num_proc
+    workers = processors() if num_proc is None else num_proc
     if total is None or total < 64:  # a stream is read in order; a few images are faster than starting processes
         workers = 0
     loader = DataLoader(data, batch_size=16, num_workers=workers, collate_fn=decoder)
@@ -196,7 +196,7 @@ def _decode_all(data: Any, decoder: _Decoder, num_proc: int | None) -> Iterator[
             yield from batch
 
 
-def _processors() -> int:
+def processors() -> int:
     """Processors that this process may use (fewer than the machine has, in a container or batch job)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -5,6 +5,7 @@ A model with a dense decoder gives them in one pass; of any other encoder they a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,16 +79,17 @@ def dense_maps(encoder: Encoder, images: Sequence[Image.Image], scale: float = 1
     with torch.inference_mode():
         vectors = encoder.model(pixel_values=encoder.pixel_values(images, size=side)).dense_embeddings
     maps = vectors.float().cpu().clone()
-    return [DenseMap(part, image.size, _covered(encoder, image)) for part, image in zip(maps, images, strict=True)]
+    return [
+        DenseMap(part, image.size, covered_share(encoder.processor, image.size))
+        for part, image in zip(maps, images, strict=True)
+    ]
 
 
-def _covered(encoder: Encoder, image: Image.Image) -> tuple[float, float]:
-    """What share of the square that the model sees an image covers, along x and y."""
-    processor = encoder.processor
+def covered_share(processor: Any, size: tuple[int, int]) -> tuple[float, float]:
+    """What share of the square that the model sees an image of `size` (width, height) covers, along x and y."""
     if not isinstance(processor, EdenImageProcessor) or processor.aspect_ratio != "pad":
         return 1.0, 1.0
-    longer = max(image.size)
-    return image.size[0] / longer, image.size[1] / longer
+    return size[0] / max(size), size[1] / max(size)
 
 
 def _window_map(encoder: Encoder, image: Image.Image) -> DenseMap:

@@ -25,7 +25,10 @@ from ..tiny import tiny_config
 from ..training.test_finetuning import phantoms, settings
 from .conftest import write_card_yaml
 
-CODE = {"configuration_eden.py", "image_processing_eden.py", "modeling_eden.py"}
+CODE = {
+    "configuration_eden.py", "image_processing_eden.py", "modeling_eden.py", "modeling_eden_dense.py",
+    "modeling_eden_matching.py",
+}  # fmt: skip
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
 TRAINING = {
     f"training/{name}" for name in ("config.yaml", "data.json", "environment.json", "loss.png", "metrics.json")

@@ -1,0 +1,317 @@
+"""Embeddings of all images of a source as one Parquet file.
+
+| column | type | |
+| --- | --- | --- |
+| `image` | string | `source_id` of the source: of a folder the path relative to it |
+| `embedding` | fixed-size list of float32 | unit vector: of the image, or with `dense` of one point |
+| `row`, `column` | int32 | with `dense`: which node of the map |
+| `x`, `y` | float32 | with `dense`: where it lies: pixel indices, (0, 0) the centre of the top left pixel |
+
+The metadata of the file holds, as JSON under `eden_hf`, what made it: `model`, `weights_revision`, `dense`, `size`,
+`intensity`, and the source with its split and columns.
+
+Images are decoded and resized by workers while the model runs, rows are written as they come, and under `accelerate
+launch` or `torchrun` each process embeds its part of the source (the folder of the output must be one for all).
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object, tqdm
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from eden_hf.data.errors import SourceError
+from eden_hf.data.prepared import processors
+from eden_hf.data.reading import ImageReadError
+from eden_hf.data.skips import SKIPPED_FILE, SkipLog
+from eden_hf.data.sources import load_source, read_cell
+from eden_hf.data.stopping import undone_on_sigterm
+from eden_hf.encoders import Encoder, load_encoder, pooled, processed
+from eden_hf.matching.dense_maps import DenseMap, covered_share
+from eden_hf.modeling_eden_dense import node_places
+
+#: Key of the file's metadata.
+METADATA = "eden_hf"
+_ROW_GROUP_BYTES = 16 * 2**20
+_WORTH_WORKERS = 64  # fewer images are faster than starting processes
+_MOST_WORKERS = 16
+
+
+class EmbeddedImages(NamedTuple):
+    """What `embed_images` wrote.
+
+    Attributes:
+        file: The Parquet file.
+        images: Number of images in it.
+        skipped: Number of images that could not be read.
+        skipped_file: JSON lines with the name and the reason of each of those; absent if there is none.
+    """
+
+    file: Path
+    images: int
+    skipped: int
+    skipped_file: Path
+
+
+def embed_images(
+    model: str,
+    images: str,
+    output: str = "embeddings.parquet",
+    split: str = "train",
+    image_column: str = "image",
+    id_column: str | None = None,
+    dense: bool = False,
+    size: int | None = None,
+    intensity: Literal["fixed", "per_image"] | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    max_skipped_share: float = 1.0,
+    trust_remote_code: bool = False,
+) -> EmbeddedImages:
+    """Embed every image of a source; the module's table has the columns that are written.
+
+    Args:
+        model: Any image encoder, as for `eden_hf.encoders.load_encoder`.
+        images: A folder (DICOM included), Parquet or Hub data set, as for `eden_hf.data.sources.load_source`.
+        output: File to write.
+        split: Split of the source.
+        image_column: Its column of images.
+        id_column: Its column whose values name the images.
+        dense: Embeddings of points, not of images; of a model with a dense decoder.
+        size: Pixels a side that images are brought to, instead of the processor's own.
+        intensity: How intensities are normalised, instead of the processor's own way.
+        batch_size: Images in one forward pass.
+        num_workers: Processes that decode; by default all processors of this process, 0 for this process alone.
+        max_skipped_share: Share of the images that may be unreadable.
+        trust_remote_code: Whether code that comes with a Hub model may run.
+
+    Returns:
+        What was written, the same in every process.
+
+    Raises:
+        SourceError: the source is absent, empty or not of the shape asked for, or the model has no dense decoder.
+        TooManyUnreadable: more images than `max_skipped_share`, or all, cannot be read; no file is written then.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    with state.main_process_first():  # it fetches what the others find
+        encoder = load_encoder(model, size=size, intensity=intensity, trust_remote_code=trust_remote_code)
+        source = {"split": split, "image_column": image_column, "id_column": id_column}
+        rows = load_source(images, **source)
+    encoder.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    about = {"model": model, "weights_revision": encoder.revision, "dense": dense, "size": size}
+    about |= {"intensity": intensity, "images": images, **source}
+    file = Path(output)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    skips_file = file.with_name(f"{file.stem}-{SKIPPED_FILE}")
+    parts = [file.with_name(f".{file.name}-{rank}") for rank in range(state.num_processes)]
+    first, last = (len(rows) * rank // state.num_processes for rank in (state.process_index, state.process_index + 1))
+    with undone_on_sigterm(), ExitStack() as undo:
+        own = parts[state.process_index]
+        undo.callback(own.unlink, missing_ok=True)
+        unreadable: list[dict[str, str]] = []
+        batches = embedding_rows(
+            encoder, rows.select(range(first, last)), dense=dense, batch_size=batch_size,
+            num_workers=worker_count(last - first) if num_workers is None else num_workers, unreadable=unreadable,
+        )  # fmt: skip
+        write_parquet(batches, own, about)
+        unreadable = gather_object(unreadable)  # of all processes; they wait for one another here
+        if state.is_main_process:
+            skips = SkipLog(skips_file, max_skipped_share)
+            for entry in unreadable:
+                skips.add(**entry)
+            skips.check(len(rows))
+            _join(parts, file, about)
+        state.wait_for_everyone()
+    return EmbeddedImages(file, len(rows) - len(unreadable), len(unreadable), skips_file)
+
+
+def embedding_rows(
+    encoder: Encoder,
+    rows: Dataset,
+    *,
+    dense: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    unreadable: list[dict[str, str]] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Embeddings of rows `image`, `source_id` (see `load_source`), batch by batch as columns of the module's table.
+
+    In bfloat16 where the device computes that faster; the vectors are normalised and given in float32.
+
+    Args:
+        encoder: From `load_encoder`.
+        rows: The images.
+        dense: Embeddings of points, those in padding left out.
+        batch_size: Images in one forward pass.
+        num_workers: Processes that decode ahead.
+        unreadable: Gets `source_id` and `reason` of each image that cannot be read; without it such an image raises.
+
+    Raises:
+        SourceError: `dense` is asked of a model without a dense decoder.
+        ImageReadError: an image cannot be read, and there is no `unreadable`.
+    """
+    if dense and not encoder.is_dense:
+        raise SourceError(
+            f"{encoder.name} has no embeddings of points: take a model trained with a dense stage, or leave out dense"
+        )
+    loader = DataLoader(
+        rows.select_columns(["image", "source_id"]),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=_Reader(encoder.processor),
+        pin_memory=encoder.model.device.type == "cuda",
+    )
+    columns = _points if dense else _images
+    with tqdm(total=len(rows), desc="embedding", unit="image", dynamic_ncols=True, disable=len(rows) < 2) as bar:
+        for batch in loader:
+            bar.update(len(batch.names) + len(batch.unreadable))
+            if batch.unreadable and unreadable is None:
+                raise ImageReadError(batch.unreadable[0]["reason"])
+            (unreadable if unreadable is not None else []).extend(batch.unreadable)
+            if batch.names:
+                yield columns(encoder, batch)
+
+
+def write_parquet(batches: Iterable[pa.RecordBatch], file: Path, about: Mapping[str, Any]) -> None:
+    """Write batches as they come, in row groups of some megabytes; nothing where there are none."""
+    with ExitStack() as stack:
+        writer = None
+        for table in _row_groups(batches):
+            if writer is None:
+                schema = table.schema.with_metadata({METADATA: json.dumps(about)})
+                writer = stack.enter_context(pq.ParquetWriter(file, schema, use_dictionary=["image"]))
+            writer.write_table(table)
+
+
+def read_about(file: str | Path) -> dict[str, Any]:
+    """What made a file of embeddings.
+
+    Raises:
+        SourceError: there is none, or it is not of `embed_images`.
+    """
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise SourceError(f"{file} is no Parquet of embeddings ({error}); make one by `eden embed`") from error
+    if METADATA.encode() not in metadata:
+        raise SourceError(f"{file} does not tell what made it, so it is not of `eden embed`: make one by that")
+    return json.loads(metadata[METADATA.encode()])
+
+
+class _Batch(NamedTuple):
+    """Images ready for the model, and those that could not be read (`source_id` and `reason`)."""
+
+    names: list[str]
+    sizes: list[tuple[int, int]]
+    pixel_values: Tensor
+    unreadable: list[dict[str, str]]
+
+
+class _Reader:
+    """Decodes rows of a source and brings them to the model's input."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> _Batch:
+        images, names, unreadable = [], [], []
+        for row in rows:
+            try:
+                images.append(read_cell(row["image"], row["source_id"]))
+                names.append(row["source_id"])
+            except ImageReadError as error:
+                unreadable.append({"source_id": row["source_id"], "reason": str(error)})
+        pixel_values = processed(self.processor, images) if images else torch.empty(0)
+        return _Batch(names, [image.size for image in images], pixel_values, unreadable)
+
+
+@torch.inference_mode()
+def _outputs(encoder: Encoder, batch: _Batch, **arguments: Any) -> Any:
+    device = encoder.model.device
+    pixel_values = batch.pixel_values.to(
+        device, encoder.model.dtype, non_blocking=True, memory_format=torch.channels_last
+    )
+    with torch.autocast(device.type, torch.bfloat16, enabled=_gains_from_bfloat16(device)):
+        return encoder.model(pixel_values=pixel_values, **arguments)
+
+
+def _gains_from_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # from torch 2.11 on
+    return device.type == "cpu" and any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _images(encoder: Encoder, batch: _Batch) -> pa.RecordBatch:
+    """Columns `image` and `embedding`."""
+    outputs = _outputs(encoder, batch, **({"output_dense_embeddings": False} if encoder.is_dense else {}))
+    vectors = F.normalize(pooled(outputs).float(), dim=1).cpu().numpy()
+    return pa.record_batch({"image": pa.array(batch.names), "embedding": _vectors(vectors)})
+
+
+def _points(encoder: Encoder, batch: _Batch) -> pa.RecordBatch:
+    """All columns, of the nodes that lie on their image."""
+    maps = _outputs(encoder, batch).dense_embeddings.float().cpu()
+    height, width = maps.shape[-2:]
+    rows, columns = np.divmod(np.arange(height * width, dtype=np.int32), width)
+    tables = []
+    for name, size, vectors in zip(batch.names, batch.sizes, maps, strict=True):
+        points = DenseMap(vectors, size, covered_share(encoder.processor, size)).points(node_places(height, width))
+        inside = ((points >= -0.5) & (points <= torch.tensor(size) - 0.5)).all(dim=1).numpy()
+        tables.append(
+            {
+                "image": np.full(inside.sum(), name, dtype=object),
+                "row": rows[inside],
+                "column": columns[inside],
+                "x": points[inside, 0].numpy(),
+                "y": points[inside, 1].numpy(),
+                "embedding": vectors.flatten(1).mT[inside].numpy(),
+            }
+        )
+    joined = {column: np.concatenate([table[column] for table in tables]) for column in tables[0]}
+    return pa.record_batch({**joined, "image": pa.array(joined["image"]), "embedding": _vectors(joined["embedding"])})
+
+
+def _vectors(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """Rows `[N, C]` as a column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(part.nbytes for part in waiting) >= _ROW_GROUP_BYTES:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)
+
+
+def _join(parts: Sequence[Path], file: Path, about: Mapping[str, Any]) -> None:
+    """The parts of all processes, in order, as `file`."""
+    written = [part for part in parts if part.exists()]  # a process may have had nothing to do
+    if len(written) > 1:
+        joined = file.with_name(f".{file.name}")
+        write_parquet((batch for part in written for batch in pq.ParquetFile(part).iter_batches()), joined, about)
+        written = [joined]
+    written[0].replace(file)
+
+
+def worker_count(images: int) -> int:
+    """Processes that decode, a fair share of the machine's."""
+    launched = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and accelerate launch
+    return 0 if images < _WORTH_WORKERS else min(_MOST_WORKERS, max(1, processors() // launched))

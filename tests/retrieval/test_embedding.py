@@ -1,0 +1,154 @@
+"""A folder in, a Parquet file of embeddings out: values, unreadable files, points, several processes."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import List, Value, load_dataset
+from PIL import Image
+
+from eden_hf import EdenImageProcessor, EdenModel
+from eden_hf.data.errors import SourceError
+from eden_hf.data.phantoms import draw_phantom
+from eden_hf.data.reading import ImageReadError
+from eden_hf.data.skips import TooManyUnreadable
+from eden_hf.data.sources import load_source, read_cell
+from eden_hf.encoders import embed, load_encoder
+from eden_hf.matching import dense_maps
+from eden_hf.retrieval import embed_images, embedding_rows
+from tests.data.test_dicom import dicom, saved
+from tests.launching import torchrun
+from tests.tiny import tiny_config
+
+SIZES = {"a.png": (40, 60), "b.png": (64, 64), "deep/c.png": (90, 30), "z.png": (50, 50)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four phantoms of different shapes, one as DICOM, and a file that is no picture."""
+    path = tmp_path_factory.mktemp("images")
+    (path / "deep").mkdir()
+    for seed, (name, size) in enumerate(SIZES.items()):
+        Image.fromarray(draw_phantom(seed, 64).image).resize(size).save(path / name)
+    (path / "scan.dcm").write_bytes(saved(dicom(draw_phantom(9, 64).image)))
+    (path / "torn.png").write_bytes((path / "a.png").read_bytes()[:200])
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a tiny model with a dense decoder."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model")
+    EdenModel(tiny_config(dense_dim=8)).eval().save_pretrained(path)
+    processor = EdenImageProcessor(size={"height": 32, "width": 32}, intensity="per_image", aspect_ratio="pad")
+    processor.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Float32 throughout."""
+    monkeypatch.setattr("eden_hf.retrieval.embedding._gains_from_bfloat16", lambda device: False)
+
+
+READABLE = ["a.png", "b.png", "deep/c.png", "scan.dcm", "z.png"]
+
+
+def pictures(folder):
+    rows = {row["source_id"]: row["image"] for row in load_source(str(folder))}
+    return [read_cell(rows[name], name) for name in READABLE]
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_folder_is_embedded_and_what_cannot_be_read_is_named(folder, model, tmp_path):
+    made = embed_images(model, str(folder), str(tmp_path / "new" / "e.parquet"), batch_size=2)
+    assert (made.images, made.skipped) == (5, 1)
+    (entry,) = [json.loads(line) for line in made.skipped_file.read_text().splitlines()]
+    assert entry["source_id"] == "torn.png"
+    assert "torn.png" in entry["reason"]
+    assert {path.name for path in made.file.parent.iterdir()} == {"e.parquet", "e-skipped.jsonl"}
+    data = load_dataset("parquet", data_files=str(made.file), split="train", cache_dir=str(tmp_path / "cache"))
+    assert data.features == {"image": Value("string"), "embedding": List(Value("float32"), length=20)}
+    assert data["image"][:] == READABLE
+    vectors = torch.tensor(data["embedding"][:])
+    torch.testing.assert_close(vectors, embed(load_encoder(model), pictures(folder)), rtol=1e-5, atol=1e-5)
+    about = json.loads(pq.read_schema(made.file).metadata[b"eden_hf"])
+    assert about["model"] == model
+    assert about["weights_revision"] == load_encoder(model).revision
+    assert (about["dense"], about["images"], about["split"]) == (False, str(folder), "train")
+
+
+def test_low_precision_hardly_moves_embeddings(folder, model):
+    vectors = {}
+    for gains in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("eden_hf.retrieval.embedding._gains_from_bfloat16", lambda device, gains=gains: gains)
+            (batch,) = embedding_rows(load_encoder(model), load_source(str(folder)), unreadable=[])
+        vectors[gains] = np.stack(batch["embedding"].to_numpy(zero_copy_only=False))
+        assert np.linalg.norm(vectors[gains], axis=1) == pytest.approx(1, abs=1e-5)
+    assert (vectors[False] * vectors[True]).sum(axis=1).min() > 0.999
+
+
+@pytest.mark.usefixtures("exact")
+def test_points_lie_where_the_dense_map_has_them(folder, model, tmp_path):
+    table = pq.read_table(embed_images(model, str(folder), str(tmp_path / "e.parquet"), dense=True).file)
+    assert table.column_names == ["image", "row", "column", "x", "y", "embedding"]
+    for name, picture in zip(READABLE, pictures(folder), strict=True):
+        rows = table.filter([value == name for value in table["image"].to_pylist()])
+        (expected,) = dense_maps(load_encoder(model), [picture])
+        points = torch.tensor(np.stack([rows["x"].to_numpy(), rows["y"].to_numpy()], axis=1))
+        vectors = torch.tensor(np.stack(rows["embedding"].to_numpy()))
+        nodes = torch.tensor(np.stack([rows["column"].to_numpy(), rows["row"].to_numpy()], axis=1))
+        torch.testing.assert_close(expected.places(points), (nodes + 0.5) / 8)
+        torch.testing.assert_close(vectors, expected.at(expected.places(points)), rtol=1e-4, atol=1e-4)
+        width, height = picture.size  # nodes in the padding are left out, all others are there
+        assert len(points) == 8 * round(8 * min(width, height) / max(width, height) / 2) * 2
+        assert ((points >= -0.5) & (points <= torch.tensor([width, height]) - 0.5)).all()
+
+
+@pytest.mark.usefixtures("exact")
+def test_workers_and_row_groups_change_nothing(folder, model, tmp_path, monkeypatch):
+    plain = pq.read_table(embed_images(model, str(folder), str(tmp_path / "plain.parquet"), batch_size=2).file)
+    monkeypatch.setattr("eden_hf.retrieval.embedding._ROW_GROUP_BYTES", 1)
+    made = embed_images(model, str(folder), str(tmp_path / "parts.parquet"), batch_size=2, num_workers=2)
+    assert pq.ParquetFile(made.file).num_row_groups == 3
+    assert pq.read_table(made.file).equals(plain)
+    assert made.skipped == 1
+
+
+def test_nothing_is_written_where_too_much_is_unreadable(folder, model, tmp_path):
+    output = tmp_path / "e.parquet"
+    with pytest.raises(TooManyUnreadable, match=r"1 of 6 images.*torn\.png"):
+        embed_images(model, str(folder), str(output), max_skipped_share=0.1)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(TooManyUnreadable, match="1 of 1 images"):
+        embed_images(model, str(tmp_path / "torn"), str(output))
+    assert not list(tmp_path.glob("*.parquet*")) + list(tmp_path.glob(".*"))
+    with pytest.raises(ImageReadError, match=r"torn\.png"):
+        list(embedding_rows(load_encoder(model), load_source(str(folder))))
+
+
+def test_points_need_a_dense_decoder(folder, encoder):
+    with pytest.raises(SourceError, match="tiny has no embeddings of points"):
+        next(embedding_rows(encoder, load_source(str(folder)), dense=True))
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(folder, model, tmp_path):
+    alone = pq.read_table(embed_images(model, str(folder), str(tmp_path / "alone.parquet"), dense=True).file)
+    options = ["--model", model, "--images", str(folder), "--output", str(tmp_path / "two.parquet"), "--dense"]
+    finished = torchrun(2, "scripts/embed.py", *options)
+    assert finished.stdout.count("two.parquet: 5 images, 1 could not be read") == 1
+    assert finished.stderr.count("skipped torn.png") == 1
+    two = pq.read_table(tmp_path / "two.parquet")
+    assert two.schema.metadata[b"eden_hf"] == alone.schema.metadata[b"eden_hf"]
+    for name in ("image", "row", "column", "x", "y"):
+        assert two[name].equals(alone[name])
+    vectors, expected = (np.stack(table["embedding"].to_numpy()) for table in (two, alone))
+    assert (vectors * expected).sum(axis=1).min() > 0.999
+    assert {path.name for path in tmp_path.iterdir()} >= {"two.parquet", "two-skipped.jsonl"}
+    assert not list(tmp_path.glob(".*"))
