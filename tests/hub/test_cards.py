@@ -300,7 +300,7 @@ def test_few_shot_scores_give_a_table_of_this_model(pretrained):
     folder = pretrained / "evaluation" / "few-shot"
     folder.mkdir()
     scores = [
-        Score(encoder, "sha256 0123456789ab", k, draw, {"heart": dice + draw / 50})
+        Score(encoder, "sha256 0123456789ab", k, draw, {"heart": dice + draw / 50}, 25)
         for encoder, dice in (("/home/me/run/last", 0.7), ("/home/me/other/last", 0.6))
         for k in (3, 6)
         for draw in (0, 1)
@@ -309,7 +309,8 @@ def test_few_shot_scores_give_a_table_of_this_model(pretrained):
     (folder / "few_shot-frozen.md").write_text("# Few-shot segmentation, frozen: /home/me/scr\n\nA page.\n")
     text = section(write_card(pretrained).read_text(), "Evaluation")
     assert "### Few-shot segmentation, frozen: scr" in text
-    assert "over 2 draws of them. [Settings](evaluation/few-shot/few_shot-frozen.md)." in text
+    assert "over 2 draws of them. The checkpoint was chosen on 25 more labelled images. [Settings](eval" in text
+    assert "| k = 3 + 25 | k = 6 + 25 |" in text
     assert "| heart | this model | 71.0 ± 1.4 | 71.0 ± 1.4 |" in text
     assert "other/last" not in text
     assert check_card(pretrained) == []
