@@ -228,9 +228,7 @@ class AnatomyMatcher:
         spread = (posterior * torch.cdist(places, nodes)).sum(dim=1)
         single = (nodes[similarities.argmax(dim=2)] - places).norm(dim=2).mean(dim=0)
         apart = (places - guesses).norm(dim=1)
-        return torch.stack(
-            [self._way_back(target, places), apart, spread, single, 1 - similarity.amax(dim=1)], dim=1
-        )
+        return torch.stack([self._way_back(target, places), apart, spread, single, 1 - similarity.amax(dim=1)], dim=1)
 
     def _way_back(self, target: EmbeddedImage, places: Tensor) -> Tensor:
         """Distance `[P]` in a reference between a point and what is most like its place in the target; the median."""
