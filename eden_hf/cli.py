@@ -11,6 +11,8 @@ eden few-shot --config configs/few_shot_scr.yaml --encoders a b --frozen    scri
 eden finetune --config configs/finetune_scr_heart.yaml                      scripts/finetune.py
 eden embed --model outputs/run/last --images images/ --output embeddings.parquet  scripts/embed.py
 eden search --model outputs/run/last --query image.png --embeddings embeddings.parquet --output sheet.png
+eden landmarks --model outputs/run/last --references refs/ --images xrays/ --output outputs/landmarks
+eden match --model outputs/run/last a.png b.png --output outputs/match.png
 eden stage --source outputs/run --card card.yaml --output repository/
 eden card check repository/
 eden push --source outputs/run --repo_id user/name --card card.yaml         scripts/push_to_hub.py
@@ -149,6 +151,37 @@ def search(arguments: list[str] | None = None) -> None:
         print(rank, f"{hit.similarity:.4f}", hit.image, ",".join(map(str, hit.box or ())), sep="\t")
 
 
+def landmarks(arguments: list[str] | None = None) -> None:
+    """Find the points of annotated images in others: tables and pictures. Exits with 1 if images were unreadable."""
+    from eden_hf.matching.landmarks import find_landmarks
+
+    with _mistakes("eden landmarks"):
+        done = _call(find_landmarks, arguments, prog="eden landmarks", several=("images",))
+    print(*done.files, sep="\n")
+    print(f"{done.images} images searched for {done.points} points: {done.not_found} not found")
+    if done.unreadable:
+        print(f"images that cannot be read, see skipped.jsonl there: {done.unreadable}", file=sys.stderr)
+        sys.exit(1)
+
+
+def match(arguments: list[str] | None = None) -> None:
+    """Find points of one image in another, and draw them."""
+    parser = ArgumentParser(prog="eden match", description=match.__doc__)
+    parser.add_argument("images", nargs=2, help="the image of the points, and the one to search")
+    parser.add_argument("--model", required=True, help="any image encoder; best one with a dense decoder")
+    parser.add_argument("--points", nargs="+", help="x,y in pixels of the first; a grid over the body by default")
+    parser.add_argument("--output", default="outputs/match.png", help="the picture to write")
+    chosen = parser.parse_args(arguments)
+    from eden_hf.matching.pairs import match_images
+
+    with _mistakes("eden match"):
+        found = match_images(chosen.model, chosen.images, chosen.points, chosen.output)
+    for name, point in found.items():
+        place = f"{point.x:.1f},{point.y:.1f}" if point.found else "not found"
+        print(f"{name}: {place} (confidence {point.confidence:.2f})")
+    print(chosen.output)
+
+
 def stage(arguments: list[str] | None = None) -> None:
     """Make the folder that is published of a model, with its card."""
     from eden_hf.hub.repository import stage_model
@@ -229,6 +262,23 @@ def _refusals(prog: str) -> Iterator[None]:
         sys.exit(f"{prog}: {error}")
 
 
+@contextmanager
+def _mistakes(prog: str) -> Iterator[None]:
+    """What is wrong with given images, annotations or models ends the program with one message and status 2."""
+    from eden_hf.data.errors import SourceError
+    from eden_hf.data.reading import ImageReadError
+    from eden_hf.data.skips import TooManyUnreadable
+
+    try:
+        yield
+    except (SourceError, ImageReadError, TooManyUnreadable) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a model that is not there; a folder that cannot be written
+        print(f"{prog}: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+
+
 def _call(function: Callable, arguments: list[str] | None, prog: str, several: Sequence[str] = ()) -> Any:
     """Call `function` by a command line; the options of `several` take values one after the other: `--model a b`."""
     from eden_hf.training.arguments import ConfigParser, at_home
@@ -261,6 +311,8 @@ COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
     "finetune": finetune,
     "embed": embed,
     "search": search,
+    "landmarks": landmarks,
+    "match": match,
     "stage": stage,
     "card": card,
     "push": push,

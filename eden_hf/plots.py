@@ -214,6 +214,119 @@ def plot_correspondence(
     return figure
 
 
+def plot_matches(
+    images: tuple[Image.Image, Image.Image],
+    points: Mapping[str, tuple[float, float]],
+    found: Mapping[str, Any],
+    similarity: Mapping[str, np.ndarray],
+    titles: tuple[str, str] = ("points", "found"),
+) -> Figure:
+    """Points of one image and where they were found in another, joined by lines; below, how alike each place is.
+
+    Args:
+        images: The image the points are from, and the one they were looked for in.
+        points: Pixel indices (x, y) in the first by name.
+        found: `FoundPoint`s in the second by name; those that are not found are hollow on the left and absent on the
+            right.
+        similarity: Cosines `[h, w]` over the whole of the second, by name.
+        titles: Of the two.
+    """
+    columns = 6
+    rows = -(-len(points) // columns)
+    figure = Figure(figsize=(11, 5.6 + 2.1 * rows), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[5.6, 2.1 * rows], squeeze=False).ravel()
+    left, right = upper.subplots(1, 2)
+    missed = [name for name, point in found.items() if not point.found]
+    show(left, images[0]).set_title(titles[0])
+    show(right, images[1]).set_title(titles[1] + (f" (not found: {', '.join(missed)})" if missed else ""))
+    grid = lower.subplots(rows, columns, squeeze=False).ravel()
+    for number, (name, start) in enumerate(points.items()):
+        point, colour = found[name], _colour(number)
+        _spot(left, start, name, number, hollow=not point.found)
+        if point.found:
+            _spot(right, (point.x, point.y), name, number)
+            ends = (start, (point.x, point.y))
+            upper.add_artist(ConnectionPatch(*ends, "data", "data", axesA=left, axesB=right, color=colour, alpha=0.55))
+        _show_similarity(grid[number], images[1], similarity[name])
+        grid[number].set_title(f"{name}: {point.confidence:.2f}" if point.found else f"{name}: not found", fontsize=9)
+        if point.found:
+            grid[number].plot(point.x, point.y, "o", color=colour, markeredgecolor="white", markersize=6)
+    for axes in grid[len(points) :]:
+        axes.set_axis_off()
+    lower.supxlabel("how alike each place is to the point, from dark to bright; above, the confidence", fontsize=9)
+    return figure
+
+
+def _show_similarity(axes: Axes, image: Image.Image, similarity: np.ndarray) -> None:
+    """A map over the image that it is of."""
+    show(axes, image)
+    extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
+    axes.imshow(similarity, cmap="inferno", alpha=0.65, extent=extent, interpolation="bilinear")
+
+
+def plot_landmarks(
+    images: Sequence[Image.Image], points: Sequence[Mapping[str, Any]], titles: Sequence[str]
+) -> Figure:
+    """Images side by side with their named points, numbered as in the legend; crosses for those that are not found.
+
+    Args:
+        images: At least one.
+        points: For each image `FoundPoint`s by name.
+        titles: What to write above each image.
+    """
+    names = list(dict.fromkeys(name for of_image in points for name in of_image))
+    columns = min(len(images), 5)
+    rows, lines = -(-len(images) // columns), -(-len(names) // 4)
+    width = 2.9 * columns if columns > 1 else 9
+    figure = Figure(figsize=(max(8.0, width), rows * (3.1 if columns > 1 else 9) + 0.3 + 0.17 * lines))
+    figure.set_layout_engine("constrained", h_pad=0.08)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, image, of_image, title in zip(grid, images, points, titles, strict=False):
+        show(axes, image)
+        missed = sum(not point.found for point in of_image.values())
+        short = title if len(title) <= 34 else "…" + title[-33:]
+        axes.set_title(short + (f"\n{missed} not found" if missed else ""), fontsize=8)
+        for name, point in of_image.items():
+            number = names.index(name)
+            if point.found:
+                _spot(axes, (point.x, point.y), str(number + 1), number, size=5 if columns > 1 else 8)
+            else:
+                axes.plot(point.x, point.y, "x", color=_colour(number), markersize=5)
+    for axes in grid[len(images) :]:
+        axes.set_axis_off()
+    marks = [
+        Line2D([], [], color=_colour(i), marker=_marker(i), linestyle="", label=f"{i + 1} {name}")
+        for i, name in enumerate(names)
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _colour(number: int) -> str:
+    """Of the points of a picture; black would not show on a radiograph."""
+    return COLOURS[number % 7]
+
+
+def _marker(number: int) -> str:
+    """Changes with every round through the colours."""
+    return MARKERS[number // 7 % len(MARKERS)]
+
+
+def _spot(
+    axes: Axes, point: tuple[float, float], label: str, number: int, *, size: float = 8, hollow: bool = False
+) -> None:
+    """A numbered point."""
+    colour = _colour(number)
+    face, edge = ("none", colour) if hollow else (colour, "white")
+    axes.plot(
+        *point, _marker(number), markerfacecolor=face, markeredgecolor=edge, markersize=size, markeredgewidth=0.7
+    )
+    axes.annotate(
+        label, point, xytext=(size / 2, size / 2), textcoords="offset points",
+        color="black", path_effects=OUTLINE, fontsize=size + 1, weight="bold",
+    )  # fmt: skip
+
+
 class Part(NamedTuple):
     """A part of an image, with the image and where it comes from."""
 

@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from eden_hf.plots import (
     Part,
     plot_correspondence,
     plot_history,
+    plot_landmarks,
     plot_levels,
+    plot_matches,
     plot_neighbours,
     plot_tsne,
 )
@@ -166,3 +169,30 @@ def test_few_shot_curves_go_through_the_means():
     line = axes.containers[0].lines[0]
     assert line.get_xdata().tolist() == [3, 6]
     assert line.get_ydata() == pytest.approx([58, 61])
+
+
+FOUND = {"apex": SimpleNamespace(x=10.0, y=20.0, confidence=0.9, found=True),
+         "base": SimpleNamespace(x=30.0, y=40.0, confidence=0.1, found=False)}  # fmt: skip
+
+
+def test_matches_show_what_was_found_and_say_what_was_not(image):
+    points = {"apex": (11.0, 12.0), "base": (13.0, 14.0)}
+    maps = {name: np.zeros((8, 8)) for name in points}
+    figure = plot_matches((image, image), points, FOUND, maps)
+    left, right, *small = figure.get_axes()
+    assert right.get_title() == "found (not found: base)"
+    assert texts(left) == ["apex", "base"]
+    assert texts(right) == ["apex"]
+    assert [axes.get_title() for axes in small[:2]] == ["apex: 0.90", "base: not found"]
+    assert [line.get_xydata().tolist() for line in small[0].lines] == [[[10, 20]]]
+    assert small[0].images[1].get_extent() == [-0.5, 63.5, 63.5, -0.5]
+    assert written(figure).std() > 0
+
+
+def test_landmarks_are_numbered_as_in_the_legend(image):
+    figure = plot_landmarks([image, image], [{"base": FOUND["base"]}, FOUND], ["one", "two"])
+    first, second = figure.get_axes()[:2]
+    assert first.get_title() == "one\n1 not found"
+    assert texts(second) == ["2"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["1 base", "2 apex"]
+    assert written(figure).std() > 0

@@ -116,3 +116,15 @@ def square_size(size: tuple[int, int], pixel: PixelSize) -> tuple[int, int]:
     if 1 / _ROUNDING < ratio < _ROUNDING:
         return width, height
     return (width, round(height * ratio)) if ratio > 1 else (round(width / ratio), height)
+
+
+def picture_point(picture: PIL.Image.Image, x: float, y: float) -> tuple[float, float]:
+    """Pixel indices in a picture of `read_image` of those in the upright image as stored."""
+    width, height = picture.info["stored_size"]
+    return (x + 0.5) / width * picture.width - 0.5, (y + 0.5) / height * picture.height - 0.5
+
+
+def stored_point(picture: PIL.Image.Image, x: float, y: float) -> tuple[float, float]:
+    """Pixel indices in the upright image as stored of those in a picture of `read_image`."""
+    width, height = picture.info["stored_size"]
+    return (x + 0.5) / picture.width * width - 0.5, (y + 0.5) / picture.height * height - 0.5

@@ -211,12 +211,25 @@ def _named(source: str, path: Path | None, config: str | None) -> Source:
     raise SourceError(f"nothing at {source}: no such file or folder, and no Hub id of the form user/name")
 
 
+def is_image_folder(path: Path) -> bool:
+    """Whether a path is a folder whose images are files: neither saved by `datasets` nor of Parquet."""
+    return path.is_dir() and not _is_saved(path) and not _holds_parquet(path)
+
+
+def _is_saved(root: Path) -> bool:
+    return (root / "dataset_dict.json").exists() or (root / "state.json").exists()
+
+
+def _holds_parquet(root: Path) -> bool:
+    return any(file.endswith(".parquet") for file in list_files(root)[0])
+
+
 def _folder(root: Path, list_file: str | Path | None) -> Source:
     """A folder: saved by `datasets`, of Parquet, or of images."""
-    if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
+    if _is_saved(root):
         saved = datasets.load_from_disk(str(root))
         return _in_memory(str(root), saved if isinstance(saved, Mapping) else {str(saved.split or "train"): saved})
-    if any(file.endswith(".parquet") for file in list_files(root)[0]):
+    if _holds_parquet(root):
         return _hosted(str(root), str(root), None)
     splits = images_by_split(root, list_file)
     fingerprint = Hasher.hash([(split, images_fingerprint(root, splits[split])) for split in sorted(splits)])

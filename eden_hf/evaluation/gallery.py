@@ -16,12 +16,14 @@ from eden_hf.anatomy import grid_shape, part_boxes
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.encoders import Encoder, load_encoder, nearest_neighbours
 from eden_hf.evaluation.embeddings import part_embeddings, tsne
+from eden_hf.matching import AnatomyMatcher, Reference
 from eden_hf.matching.windows import correspond
 from eden_hf.plots import (
     Part,
     plot_correspondence,
     plot_history,
     plot_levels,
+    plot_matches,
     plot_neighbours,
     plot_tsne,
 )
@@ -91,11 +93,16 @@ def _tsne_figure(embeddings: torch.Tensor, level: int) -> Figure:
 
 
 def _correspondence_figure(encoder: Encoder, pictures: list[Image.Image]) -> Figure:
-    """Nine points of the first image, found in the second."""
+    """Nine points of the first image found in the second: by the matcher, or without dense decoder by windows."""
     side = pictures[0].width
     grid = torch.tensor([[x, y] for y in (0.25, 0.5, 0.75) for x in (0.25, 0.5, 0.75)]) * side
-    found, _ = correspond(encoder, pictures[0], grid, pictures[1], window=side // 4, stride=side // 32)
-    return plot_correspondence(pictures[0], pictures[1], grid, found)
+    if encoder.is_dense:
+        points = {str(number): (x, y) for number, (x, y) in enumerate(grid.tolist(), start=1)}
+        matcher = AnatomyMatcher(encoder, [Reference(pictures[0], points=points)])
+        found, similarity = matcher.find(pictures[1]), matcher.similarity(pictures[1])
+        return plot_matches((pictures[0], pictures[1]), points, found, similarity)
+    nearest, _ = correspond(encoder, pictures[0], grid, pictures[1], window=side // 4, stride=side // 32)
+    return plot_correspondence(pictures[0], pictures[1], grid, nearest)
 
 
 def _neighbours_figure(

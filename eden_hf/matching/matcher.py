@@ -145,9 +145,12 @@ class AnatomyMatcher:
         return (self.find(image) for image in images)
 
     def similarity(self, image: Image.Image) -> dict[str, np.ndarray]:
-        """How alike the places of `image` are to each point: `[side, side]` cosines over the whole picture."""
+        """How alike the places of `image` are to each point: cosines `[h, w]` over the whole picture, no padding."""
         target = self._embed(image)
-        return dict(zip(self.point_names, self._similarities(target).mean(dim=0).numpy(), strict=True))
+        cosines = self._similarities(target).mean(dim=0)
+        margins = [round(target.side * (1 - share) / 2) for share in target.maps[0].covered]
+        columns, rows = (slice(margin, target.side - margin) for margin in margins)
+        return dict(zip(self.point_names, cosines[:, rows, columns].numpy(), strict=True))
 
     def carry_masks(self, image: Image.Image) -> dict[str, np.ndarray]:
         """Masks of the references brought over to `image` by smooth maps; several references vote.

@@ -90,3 +90,16 @@ def test_what_is_not_annotated_is_refused(dense_encoder, phantom):
         Reference(phantom, "x", masks={"m": np.zeros((3, 4), bool)})
     with pytest.raises(ValueError, match="neither points nor masks"):
         Reference(phantom, "x")
+
+
+def test_similarities_cover_the_picture_without_what_it_was_padded_with(phantom):
+    torch.manual_seed(0)
+    model = EdenModel(tiny_config(dense_dim=16)).eval()
+    processor = EdenImageProcessor(size={"height": 64, "width": 64}, intensity="per_image", aspect_ratio="pad")
+    wide = phantom.crop((0, 32, 128, 96))
+    matcher = AnatomyMatcher(Encoder(model, processor), [Reference(wide, points={"a": (90.0, 20.0)})])
+    similarity = matcher.similarity(wide)["a"]
+    height, width = similarity.shape
+    assert width == 2 * height
+    row, column = np.unravel_index(similarity.argmax(), similarity.shape)
+    assert ((column + 0.5) / width, (row + 0.5) / height) == pytest.approx((90.5 / 128, 20.5 / 64), abs=0.06)

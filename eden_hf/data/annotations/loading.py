@@ -22,6 +22,7 @@ from eden_hf.data.annotations.tables import read_table
 from eden_hf.data.errors import SourceError, first
 from eden_hf.data.folders import list_files
 from eden_hf.data.landmarks import LandmarkedImage, load_landmarked
+from eden_hf.data.pixel_size import picture_point
 from eden_hf.data.readers.masks import Size, fitted_mask, read_mask
 from eden_hf.data.reading import ImageReadError, read_image
 from eden_hf.data.references import Reference
@@ -239,7 +240,7 @@ def _picture_point(mark: Mark, image: str, picture: PIL.Image.Image) -> tuple[fl
             f"{mark.where}: {mark.name!r} at ({x:g}, {y:g}) lies off {image}, which has {width} x {height} pixels; "
             "coordinates are pixels, x from the left, y from the top; leave out points that cannot be seen"
         )
-    return (x + 0.5) / width * picture.width - 0.5, (y + 0.5) / height * picture.height - 0.5
+    return picture_point(picture, x, y)
 
 
 def _picture_mask(draw: Draw, where: str, picture: PIL.Image.Image) -> np.ndarray:
