@@ -9,6 +9,7 @@ eden audit --run outputs/run --source scr --split test                      scri
 eden probe --model outputs/run/last --source cxr --label_column label       scripts/probe.py
 eden few-shot --config configs/few_shot_scr.yaml --encoders a b --frozen    scripts/few_shot_table.py
 eden finetune --config configs/finetune_scr_heart.yaml                      scripts/finetune.py
+eden masks --model outputs/run/last --references refs/ --images images/ --output masks/
 eden stage --source outputs/run --card card.yaml --output repository/
 eden card check repository/
 eden push --source outputs/run --repo_id user/name --card card.yaml         scripts/push_to_hub.py
@@ -122,6 +123,15 @@ def finetune(arguments: list[str] | None = None) -> None:
             push_run(folder, settings.run, [str(folder)])
 
 
+def masks(arguments: list[str] | None = None) -> None:
+    """Find structures in images from one or more annotated examples: masks as PNG and DICOM SEG."""
+    from eden_hf.matching.masks import find_masks
+
+    with _refusals("eden masks"):
+        written = _call(find_masks, arguments, prog="eden masks")
+    print(f"{', '.join(written.names)} in {len(written.images)} images ({written.skipped} skipped): {written.output}")
+
+
 def stage(arguments: list[str] | None = None) -> None:
     """Make the folder that is published of a model, with its card."""
     from eden_hf.hub.repository import stage_model
@@ -183,6 +193,8 @@ def export(arguments: list[str] | None = None) -> None:
 @contextmanager
 def _refusals(prog: str) -> Iterator[None]:
     """What the user has to mend ends the program with the message alone."""
+    from eden_hf.data.errors import SourceError
+    from eden_hf.data.skips import TooManyUnreadable
     from eden_hf.hub.cards import CardError
     from eden_hf.hub.export import ExportError
     from eden_hf.hub.key_layouts import CheckpointError
@@ -192,7 +204,10 @@ def _refusals(prog: str) -> Iterator[None]:
 
     try:
         yield
-    except (CardError, CheckpointError, ExportError, PublishingError, RefusedError, StagingError) as error:
+    except (
+        *(CardError, CheckpointError, ExportError, PublishingError, RefusedError, StagingError),
+        *(SourceError, TooManyUnreadable),
+    ) as error:
         sys.exit(f"{prog}: {error}")
 
 
@@ -209,7 +224,7 @@ def _call(function: Callable, arguments: list[str] | None, prog: str, several: S
         parser.add_argument(f"--{name}", nargs="+", type=kind, required=required, help="one or more values")
     switches = [name for name, parameter in parameters.items() if parameter.default is False]
     for name in switches:
-        parser.add_argument(f"--{name}", action="store_true")
+        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), action="store_true")
     parser.add_function_arguments(function, skip={*several, *switches}, as_group=False)
     chosen = parser.instantiate(parser.parse_args(arguments))
     given = {name: at_home(chosen[name]) for name in parameters if not (name in several and chosen[name] is None)}
@@ -226,6 +241,7 @@ COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
     "probe": probe,
     "few-shot": few_shot,
     "finetune": finetune,
+    "masks": masks,
     "stage": stage,
     "card": card,
     "push": push,

@@ -5,7 +5,6 @@ and spacing. Projection radiographs (CR, DX) have no position in the patient: th
 source pixel by pixel. Of the source's header only what a segmentation must repeat is taken over.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,19 +17,17 @@ from eden_hf.data.errors import SourceError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-logger = logging.getLogger(__name__)
-
 #: Must be known: what a segmentation refers to.
 _REFERRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
-#: May be empty, but must be there: patient and study, by which an archive files it.
+#: May be empty, but must be there: patient and study, by which an archive files it, and what highdicom asks for.
 _FILED = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
-    "StudyTime", "ReferringPhysicianName",
+    "StudyTime", "ReferringPhysicianName", "SliceThickness",
 )  # fmt: skip
 #: Where the source has it.
 _GEOMETRY = (
     "SpecificCharacterSet", "Modality", "FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient",
-    "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "LossyImageCompression",
+    "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "LossyImageCompression",
     "LossyImageCompressionRatio", "LossyImageCompressionMethod",
 )  # fmt: skip
 _LONGEST = 64  # characters of a DICOM string
@@ -41,7 +38,13 @@ class SegmentationError(SourceError):
 
 
 def write_dicom_seg(
-    source: str | Path, masks: Mapping[str, np.ndarray], output: str | Path, *, algorithm: str, version: str, model: str
+    source: str | Path,
+    masks: Mapping[str, np.ndarray],
+    output: str | Path,
+    *,
+    algorithm: str,
+    version: str,
+    model: str,
 ) -> None:
     """Write masks of one DICOM image as a segmentation, a segment each.
 
@@ -122,7 +125,7 @@ def _header(source: str | Path) -> "Dataset":
         raise SegmentationError(f"{source}: it holds several frames; DICOM SEG is written of images of one frame")
     header = Dataset()
     for keyword in (*_REFERRED, *_FILED, *_GEOMETRY):
-        if keyword in full:
+        if full.get(keyword) not in (None, ""):  # an empty element counts as absent
             header.add(full[keyword])
         elif keyword in _FILED:
             setattr(header, keyword, None)

@@ -61,7 +61,7 @@ def find_masks(
 
     Raises:
         OSError: there is no such model.
-        ValueError: as `load_references` and `write_masks`.
+        SourceError, TooManyUnreadable: as `load_references` and `write_masks`.
     """
     encoder = load_encoder(model)
     return write_masks(
@@ -95,15 +95,15 @@ def write_masks(
         seed: Of the classifier.
 
     Raises:
-        ValueError: no reference has a mask, or a structure's name cannot be that of a folder.
-        SourceError: there are no images, two would give the same file, or with `dicom_seg` none is DICOM.
+        SourceError: no reference has a mask, a structure's name cannot be that of a folder, there are no images, two
+            of them would give the same file, or with `dicom_seg` none is DICOM or one's header does not do.
         TooManyUnreadable: none of them can be read.
     """
     names, output = mask_names(references), Path(output)
     if not names:
-        raise ValueError(f"none of the {len(references)} references has a mask")
+        raise SourceError(f"none of the {len(references)} references has a mask")
     if unfit := [name for name in names if Path(name).name != name or name in (SEG_FOLDER, "..")]:
-        raise ValueError(f"these names of structures cannot be names of folders: {unfit}; call them otherwise")
+        raise SourceError(f"these names of structures cannot be names of folders: {unfit}; call them otherwise")
     files = _image_files(Path(images))
     if dicom_seg and not any(map(is_dicom, files.values())):
         raise SourceError(f"none of the {len(files)} images of {images} is DICOM: leave out --dicom_seg")

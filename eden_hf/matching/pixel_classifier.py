@@ -1,8 +1,8 @@
 """`PixelClassifier`: masks of structures in new images, from one or a few annotated examples.
 
-A small network tells from the dense embeddings of a pixel, at several sizes of the image, which structures it belongs
-to. The encoder stays as it is. What the few references show is stretched by deformed copies of them, changed in
-intensity.
+A small network tells which structures a pixel belongs to: from its dense embeddings at several sizes of the image,
+which know the place in the body, and from the grey values around it, which know where edges run. The encoder stays as
+it is. What the few references show is stretched by deformed copies of them, changed in intensity.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,8 @@ class ClassifierArguments:
         learning_rate: At the start.
         weight_decay: Of AdamW.
         dropout: Share of hidden units left out in training.
-        side: Pixels of the longer side at which masks are told, before they are brought to the image's own size.
+        side: Pixels of the longer side at which grey values are seen and masks told, before those are brought to the
+            image's own size.
         views: The recipe of the copies.
     """
 
@@ -120,35 +121,39 @@ class PixelClassifier:
             raise RuntimeError("this classifier has learned nothing yet: call `fit` with references first")
         width, height = image.size
         shrink = self.arguments.side / max(image.size)
-        rows, columns = max(1, round(height * shrink)), max(1, round(width * shrink))
+        rows, columns = (max(1, round(length * shrink)) for length in (height, width))
+        axes = [
+            (torch.arange(count) + 0.5) * step - 0.5
+            for count, step in ((rows, height / rows), (columns, width / columns))
+        ]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).flatten(0, 1)
         # The hidden layer is linear in each map: it is applied before the map is brought to many pixels.
-        weights = self._hidden.weight.split(self._hidden.weight.shape[1] // len(self._scales), dim=1)
-        hidden = self._hidden.bias[:, None, None]
-        for dense, weight in zip(self._embed(image), weights, strict=True):
-            hidden = hidden + _over_image(torch.einsum("kd,dhw->khw", weight, dense.vectors), dense, rows, columns)
-        logits = torch.einsum("lk,khw->lhw", self._output.weight, hidden.relu()) + self._output.bias[:, None, None]
-        logits = F.interpolate(logits[None], size=(height, width), mode="bilinear")[0]
+        maps, hidden = self._embed(image), self._hidden.bias
+        weights = self._hidden.weight.split([len(part.vectors) for part in maps], dim=1)
+        for part, weight in zip(maps, weights, strict=True):
+            hidden = hidden + _sample(torch.einsum("kd,dhw->khw", weight, part.vectors), part.places(points))
+        logits = self._output(hidden.relu()).T.view(1, -1, rows, columns)
+        logits = F.interpolate(logits, size=(height, width), mode="bilinear")[0]
         return dict(zip(self.names, logits.sigmoid().numpy(), strict=True))
 
-    @property
-    def _scales(self) -> tuple[float, ...]:
-        return self.arguments.scales if self.encoder.is_dense else (1.0,)
-
     def _embed(self, image: Image.Image) -> list[DenseMap]:
-        return [dense_maps(self.encoder, [image], scale)[0] for scale in self._scales]
+        """What the classifier sees of an image: its embeddings at each scale, and its grey patches."""
+        scales = self.arguments.scales if self.encoder.is_dense else (1.0,)
+        patches = DenseMap(grey_patches(image, self.arguments.side), image.size)
+        return [*(dense_maps(self.encoder, [image], scale)[0] for scale in scales), patches]
 
     def _pixels(self, reference: Reference, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Features `[N, scales x D]` of drawn pixels, and `[N, L]` how far each is inside (NaN: not annotated)."""
+        """Features `[N, scales x D + 52]` of drawn pixels, and `[N, L]` how far inside each is (NaN: not told)."""
         features, inside = [], []
         for image, masks in self._copies(reference, generator):
             points = _draw_points(masks, self.arguments.pixels, generator)
-            features.append(torch.cat([dense.at(dense.places(points)) for dense in self._embed(image)], dim=1))
-            shares = (points + 0.5) / torch.tensor(image.size)
-            inside.append(F.grid_sample(masks[None], 2 * shares[None, None] - 1, align_corners=False)[0, :, 0].T)
+            maps = self._embed(image)
+            features.append(torch.cat([_sample(part.vectors, part.places(points)) for part in maps], dim=1))
+            inside.append(_sample(masks, (points + 0.5) / torch.tensor(image.size)))
         return torch.cat(features), torch.cat(inside)
 
     def _copies(self, reference: Reference, generator: torch.Generator) -> list[tuple[Image.Image, Tensor]]:
-        """The reference and copies of it, with masks `[L, H, W]` (NaN where there is none), at most as large as views."""
+        """The reference and copies of it, none larger than views are, with masks `[L, H, W]` (NaN: there is none)."""
         image = reference.image.convert("RGB") if reference.image.mode != "L" else reference.image
         masks = _stacked(reference.masks, self.names, image.size)
         size = self.arguments.views.size
@@ -160,6 +165,36 @@ class PixelClassifier:
         pictures = [Image.fromarray(copy.permute(1, 2, 0).squeeze(2).numpy()) for copy in copies]
         resized = [picture.resize((width, height), Image.Resampling.BILINEAR) for picture in pictures]
         return [(image, masks), *zip(resized, warped, strict=True)]
+
+
+def grey_patches(image: Image.Image, side: int) -> Tensor:
+    """Grey values in and around each pixel of an image brought to `side` pixels along its longer side.
+
+    Returns:
+        `[52, h, w]`: a patch of 5 x 5 pixels, and one of 5 x 5 means of 3 x 3, both of grey values normalised by the
+        33 x 33 pixels around each; the grey value itself and the mean of those, normalised by the whole image.
+    """
+    shrink = side / max(image.size)
+    size = [max(1, round(length * shrink)) for length in (image.height, image.width)]
+    pixels = torch.from_numpy(np.array(image.convert("L"), np.float32))[None, None]
+    grey = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+    grey = (grey - grey.mean()) / grey.std().clamp(min=1e-3)
+    mean = _blurred(grey, 33)
+    std = (_blurred(grey.square(), 33) - mean.square()).clamp(min=0).sqrt()
+    normal = (grey - mean) / (std + 0.1)
+    fine, coarse = _neighbours(normal, 1), _neighbours(_blurred(normal, 3), 3)
+    return torch.cat([fine, coarse, grey, mean], dim=1)[0]
+
+
+def _blurred(values: Tensor, width: int) -> Tensor:
+    """Means over `width` x `width`; the edge's pixels go on beyond it."""
+    return F.avg_pool2d(F.pad(values, [width // 2] * 4, mode="replicate"), width, stride=1)
+
+
+def _neighbours(values: Tensor, step: int) -> Tensor:
+    """`[1, 25, h, w]` of `[1, 1, h, w]`: the values at 5 x 5 places `step` apart."""
+    padded = F.pad(values, [2 * step] * 4, mode="replicate")
+    return F.unfold(padded, 5, dilation=step).view(1, 25, *values.shape[-2:])
 
 
 def _stacked(masks: Mapping[str, np.ndarray], names: Sequence[str], size: tuple[int, int]) -> Tensor:
@@ -216,8 +251,7 @@ def _loss(logits: Tensor, inside: Tensor) -> Tensor:
     return entropy + 1 - overlap.mean()
 
 
-def _over_image(values: Tensor, dense: DenseMap, rows: int, columns: int) -> Tensor:
-    """Values `[C, h, w]` at the nodes of a dense map, `[C, rows, columns]` over the image itself."""
-    covered = torch.tensor([[dense.covered[0], 0, 0], [0, dense.covered[1], 0]], dtype=values.dtype)
-    grid = F.affine_grid(covered[None], [1, 1, rows, columns], align_corners=False)
-    return F.grid_sample(values[None], grid, padding_mode="border", align_corners=False)[0]
+def _sample(values: Tensor, places: Tensor) -> Tensor:
+    """Values `[C, h, w]` at shares of the sides `[P, 2]`, by bilinear interpolation: `[P, C]`."""
+    grid = 2 * places[None, None] - 1
+    return F.grid_sample(values[None], grid, padding_mode="border", align_corners=False)[0, :, 0].T

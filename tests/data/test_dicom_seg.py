@@ -75,7 +75,9 @@ def test_a_slice_keeps_its_place_in_the_patient(tmp_path):
     assert shared.PixelMeasuresSequence[0].PixelSpacing == [0.7, 0.6]
     assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
     holders = [shared, *seg.PerFrameFunctionalGroupsSequence]
-    positions = {tuple(h.PlanePositionSequence[0].ImagePositionPatient) for h in holders if "PlanePositionSequence" in h}
+    positions = {
+        tuple(h.PlanePositionSequence[0].ImagePositionPatient) for h in holders if "PlanePositionSequence" in h
+    }
     assert positions == {(-100.0, -50.0, 30.0)}
 
 
@@ -99,6 +101,11 @@ def test_masks_of_squared_pixels_come_back_to_the_stored_ones(tmp_path):
     np.testing.assert_array_equal(seg.pixel_array[0] > 0, MASKS["heart"])
 
 
+def test_a_slice_may_have_no_thickness(tmp_path):
+    seg = written(tmp_path, **{**SLICE, "SliceThickness": None})
+    assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing == [0.7, 0.6]
+
+
 def test_a_structure_that_was_not_found_has_an_empty_segment(tmp_path):
     seg = written(tmp_path, masks={"a": MASKS["heart"], "b": np.zeros((ROWS, COLUMNS), bool)})
     assert len(seg.SegmentSequence) == 2
@@ -116,7 +123,10 @@ def test_an_anonymous_header_will_do(tmp_path):
     ("elements", "message"),
     [
         ({"StudyInstanceUID": None}, "lacks StudyInstanceUID"),
-        ({**SLICE, "SliceThickness": None, "PixelSpacing": None}, r"source.dcm: its header does not do .*PixelSpacing"),
+        (
+            {**SLICE, "SliceThickness": None, "PixelSpacing": None},
+            r"source.dcm: its header does not do .*PixelSpacing",
+        ),
     ],
 )
 def test_a_header_that_does_not_do_is_named(elements, message, tmp_path):
@@ -127,7 +137,7 @@ def test_a_header_that_does_not_do_is_named(elements, message, tmp_path):
 def test_what_is_no_dicom_is_refused(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"no picture")
-    with pytest.raises(SegmentationError, match="a.png: "):
+    with pytest.raises(SegmentationError, match=r"a\.png: "):
         write_dicom_seg(file, MASKS, tmp_path / "o.dcm", algorithm="a", version="1", model="m")
     with pytest.raises(SegmentationError, match="no masks"):
         write_dicom_seg(source(tmp_path), {}, tmp_path / "o.dcm", algorithm="a", version="1", model="m")

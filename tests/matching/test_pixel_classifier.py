@@ -9,7 +9,7 @@ from eden_hf import EdenImageProcessor, EdenModel
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.encoders import Encoder
 from eden_hf.matching import PixelClassifier, Reference
-from eden_hf.matching.pixel_classifier import ClassifierArguments, _loss
+from eden_hf.matching.pixel_classifier import ClassifierArguments, _loss, grey_patches
 from tests.tiny import tiny_config
 
 QUICK = ClassifierArguments(copies=3, steps=120, pixels=1200)
@@ -60,9 +60,7 @@ def test_the_same_seed_gives_the_same_masks_and_leaves_global_draws_alone(fitted
     state = torch.random.get_rng_state()
     again = PixelClassifier(dense_encoder(), QUICK).fit([reference()])
     torch.manual_seed(0)
-    np.testing.assert_array_equal(
-        again.probabilities(image)["left_lung"], fitted.probabilities(image)["left_lung"]
-    )
+    np.testing.assert_array_equal(again.probabilities(image)["left_lung"], fitted.probabilities(image)["left_lung"])
     del state
 
 
@@ -85,6 +83,18 @@ def test_a_mask_that_is_missing_is_unknown_not_empty():
     assert list(found) == ["right_lung", "left_lung"]
     true = draw_phantom(1, 128).masks["left_lung"]
     assert dice(found["left_lung"], true) > 0.5  # though the image it is found in was a reference without it
+
+
+def test_patches_hold_the_neighbours_of_a_pixel():
+    ramp = Image.fromarray(np.arange(64 * 40, dtype=np.float32).reshape(64, 40) // 20).convert("L")
+    patches = grey_patches(ramp, 64)
+    assert patches.shape == (52, 64, 40)
+    centre, right, below = patches[12], patches[13], patches[17]
+    torch.testing.assert_close(right[5:-5, 5:-5], centre[5:-5, 6:-4])
+    torch.testing.assert_close(below[5:-5, 5:-5], centre[6:-4, 5:-5])
+    brighter = Image.fromarray(np.asarray(ramp) // 2 + 60)
+    torch.testing.assert_close(grey_patches(brighter, 64), patches, atol=0.1, rtol=0)  # exposure does not count
+    assert grey_patches(Image.new("L", (30, 20), 7), 64).abs().max() == 0
 
 
 def test_the_loss_passes_over_what_is_unknown():
