@@ -28,6 +28,18 @@ def images_by_split(root: Path, list_file: str | Path | None = None) -> Mapping[
     Raises:
         SourceError: there is no image, or the list does not fit the folder.
     """
+    images = images_below(root)
+    if list_file is not None:
+        return {"train": _listed(images, Path(list_file).expanduser(), root)}
+    return split_folders(images, root)
+
+
+def images_below(root: Path) -> list[str]:
+    """Sorted paths of all images below a folder, relative to it; what is left out is logged.
+
+    Raises:
+        SourceError: there is none.
+    """
     files, hidden = list_files(root)
     images = [file for file in files if _is_image(root / file)]
     if not images:
@@ -38,9 +50,7 @@ def images_by_split(root: Path, list_file: str | Path | None = None) -> Mapping[
         others = sorted(set(files).difference(images))
         what = f"{len(others)} files that are no images {others[:3]} and {hidden} hidden ones"
         logger.warning("%s: left out %s", root, what)
-    if list_file is not None:
-        return {"train": _listed(images, Path(list_file).expanduser(), root)}
-    return split_folders(images, root)
+    return images
 
 
 def image_rows(root: Path, images: Sequence[str]) -> Dataset:

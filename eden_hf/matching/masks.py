@@ -1,7 +1,6 @@
 """Masks from one or more annotated examples: of a folder of images as PNG, DICOM SEG and a contact sheet."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -13,7 +12,7 @@ import eden_hf
 from eden_hf.data.annotations import load_references
 from eden_hf.data.dicom_seg import write_dicom_seg
 from eden_hf.data.errors import SourceError, first
-from eden_hf.data.folders import images_by_split
+from eden_hf.data.folders import images_below
 from eden_hf.data.reading import ImageReadError, read_image
 from eden_hf.data.references import Reference, mask_names
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog
@@ -113,7 +112,7 @@ def write_masks(
         try:
             image = read_image(file)
         except ImageReadError as error:
-            skips.add(name, str(error))
+            skips.add(name, error)
             continue
         masks, place = find(image), PurePosixPath(name).with_suffix("")
         _write_pngs(masks, output, place)
@@ -122,6 +121,8 @@ def write_masks(
             write_dicom_seg(file, masks, target, algorithm=f"eden_hf masks, {method}", **_origin(encoder))
         tiles[name] = tile(image, masks, name) if len(tiles) < _MOST_TILES else None
     skips.check(len(files))
+    if not tiles:
+        raise SourceError(f"none of the {len(files)} files of {images} holds an image")
     contact_sheet([made for made in tiles.values() if made], names).save(output / SHEET_FILE)
     return WrittenMasks(list(tiles), names, skips.count, output)
 
@@ -144,7 +145,7 @@ def _image_files(images: Path) -> dict[str, Path]:
     """The files of a folder by their paths in it, or the one file."""
     if not images.is_dir():
         return {images.name: images}
-    files = sorted(chain.from_iterable(images_by_split(images).values()))
+    files = images_below(images)
     places: dict[PurePosixPath, list[str]] = {}
     for file in files:
         places.setdefault(PurePosixPath(file).with_suffix(""), []).append(file)

@@ -61,7 +61,7 @@ class ClassifierArguments:
     hidden_size: int = 64
     copies: int = 15
     pixels: int = 2400
-    steps: int = 400
+    steps: int = 500
     batch_size: int = 4096
     learning_rate: float = 3e-3
     weight_decay: float = 1e-3
