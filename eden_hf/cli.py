@@ -13,6 +13,7 @@ eden embed --model outputs/run/last --images images/ --output embeddings.parquet
 eden search --model outputs/run/last --query image.png --embeddings embeddings.parquet --output sheet.png
 eden landmarks --model outputs/run/last --references refs/ --images xrays/ --output outputs/landmarks
 eden match --model outputs/run/last a.png b.png --output outputs/match.png
+eden masks --model outputs/run/last --references refs/ --images images/ --output masks/
 eden stage --source outputs/run --card card.yaml --output repository/
 eden card check repository/
 eden push --source outputs/run --repo_id user/name --card card.yaml         scripts/push_to_hub.py
@@ -182,6 +183,15 @@ def match(arguments: list[str] | None = None) -> None:
     print(chosen.output)
 
 
+def masks(arguments: list[str] | None = None) -> None:
+    """Find structures in images from one or more annotated examples: masks as PNG and DICOM SEG."""
+    from eden_hf.matching.masks import find_masks
+
+    with _refusals("eden masks"):
+        written = _call(find_masks, arguments, prog="eden masks")
+    print(f"{', '.join(written.names)} in {len(written.images)} images ({written.skipped} skipped): {written.output}")
+
+
 def stage(arguments: list[str] | None = None) -> None:
     """Make the folder that is published of a model, with its card."""
     from eden_hf.hub.repository import stage_model
@@ -258,6 +268,7 @@ def _refusals(prog: str) -> Iterator[None]:
     except (
         *(CardError, CheckpointError, ExportError, PublishingError, RefusedError, StagingError),
         *(ImageReadError, SourceError, TooManyUnreadable),
+        *(SourceError, TooManyUnreadable),
     ) as error:
         sys.exit(f"{prog}: {error}")
 
@@ -292,7 +303,7 @@ def _call(function: Callable, arguments: list[str] | None, prog: str, several: S
         parser.add_argument(f"--{name}", nargs="+", type=kind, required=required, help="one or more values")
     switches = [name for name, parameter in parameters.items() if parameter.default is False]
     for name in switches:
-        parser.add_argument(f"--{name}", action="store_true")
+        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), action="store_true")
     parser.add_function_arguments(function, skip={*several, *switches}, as_group=False)
     chosen = parser.instantiate(parser.parse_args(arguments))
     given = {name: at_home(chosen[name]) for name in parameters if not (name in several and chosen[name] is None)}
@@ -313,6 +324,7 @@ COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
     "search": search,
     "landmarks": landmarks,
     "match": match,
+    "masks": masks,
     "stage": stage,
     "card": card,
     "push": push,

@@ -108,6 +108,33 @@ def plain_views(images: Tensor, size: int) -> Tensor:
     return standardise(small).expand(-1, 3, -1, -1)
 
 
+def make_annotated_copies(
+    image: Tensor, masks: Tensor, count: int, arguments: PointArguments, *, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Deformed copies of an image, changed in intensity, with its masks: many examples of one.
+
+    Args:
+        image: `[C, H, W]` uint8, C = 1 or 3.
+        masks: `[L, H, W]` float, 1 inside and 0 outside.
+        count: How many.
+        arguments: The recipe; `size` is the side of the copies, whatever the image's aspect.
+        seed: Of the draws; copy i depends on the seed and i only.
+
+    Returns:
+        Copies `[count, C, size, size]` uint8 and masks `[count, L, size, size]` float; beyond the image's edges the
+        edges' pixels go on.
+    """
+    draws = _Draws(torch.arange(count), arguments, seed, epoch=0, view=0)
+    grid, size = _deformation(draws, arguments).to(image.device), arguments.size
+    small = F.interpolate(image[None].float() / 255, size=(size, size), mode="bilinear", antialias=True)
+    layers = torch.cat([small[0], F.interpolate(masks[None], size=(size, size), mode="area")[0]])
+    warped = F.grid_sample(layers.expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False)
+    copies, warped_masks = warped.split([len(image), len(masks)], dim=1)
+    copies = _change_intensities(copies, draws, arguments)
+    copies = copies / copies.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    return (255 * copies.clamp(0, 1)).round().byte(), warped_masks
+
+
 class _Draws:
     """Random numbers of one view of each image, on the CPU: uniform ones by name, and noise of any shape."""
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eden_hf.data.phantoms import draw_phantom
-from eden_hf.data.point_views import PointArguments, make_point_views, plain_views
+from eden_hf.data.point_views import PointArguments, make_annotated_copies, make_point_views, plain_views
 
 CLEAN = {
     "gamma": 0.0, "gain": 0.0, "noise": 0.0, "blur_probability": 0.0, "inversion_probability": 0.0,
@@ -88,3 +88,25 @@ def test_inversion_exchanges_black_and_white():
 def test_settings_out_of_range_are_refused(settings, named):
     with pytest.raises(ValueError, match=named):
         PointArguments(**settings)
+
+
+def test_masks_of_copies_follow_their_images():
+    inside = torch.zeros(1, 64, 64)
+    inside[:, 20:44, 16:40] = 1
+    image = (200 * inside + 20).to(torch.uint8)
+    copies, masks = make_annotated_copies(image, inside, 5, PointArguments(size=64, **CLEAN), seed=0)
+    assert copies.shape == masks.shape == (5, 1, 64, 64)
+    assert copies.dtype == torch.uint8
+    for copy, mask in zip(copies, masks, strict=True):
+        torch.testing.assert_close(copy.float(), (200 * mask + 20), atol=1.5, rtol=0)
+        assert ((mask > 0.5) != (inside > 0.5)).float().mean() > 0.02  # it is moved
+
+
+def test_copies_depend_on_seed_and_number_alone_and_keep_what_is_unknown():
+    image = phantoms(1, side=48)[0]
+    masks = torch.stack([(image[0] > 100).float(), torch.full((48, 48), torch.nan)])
+    copies, warped = make_annotated_copies(image, masks, 3, PointArguments(size=32), seed=4)
+    first, _ = make_annotated_copies(image, masks, 1, PointArguments(size=32), seed=4)
+    assert torch.allclose(copies[:1].float(), first.float(), atol=1)
+    assert warped[:, 1].isnan().all()
+    assert warped[:, 0].isfinite().all()
