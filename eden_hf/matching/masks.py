@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -107,7 +107,8 @@ def write_masks(
     if dicom_seg and not any(map(is_dicom, files.values())):
         raise SourceError(f"none of the {len(files)} images of {images} is DICOM: leave out --dicom_seg")
     find = _finder(encoder, references, method, seed)
-    skips, tiles = SkipLog(output / SKIPPED_FILE, max_share=1), {}
+    tiles: dict[str, Any] = {}
+    skips = SkipLog(output / SKIPPED_FILE, max_share=1)
     for name, file in tqdm(files.items(), desc="masks", unit="image"):
         try:
             image = read_image(file)

@@ -128,7 +128,7 @@ class PixelClassifier:
         ]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).flatten(0, 1)
         # The hidden layer is linear in each map: it is applied before the map is brought to many pixels.
-        maps, hidden = self._embed(image), self._hidden.bias
+        maps, hidden = self._embed(image), self._hidden.bias.view(-1)
         weights = self._hidden.weight.split([len(part.vectors) for part in maps], dim=1)
         for part, weight in zip(maps, weights, strict=True):
             hidden = hidden + _sample(torch.einsum("kd,dhw->khw", weight, part.vectors), part.places(points))
@@ -237,8 +237,8 @@ def _train(features: Tensor, inside: Tensor, arguments: ClassifierArguments) -> 
         optimizer.step()
         schedule.step()
     with torch.no_grad():  # standardisation becomes part of the layer
-        hidden.weight /= std
-        hidden.bias -= hidden.weight @ mean
+        hidden.weight.div_(std)
+        hidden.bias.sub_(hidden.weight @ mean)
     return hidden, output
 
 

@@ -107,9 +107,9 @@ def embed_images(
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():  # it fetches what the others find
         encoder = load_encoder(model, size=size, intensity=intensity, trust_remote_code=trust_remote_code)
-        source = {"split": split, "image_column": image_column, "id_column": id_column}
+        source: dict[str, Any] = {"split": split, "image_column": image_column, "id_column": id_column}
         rows = load_source(images, **source)
-    encoder.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     about = {"model": model, "weights_revision": encoder.revision, "dense": dense, "size": size}
     about |= {"intensity": intensity, "images": images, **source}
     file = Path(output)
@@ -167,7 +167,7 @@ def embedding_rows(
             f"{encoder.name} has no embeddings of points: take a model trained with a dense stage, or leave out dense"
         )
     loader = DataLoader(
-        rows.select_columns(["image", "source_id"]),  # type: ignore[arg-type]
+        rows.select_columns(["image", "source_id"]),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_Reader(encoder.processor),

@@ -82,7 +82,7 @@ def search(
         SourceError, ImageReadError: the embeddings, the images or the query cannot be read.
     """
     about = read_about(embeddings) if embeddings is not None else {}
-    made = {name: about.get(name) for name in ("size", "intensity")}
+    made: dict[str, Any] = {name: about.get(name) for name in ("size", "intensity")}
     encoder = load_encoder(model, **made, trust_remote_code=trust_remote_code)
     picture = read_image(query)
     box = None if region is None else parse_region(region, picture.size)
