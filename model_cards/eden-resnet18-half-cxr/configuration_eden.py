@@ -48,6 +48,14 @@ class EdenConfig(PreTrainedConfig):
         prune_threshold (`float`, *optional*):
             Gamma of the Purposive Pruner: negatives whose cosine similarity to the anchor is at or above it are
             dropped. `None` prunes nothing.
+        dense_dim (`int`, *optional*):
+            Dimension of the dense embeddings, of the point under each pixel. `None`: the model has no dense decoder.
+        dense_hidden_size (`int`, *optional*, defaults to 64):
+            Channels of the dense decoder.
+        dense_temperature (`float`, *optional*, defaults to 0.07):
+            Temperature of the softmax over the points of an image, in the dense stage's loss.
+        dense_tolerance (`float`, *optional*, defaults to 0.014):
+            How near counts as the same point in that loss, as a share of the image's side (5 mm of a chest).
         decoder_hidden_size (`int`, *optional*, defaults to 64):
             Channels of the segmentation decoder at the trunk's finest map.
         segmentation_type (`str`, *optional*, defaults to `"overlapping"`):
@@ -76,6 +84,10 @@ class EdenConfig(PreTrainedConfig):
     contrastive_temperature: float | int = 0.2
     teacher_momentum: float | int = 0.999
     prune_threshold: float | int | None = None
+    dense_dim: int | None = None
+    dense_hidden_size: int = 64
+    dense_temperature: float | int = 0.07
+    dense_tolerance: float | int = 0.014
     decoder_hidden_size: int = 64
     segmentation_type: Literal["overlapping", "exclusive"] = "overlapping"
     semantic_loss_ignore_index: int = 255
@@ -115,12 +127,13 @@ class EdenConfig(PreTrainedConfig):
         self.backbone_config.out_indices = value
 
     def validate_sizes(self) -> None:
-        """Check `projection_dim`, `memory_bank_size` and `decoder_hidden_size`."""
-        if self.decoder_hidden_size < 2:
-            raise ValueError(f"`decoder_hidden_size` must be at least 2, got {self.decoder_hidden_size}")
-        for name in ("projection_dim", "memory_bank_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        """Check the sizes of embeddings, memory bank and decoders."""
+        least = {"projection_dim": 1, "memory_bank_size": 1, "decoder_hidden_size": 2, "dense_hidden_size": 1}
+        if self.dense_dim is not None:
+            least["dense_dim"] = 1
+        for name, size in least.items():
+            if getattr(self, name) < size:
+                raise ValueError(f"`{name}` must be at least {size}, got {getattr(self, name)}")
 
     def validate_problem_type(self) -> None:
         """Check `problem_type`, of classification heads."""
@@ -136,6 +149,12 @@ class EdenConfig(PreTrainedConfig):
             raise ValueError(
                 f"`contrastive_temperature` must be above 0 (published: 0.2), got {self.contrastive_temperature}"
             )
+
+    def validate_dense_loss(self) -> None:
+        """Check `dense_temperature` and `dense_tolerance`."""
+        for name in ("dense_temperature", "dense_tolerance"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
 
     def validate_teacher_momentum(self) -> None:
         """Check `teacher_momentum`."""

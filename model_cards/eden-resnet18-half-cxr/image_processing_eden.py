@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from PIL import ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
@@ -55,6 +56,9 @@ class LabelMasks:
 class EdenImageProcessor(PilBackend):
     r"""Turns medical images of any kind into `pixel_values` [B, 3, H, W], float32.
 
+    Beside them it gives `original_sizes` [B, 2], the height and width of each image as it came, which
+    `EdenForKeypointMatching` hands on to post-processing and the other models ignore.
+
     Images are PIL images of any mode, numpy arrays or torch tensors, [H, W], [H, W, C] or [C, H, W] with C = 1
     (grey), 3 (RGB) or 4 (RGBA), lists of them nested at will, or batches [B, C, H, W] and [B, H, W, C]. The same
     content gives the same output in any container.
@@ -66,6 +70,9 @@ class EdenImageProcessor(PilBackend):
       unknown part of the range; an image of one value becomes black;
     - floats are taken as they are and must lie in [0, 1];
     - alpha is blended over black; palettes are looked up; grey is repeated to three channels.
+
+    PIL images are turned as their EXIF orientation asks, like `eden_hf.data.reading.read_image` and
+    `transformers.image_utils.load_image` do, so sizes are those of the upright image.
 
     Resizing is anti-aliased and in floating point, so 16-bit images keep their depth.
 
@@ -162,7 +169,8 @@ class EdenImageProcessor(PilBackend):
             kwargs: Settings to override.
 
         Returns:
-            `pixel_values` [B, 3, H, W] float32; `labels` [B, labels, H, W] float32 or [B, H, W] int64.
+            `pixel_values` [B, 3, H, W] float32; `original_sizes` [B, 2] int64; `labels` [B, labels, H, W] float32 or
+            [B, H, W] int64.
 
         Raises:
             ValueError: an image, a map or a setting is not as described.
@@ -190,7 +198,8 @@ class EdenImageProcessor(PilBackend):
 
         Args:
             outputs: Of a segmentation model, with `logits` [B, labels, h, w].
-            target_sizes: Height and width of each original image, which the result gets (padding is taken off).
+            target_sizes: Height and width of each original image, upright, which the result gets (padding is taken
+                off).
 
         Returns:
             For each image `[H, W]` int64.
@@ -212,7 +221,8 @@ class EdenImageProcessor(PilBackend):
             threshold: Not used: structures are named, few and all wanted. A mask without a pixel has the score 0.
             mask_threshold: Probability from which a pixel is inside an overlapping mask.
             overlap_mask_area_threshold: Not used: no mask gives way to another.
-            target_sizes: Height and width of each original image, which the masks get (padding is taken off).
+            target_sizes: Height and width of each original image, upright, which the masks get (padding is taken
+                off).
 
         Returns:
             For each image `segmentation` (`LabelMasks`; its `masks` is bool `[labels, H, W]`), and `segments_info`,
@@ -227,6 +237,61 @@ class EdenImageProcessor(PilBackend):
             info = [{"id": i, "label_id": i, "score": round(score, 6)} for i, score in enumerate(inside.tolist())]
             results.append({"segmentation": LabelMasks(masks), "segments_info": info})
         return results
+
+    def post_process_keypoint_matching(
+        self, outputs: Any, target_sizes: Sequence[Any] | torch.Tensor | None = None, threshold: float = 0.0
+    ) -> list[dict[str, torch.Tensor]]:
+        """Matches of pairs of images in pixels; this is what `pipeline("keypoint-matching")` calls.
+
+        That pipeline gives (width, height) where transformers documents (height, width). The images' own sizes, which
+        came through the model as `outputs.original_sizes`, tell the two apart: a pair of `target_sizes` that is theirs
+        the other way round is taken the right way round.
+
+        Args:
+            outputs: Of `EdenForKeypointMatching`, with `matches`, `matching_scores` and `keypoints`.
+            target_sizes: `[B, 2, 2]`, height and width of the images in whose pixels coordinates are wanted. Not
+                needed where `outputs` has `original_sizes`.
+            threshold: Only matches with a higher score are given.
+
+        Returns:
+            For each pair `keypoints0` and `keypoints1` `[M, 2]`, float32 pixel indices x and y, (0, 0) the centre of
+            the top left pixel, and `matching_scores` `[M]`. A match in the padding of either image is none.
+
+        Raises:
+            ValueError: sizes are missing, or are not two a pair.
+        """
+        originals, targets = _matched_sizes(outputs, target_sizes)
+        shares = self._shares_of_images(outputs.keypoints, originals)
+        pixels = shares * targets.flip(-1)[:, :, None] - 0.5
+        inside = ((shares >= 0) & (shares <= 1)).all(dim=3)
+        found = []
+        for pair, matches, scores, within in zip(
+            pixels, outputs.matches[:, 0], outputs.matching_scores[:, 0], inside, strict=True
+        ):
+            kept = (matches > -1) & (scores > threshold) & within[0] & within[1, matches]
+            found.append(
+                {
+                    "keypoints0": pair[0, kept],
+                    "keypoints1": pair[1, matches[kept]],
+                    "matching_scores": scores[kept],
+                }
+            )
+        return found
+
+    def _shares_of_images(self, keypoints: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+        """Keypoints `[B, 2, K, 2]` as shares of their images, which may have been padded to the processor's size."""
+        if self.aspect_ratio != "pad":
+            return keypoints
+        square: Any = self.size
+        corners, sizes = [], []
+        for height, width in originals.flatten(0, 1).tolist():
+            inner = _fitted_size(height, width, square)
+            top, left = _corner(inner["height"], inner["width"], square)
+            corners.append([left, top])
+            sizes.append([inner["width"], inner["height"]])
+        outer = keypoints.new_tensor([square["width"], square["height"]])
+        corner, size = (keypoints.new_tensor(sides).view(-1, 2, 1, 2) for sides in (corners, sizes))
+        return (keypoints * outer - corner) / size
 
     def _probabilities(self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None) -> list[torch.Tensor]:
         """Probabilities `[labels, H, W]` of each image at its target size."""
@@ -324,7 +389,9 @@ class EdenImageProcessor(PilBackend):
             raise ValueError(
                 f"images of the sizes {sorted(sizes)} do not stack: keep `do_resize`, or set `return_tensors` to None"
             )
-        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+        original_sizes = [image.shape[1:] for image in images]
+        batch = {"pixel_values": pixel_values, "original_sizes": original_sizes}
+        return BatchFeature(batch, tensor_type=return_tensors)
 
 
 def unit_intensity(pixels: np.ndarray) -> np.ndarray:
@@ -361,11 +428,12 @@ def full_range(pixels: np.ndarray) -> np.ndarray:
 
 
 def pil_pixels(image: PIL.Image.Image) -> np.ndarray:
-    """Stored values of a PIL image of any mode.
+    """Stored values of a PIL image of any mode, upright as its EXIF orientation asks.
 
     Returns:
         Grey [H, W] in the image's own depth, else 8 bits: grey and alpha [H, W, 2], RGB [H, W, 3], RGBA [H, W, 4].
     """
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return np.asarray(image)
     transparent = image.has_transparency_data
@@ -425,7 +493,7 @@ def _label_maps(segmentation_maps: Any, alone: bool) -> list[np.ndarray]:
 
 
 def _pixels(image: PIL.Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
-    return np.asarray(image) if isinstance(image, PIL.Image.Image) else _as_numpy(image)
+    return np.asarray(ImageOps.exif_transpose(image)) if isinstance(image, PIL.Image.Image) else _as_numpy(image)
 
 
 def _check_label_map(index: int, pixels: np.ndarray, size: tuple[int, int]) -> None:
@@ -499,9 +567,14 @@ def _resized(image: np.ndarray, size: SizeDict, resample: int) -> np.ndarray:
     )
 
 
+def _corner(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+    """Top and left of what is centred in `size`."""
+    return (size["height"] - height) // 2, (size["width"] - width) // 2
+
+
 def _centred(image: np.ndarray, size: SizeDict, beyond: float = 0) -> np.ndarray:
     """`image` [C, H, W] in the middle of `size`, with `beyond` around it."""
-    top, left = (size["height"] - image.shape[1]) // 2, (size["width"] - image.shape[2]) // 2
+    top, left = _corner(image.shape[1], image.shape[2], size)
     bottom, right = size["height"] - image.shape[1] - top, size["width"] - image.shape[2] - left
     return np.pad(image, ((0, 0), (top, bottom), (left, right)), constant_values=beyond)
 
@@ -510,7 +583,7 @@ def _without_padding(scores: torch.Tensor, height: int, width: int) -> torch.Ten
     """The part of `scores` [C, h, w] that an image of `height` x `width` takes when it is fitted in and centred."""
     outer = SizeDict(height=scores.shape[1], width=scores.shape[2])
     inner = _fitted_size(height, width, outer)
-    top, left = (outer["height"] - inner["height"]) // 2, (outer["width"] - inner["width"]) // 2
+    top, left = _corner(inner["height"], inner["width"], outer)
     return scores[:, top : top + inner["height"], left : left + inner["width"]]
 
 
@@ -524,9 +597,32 @@ def _resized_labels(pixels: np.ndarray, size: SizeDict, padded: bool) -> np.ndar
     return _centred(resized, size, beyond=_IGNORED_LABEL)[0].astype(np.int64)
 
 
+def _matched_sizes(
+    outputs: Any, target_sizes: Sequence[Any] | torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Heights and widths `[B, 2, 2]` of pairs of images, their own and those asked for."""
+    known = getattr(outputs, "original_sizes", None)
+    if target_sizes is None:
+        if known is None:
+            raise ValueError("give `target_sizes`: `original_sizes` of the processor were not given to the model")
+        return known, known
+    given = torch.as_tensor(target_sizes, device=outputs.keypoints.device)
+    wanted = [len(outputs.matches), 2, 2]
+    if list(given.shape) != wanted:
+        raise ValueError(
+            f"`target_sizes` must be a height and a width for both images of each pair, {wanted}, got "
+            f"{list(given.shape)}"
+        )
+    if known is None:
+        return given, given
+    swapped = (given.flip(-1) == known).flatten(1).all(dim=1)
+    return known, torch.where(swapped[:, None, None], known, given)
+
+
 def _height_and_width(image: Any, input_data_format: str | None) -> tuple[int, int]:
-    """Of an image of any kind."""
+    """Of an image of any kind, upright."""
     if isinstance(image, PIL.Image.Image):
+        image = ImageOps.exif_transpose(image)
         return image.height, image.width
     height, width = _channels_last(_as_numpy(image), input_data_format).shape[:2]
     return height, width

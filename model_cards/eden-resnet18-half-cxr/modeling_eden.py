@@ -1,9 +1,10 @@
-"""Eden models (travels to the Hub as remote code: imports torch, transformers and its own configuration only).
+"""Eden models (travels to the Hub as remote code: imports torch, transformers and its own siblings only).
 
 `EdenModel` is the trunk that users load, `EdenBackbone` the same with a feature map per stage, `EdenForPreTraining`
-the student, the teacher, the memory bank and the pruned contrastive loss of Adam (arXiv 2309.15358), and
-`EdenForImageClassification` and `EdenForSemanticSegmentation` the heads that it is fine-tuned with. An independent
-implementation: no code or weights of the authors are used.
+the student, the teacher, the memory bank and the pruned contrastive loss of Adam (arXiv 2309.15358),
+`EdenForImageClassification` and `EdenForSemanticSegmentation` the heads that it is fine-tuned with, and
+`EdenForKeypointMatching` finds the points of one image in another. An independent implementation: no code or weights
+of the authors are used.
 """
 
 import copy
@@ -32,6 +33,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NA
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_eden import EdenConfig
+from .modeling_eden_dense import (
+    EdenDenseDecoder,
+    PointTargets,
+    expected_places,
+    match_smoothly,
+    point_contrast,
+    sample_embeddings,
+    smooth_support,
+)
+from .modeling_eden_matching import EdenKeypointMatchingOutput, match_points
 
 #: What a saved folder offers to `Auto*.from_pretrained(..., trust_remote_code=True)`, whichever class saved it.
 AUTO_MAP = {
@@ -41,11 +52,25 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_eden.EdenForPreTraining",
     "AutoModelForImageClassification": "modeling_eden.EdenForImageClassification",
     "AutoModelForSemanticSegmentation": "modeling_eden.EdenForSemanticSegmentation",
+    "AutoModelForKeypointMatching": "modeling_eden.EdenForKeypointMatching",
 }
 
 #: What a pretraining folder holds beside the student's trunk, and what the heads put on it.
 _PRETRAINING_KEYS = [r"^teacher\.", r"^projector\.", r"^memory_bank$", r"^bank_ptr$"]
 _HEAD_KEYS = [r"^classifier\.", r"^decoder\."]
+_DENSE_KEYS = [r"^(eden\.)?dense_decoder\."]
+
+
+@dataclass
+class EdenModelOutput(BaseModelOutputWithPooling):
+    """Output of `EdenModel`: that of any image encoder of transformers, and embeddings of points.
+
+    Args:
+        dense_embeddings (`torch.FloatTensor` of shape `(batch_size, dense_dim, height / 4, width / 4)`, *optional*):
+            Unit vectors of the points under the pixels (sides rounded up), float32; of a model with `dense_dim`.
+    """
+
+    dense_embeddings: Tensor | None = None
 
 
 @dataclass
@@ -67,6 +92,23 @@ class EdenForPreTrainingOutput(ModelOutput):
     positive_similarity: Tensor = None  # type: ignore[assignment]
     kept_negatives: Tensor = None  # type: ignore[assignment]
     pruned_share: Tensor = None  # type: ignore[assignment]
+
+
+@dataclass
+class EdenPointOutput(ModelOutput):
+    """Output of `EdenForPreTraining.match_points`, the objective of the dense stage.
+
+    Args:
+        loss (`torch.FloatTensor` without dimension): Of both kinds of search, weighted.
+        point_error (`torch.FloatTensor` without dimension): Mean distance between found and true points of the other
+            view of the same image, as a share of the image's side.
+        partner_error (`torch.FloatTensor` without dimension, *optional*): The same between the student's and the
+            teacher's points of another image, where one was searched.
+    """
+
+    loss: Tensor = None  # type: ignore[assignment]
+    point_error: Tensor = None  # type: ignore[assignment]
+    partner_error: Tensor | None = None
 
 
 class EdenPreTrainedModel(PreTrainedModel):
@@ -129,6 +171,37 @@ def _build_trunk(config: EdenConfig) -> PreTrainedModel:
     )
 
 
+#: At most this many stages feed a decoder: token trunks have one a layer.
+_DECODER_STAGES = 4
+
+
+def _with_decoder_stages(config: EdenConfig, purpose: str) -> EdenConfig:
+    """A copy of `config` whose trunk returns the maps that a decoder takes: its last stages, stem apart.
+
+    Raises:
+        ValueError: the trunk's type has no feature maps in transformers.
+    """
+    if config.backbone_config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+        raise ValueError(
+            f"{purpose} needs a trunk with feature maps, and transformers has none for model_type "
+            f"{config.backbone_config.model_type!r}; use 'resnet', 'convnextv2', 'swin' or 'dinov2'"
+        )
+    config = copy.deepcopy(config)  # others made from the same settings return their own stages
+    stages = config.stage_names[1:]
+    steps = torch.linspace(0, len(stages) - 1, min(len(stages), _DECODER_STAGES)).round().int().tolist()
+    config.out_features = [stages[step] for step in steps]
+    return config
+
+
+def _without_dense_decoder(config: EdenConfig) -> EdenConfig:
+    """`config`, or a copy without the dense decoder, for models that do not use it."""
+    if config.dense_dim is None:
+        return config
+    config = copy.deepcopy(config)
+    config.dense_dim = None
+    return config
+
+
 def _check_batch(pixel_values: Tensor) -> None:
     if pixel_values.ndim != 4:
         raise ValueError(
@@ -153,15 +226,27 @@ class EdenModel(EdenPreTrainedModel):
     `backbone` is the transformers model of `config.backbone_config`. Loaded from a pretraining folder it is the
     student's trunk; teacher, projector and memory bank stay behind.
 
+    With `config.dense_dim`, `dense_decoder` makes embeddings of points as well.
+
     Raises:
-        ValueError: `out_features` leaves out the trunk's last stage, which this model pools.
+        ValueError: `out_features` leaves out the trunk's last stage, which this model pools; or `dense_dim` is set and
+            the trunk has no feature maps.
     """
 
     _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS + _HEAD_KEYS
 
     def __init__(self, config: EdenConfig) -> None:
+        if config.dense_dim is not None:
+            config = _with_decoder_stages(config, "`dense_dim`")
         super().__init__(config)
         self.backbone = _build_trunk(config)
+        self.dense_decoder: EdenDenseDecoder | None = None
+        if config.dense_dim is not None:
+            trunk: Any = self.backbone
+            channels = getattr(config.backbone_config, "num_channels", 3)
+            self.dense_decoder = EdenDenseDecoder(
+                list(trunk.channels), config.dense_hidden_size, config.dense_dim, channels
+            )
         if isinstance(self.backbone, BackboneMixin):
             last = self.backbone.stage_names[-1]
             if last not in self.backbone.out_features:
@@ -178,38 +263,45 @@ class EdenModel(EdenPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: Tensor, output_dense_embeddings: bool = True, **kwargs: Any) -> EdenModelOutput:
         r"""Features of images.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 Images from `EdenImageProcessor`. Cast to the model's dtype.
+            output_dense_embeddings (`bool`, *optional*, defaults to `True`):
+                `False` spares the dense decoder of a model that has one.
             output_hidden_states (`bool`, *optional*): Return the hidden states of the trunk's stages as well.
             output_attentions (`bool`, *optional*): Return the attentions of a trunk that has some as well.
             return_dict (`bool`, *optional*): `False` gives a plain tuple.
 
         Returns:
             `last_hidden_state` `(batch_size, C, h, w)`, `pooler_output` `(batch_size, C)`: its average over the map
-            (not a unit vector), and `hidden_states`, `attentions` if asked for, in the trunk's own shapes.
+            (not a unit vector), `dense_embeddings` of a model with `config.dense_dim`, and `hidden_states`,
+            `attentions` if asked for, in the trunk's own shapes.
 
         Raises:
             ValueError: `pixel_values` is no batch of images.
         """
         _check_batch(pixel_values)
         pixel_values = pixel_values.to(self.dtype)
+        dense_embeddings = None
         if isinstance(self.backbone, BackboneMixin):
             outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
             last_hidden_state = outputs.feature_maps[-1]
+            if self.dense_decoder is not None and output_dense_embeddings:
+                dense_embeddings = self.dense_decoder(pixel_values, outputs.feature_maps)
         else:
             outputs = self.backbone(pixel_values, return_dict=True, **self._trunk_arguments, **kwargs)
             last_hidden_state = outputs.last_hidden_state
         patch_size = getattr(self.config.backbone_config, "patch_size", 1)
         last_hidden_state = _as_grid(last_hidden_state, pixel_values, patch_size)
-        return BaseModelOutputWithPooling(
+        return EdenModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=last_hidden_state.mean(dim=(2, 3)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.get("attentions"),
+            dense_embeddings=dense_embeddings,
         )
 
 
@@ -223,7 +315,7 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
         ValueError: the trunk's type has no backbone in transformers (a plain ViT, for one).
     """
 
-    _keys_to_ignore_on_load_unexpected = EdenModel._keys_to_ignore_on_load_unexpected
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS + _HEAD_KEYS + _DENSE_KEYS
 
     def __init__(self, config: EdenConfig) -> None:
         model_type = config.backbone_config.model_type
@@ -299,7 +391,7 @@ class EdenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Unit keys [B, D] of images [B, 3, H, W]."""
-        return self.projector(self.eden(pixel_values, return_dict=True).pooler_output)
+        return self.projector(self.eden(pixel_values, output_dense_embeddings=False, return_dict=True).pooler_output)
 
 
 def pruned_info_nce(
@@ -458,7 +550,10 @@ class EdenForPreTraining(EdenPreTrainedModel):
         key_pixel_values: Tensor,
         prune_threshold: float | Literal["config"] | None = "config",
         update_teacher: bool = True,
-    ) -> EdenForPreTrainingOutput:
+        points: PointTargets | None = None,
+        partner_pixel_values: Tensor | None = None,
+        partner_weight: float = 1.0,
+    ) -> EdenForPreTrainingOutput | EdenPointOutput:
         r"""One step of the objective. In train mode the teacher and the bank move once; in eval mode neither does.
 
         Args:
@@ -470,17 +565,31 @@ class EdenForPreTraining(EdenPreTrainedModel):
                 Gamma of this step, instead of the configuration's; `None` prunes nothing.
             update_teacher (`bool`, *optional*, defaults to `True`):
                 `False` leaves the teacher's average as it is, for all but the first of accumulated batches.
+            points (`PointTargets`, *optional*):
+                Makes it a step of the dense stage: both views go through the student, each searched for the points
+                of the other. Neither bank nor pruner takes part.
+            partner_pixel_values (`torch.FloatTensor` of the same batch size, *optional*):
+                In the dense stage, the images themselves: the teacher tells where the points of each lie in the next
+                of the batch, by a smooth map, and the student looks for them there too.
+            partner_weight (`float`, *optional*, defaults to 1): Weight of that search in the loss.
             return_dict (`bool`, *optional*): `False` gives a plain tuple.
 
+        Returns:
+            `EdenForPreTrainingOutput`, or `EdenPointOutput` in the dense stage.
+
         Raises:
-            ValueError: queries and keys differ in number.
+            ValueError: queries and keys differ in number, or the model has no dense decoder.
         """
         if len(query_pixel_values) != len(key_pixel_values):
             raise ValueError(
                 f"each query needs its key: got {len(query_pixel_values)} query and {len(key_pixel_values)} key images"
             )
+        if points is not None:
+            views = torch.cat([query_pixel_values, key_pixel_values])
+            return self._match_points(views, points, partner_pixel_values, partner_weight, update_teacher)
         gamma = self.config.prune_threshold if prune_threshold == "config" else prune_threshold
-        queries = self.projector(self.eden(query_pixel_values, return_dict=True).pooler_output)
+        pooled = self.eden(query_pixel_values, output_dense_embeddings=False, return_dict=True).pooler_output
+        queries = self.projector(pooled)
         if self.training and update_teacher:
             self.update_teacher()
         if self.training:
@@ -493,6 +602,56 @@ class EdenForPreTraining(EdenPreTrainedModel):
             self.enqueue(all_keys)
         return output
 
+    def _match_points(
+        self, views: Tensor, points: PointTargets, partners: Tensor | None, weight: float, update_teacher: bool
+    ) -> EdenPointOutput:
+        """The dense stage's step on queries and keys `[2 B, C, H, W]`."""
+        if self.config.dense_dim is None:
+            raise ValueError("points need a dense decoder: set `dense_dim` in the configuration")
+        settings = self.config.dense_temperature, self.config.dense_tolerance
+        query_map, key_map = self.eden(views, return_dict=True).dense_embeddings.chunk(2)
+        queries = sample_embeddings(query_map, points.query_points)
+        keys = sample_embeddings(key_map, points.key_points)
+        forth, forth_error = point_contrast(queries, points.query_places, key_map, points.key_nodes, *settings)
+        back, back_error = point_contrast(keys, points.key_places, query_map, points.query_nodes, *settings)
+        loss, partner_error = (forth + back) / 2, None
+        if self.training and update_teacher:
+            self.update_teacher()
+        if partners is not None and len(partners) > 1:
+            places = self._places_in_partners(partners, points.query_places)
+            partner_loss, partner_error = point_contrast(
+                queries, places, key_map.roll(-1, dims=0), points.key_nodes.roll(-1, dims=0),
+                settings[0], _PARTNER_TOLERANCE * settings[1],
+            )  # fmt: skip
+            loss = loss + weight * partner_loss
+        return EdenPointOutput(loss=loss, point_error=(forth_error + back_error) / 2, partner_error=partner_error)
+
+    @torch.no_grad()
+    def _places_in_partners(self, images: Tensor, places: Tensor) -> Tensor:
+        """Where `places` `[B, P, 2]` of each image lie in the next, by the teacher; NaN where it cannot tell."""
+        dense = self.teacher.eden(images, return_dict=True).dense_embeddings
+        partners, known = dense.roll(-1, dims=0), places.isfinite().all(dim=2)
+        places = places.nan_to_num(0.5)
+        with torch.autocast(images.device.type, enabled=False):
+            smooth_map, trusted = match_smoothly(dense, partners, step=2)
+            targets = expected_places(
+                sample_embeddings(dense, 2 * places - 1), partners, smooth_map(places),
+                temperature=_PARTNER_TEMPERATURE, spread=_PARTNER_SPREAD,
+            )  # fmt: skip
+            support = smooth_support(dense, trusted, step=2)
+            supported = F.grid_sample(support, 2 * places[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
+        known &= (supported > _LEAST_SUPPORT) & ((targets > 0) & (targets < 1)).all(dim=2)
+        return torch.where(known[..., None], targets, torch.nan)
+
+
+#: The teacher tells places in a partner less exactly than a deformation of one's own image tells them.
+_PARTNER_TOLERANCE = 1.4
+_PARTNER_TEMPERATURE = 0.03
+#: By how much a smooth map may be off, as a share of the side (20 mm of a chest).
+_PARTNER_SPREAD = 0.056
+#: Support (see `smooth_support`) below which a smooth map says nothing.
+_LEAST_SUPPORT = 0.12
+
 
 class EdenForImageClassification(EdenPreTrainedModel):
     """The trunk with a linear classifier on its pooled features: one label, several labels, or regression.
@@ -503,9 +662,10 @@ class EdenForImageClassification(EdenPreTrainedModel):
     are several.
     """
 
-    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS + _DENSE_KEYS
 
     def __init__(self, config: EdenConfig) -> None:
+        config = _without_dense_decoder(config)
         super().__init__(config)
         self.num_labels: int = config.num_labels  # type: ignore[assignment]
         self.eden = EdenModel(config)
@@ -608,10 +768,6 @@ class EdenUNetDecoder(nn.Module):
         return self.classifier(self.last_block(features, None, size))
 
 
-#: At most this many stages feed the decoder: token trunks have one a layer.
-_DECODER_STAGES = 4
-
-
 class EdenForSemanticSegmentation(EdenPreTrainedModel):
     """The trunk with a U-Net decoder that takes skips from its stages.
 
@@ -623,18 +779,10 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
         ValueError: the trunk's type has no feature maps in transformers (a plain ViT, for one).
     """
 
-    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS + _DENSE_KEYS
 
     def __init__(self, config: EdenConfig) -> None:
-        if config.backbone_config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
-            raise ValueError(
-                f"segmentation needs a trunk with feature maps, and transformers has none for model_type "
-                f"{config.backbone_config.model_type!r}; use 'resnet', 'convnextv2', 'swin' or 'dinov2'"
-            )
-        config = copy.deepcopy(config)  # its trunk returns more stages than others made from the same settings
-        stages = config.stage_names[1:]
-        steps = torch.linspace(0, len(stages) - 1, min(len(stages), _DECODER_STAGES)).round().int().tolist()
-        config.out_features = [stages[step] for step in steps]
+        config = _without_dense_decoder(_with_decoder_stages(config, "segmentation"))
         super().__init__(config)
         self.eden = EdenModel(config)
         trunk: Any = self.eden.backbone
@@ -689,15 +837,77 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
         return dice + F.binary_cross_entropy_with_logits(logits, masks)
 
 
+class EdenForKeypointMatching(EdenPreTrainedModel):
+    """Points of one image found in another, by the embeddings of points; for `pipeline("keypoint-matching")`.
+
+    It has no weights beyond `EdenModel`'s: any saved folder with a dense decoder loads.
+
+    Raises:
+        ValueError: the model has no dense decoder.
+    """
+
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_KEYS + _HEAD_KEYS
+
+    def __init__(self, config: EdenConfig) -> None:
+        if config.dense_dim is None:
+            raise ValueError(
+                "matching needs embeddings of points, and this configuration has no `dense_dim`: load a model whose "
+                "training had a dense stage"
+            )
+        super().__init__(config)
+        self.eden = EdenModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, original_sizes: Tensor | None = None, **kwargs: Any
+    ) -> EdenKeypointMatchingOutput:
+        r"""Matches of pairs of images; `EdenImageProcessor.post_process_keypoint_matching` gives them in pixels.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 2, num_channels, height, width)`):
+                Pairs of images from `EdenImageProcessor`; or `(2 * batch_size, num_channels, height, width)`, each
+                pair one after the other, as it gives them.
+            original_sizes (`torch.LongTensor` of shape `(2 * batch_size, 2)`, *optional*):
+                Height and width of the images before the processor, which hands them on to post-processing.
+            return_dict (`bool`, *optional*): `False` gives a plain tuple.
+
+        Returns:
+            `matches`, `matching_scores`, `keypoints`, and `original_sizes` where given.
+
+        Raises:
+            ValueError: `pixel_values` are no pairs of images.
+        """
+        if pixel_values.ndim == 5 and pixel_values.shape[1] == 2:
+            pixel_values = pixel_values.flatten(0, 1)
+        if pixel_values.ndim != 4 or len(pixel_values) % 2:
+            raise ValueError(
+                "`pixel_values` must be pairs of images, (batch_size, 2, num_channels, height, width) or "
+                f"(2 * batch_size, num_channels, height, width), got {tuple(pixel_values.shape)}"
+            )
+        dense = self.eden(pixel_values, return_dict=True).dense_embeddings
+        with torch.autocast(dense.device.type, enabled=False):
+            keypoints, scores = match_points(dense[::2], dense[1::2])
+        matches = torch.where(scores > 0, torch.arange(scores.shape[1], device=scores.device), -1)
+        return EdenKeypointMatchingOutput(
+            matches=torch.stack([matches, matches], dim=1),
+            matching_scores=torch.stack([scores, scores], dim=1),
+            keypoints=keypoints,
+            original_sizes=None if original_sizes is None else original_sizes.view(-1, 2, 2),
+        )
+
+
 EdenModel.register_for_auto_class("AutoModel")
 EdenBackbone.register_for_auto_class("AutoBackbone")
 EdenForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 EdenForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 EdenForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+EdenForKeypointMatching.register_for_auto_class("AutoModelForKeypointMatching")
 
 __all__ = [
     "EdenBackbone",
     "EdenForImageClassification",
+    "EdenForKeypointMatching",
     "EdenForPreTraining",
     "EdenForPreTrainingOutput",
     "EdenForSemanticSegmentation",
