@@ -194,10 +194,12 @@ def _setting(value: Any) -> str:
 
 def _pretraining(recipe: dict[str, Any]) -> str:
     """A row for each stage of the curriculum, and the settings that all of them share."""
-    columns = ("level", "epochs", "prune_threshold", "learning_rate", "momentum", "weight_decay", "partner_weight")
+    dense = [is_dense(stage) for stage in recipe["stages"]]
+    columns = ["level", "epochs", "prune_threshold", "learning_rate", "momentum", "weight_decay"]
+    columns += ["partner_weight"] if any(dense) else []
     shown = [dict(stage, **_POINTS) if is_dense(stage) else stage for stage in recipe["stages"]]
     stages = [[number, *(_setting(stage.get(name)) for name in columns)] for number, stage in enumerate(shown, 1)]
-    training, dense = recipe["training"], [is_dense(stage) for stage in recipe["stages"]]
+    training = recipe["training"]
     rows = {
         "optimiser": f"{training['optimizer']}, the learning rate brought down to 0 by a cosine over each stage",
         "batch": f"{training['batch_size']} images, {_precision(training)}",

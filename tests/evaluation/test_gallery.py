@@ -47,6 +47,6 @@ def test_asking_for_more_images_than_there_are_names_both_numbers(model_folder, 
 def test_a_dense_model_shows_the_matcher(model_folder, tmp_path):
     EdenModel(tiny_config(dense_dim=8)).save_pretrained(model_folder)
     picture = tmp_path / "out" / "correspondence.png"
-    draw_gallery(str(model_folder), "phantoms:2", str(tmp_path / "out"), images=2, side=64, level=2)
+    draw_gallery(str(model_folder), "phantoms:3", str(tmp_path / "out"), images=3, side=64, level=2)
     with Image.open(picture) as drawn:
         assert drawn.height > 0.8 * drawn.width  # similarity maps below

@@ -100,6 +100,6 @@ def test_similarities_cover_the_picture_without_what_it_was_padded_with(phantom)
     matcher = AnatomyMatcher(Encoder(model, processor), [Reference(wide, points={"a": (90.0, 20.0)})])
     similarity = matcher.similarity(wide)["a"]
     height, width = similarity.shape
-    assert width == 2 * height
+    assert abs(width - 2 * height) <= 2  # whole nodes
     row, column = np.unravel_index(similarity.argmax(), similarity.shape)
     assert ((column + 0.5) / width, (row + 0.5) / height) == pytest.approx((90.5 / 128, 20.5 / 64), abs=0.06)
