@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def saved_model(tmp_path_factory):
     """The folder of a tiny model with a dense decoder."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model")
@@ -63,8 +63,8 @@ def pictures(folder):
 
 
 @pytest.mark.usefixtures("exact")
-def test_a_folder_is_embedded_and_what_cannot_be_read_is_named(folder, model, tmp_path):
-    made = embed_images(model, str(folder), str(tmp_path / "new" / "e.parquet"), batch_size=2)
+def test_a_folder_is_embedded_and_what_cannot_be_read_is_named(folder, saved_model, tmp_path):
+    made = embed_images(saved_model, str(folder), str(tmp_path / "new" / "e.parquet"), batch_size=2)
     assert (made.images, made.skipped) == (5, 1)
     (entry,) = [json.loads(line) for line in made.skipped_file.read_text().splitlines()]
     assert entry["source_id"] == "torn.png"
@@ -74,31 +74,31 @@ def test_a_folder_is_embedded_and_what_cannot_be_read_is_named(folder, model, tm
     assert data.features == {"image": Value("string"), "embedding": List(Value("float32"), length=20)}
     assert data["image"][:] == READABLE
     vectors = torch.tensor(data["embedding"][:])
-    torch.testing.assert_close(vectors, embed(load_encoder(model), pictures(folder)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(vectors, embed(load_encoder(saved_model), pictures(folder)), rtol=1e-5, atol=1e-5)
     about = json.loads(pq.read_schema(made.file).metadata[b"eden_hf"])
-    assert about["model"] == model
-    assert about["weights_revision"] == load_encoder(model).revision
+    assert about["model"] == saved_model
+    assert about["weights_revision"] == load_encoder(saved_model).revision
     assert (about["dense"], about["images"], about["split"]) == (False, str(folder), "train")
 
 
-def test_low_precision_hardly_moves_embeddings(folder, model):
+def test_low_precision_hardly_moves_embeddings(folder, saved_model):
     vectors = {}
     for gains in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("eden_hf.retrieval.embedding._gains_from_bfloat16", lambda device, gains=gains: gains)
-            (batch,) = embedding_rows(load_encoder(model), load_source(str(folder)), unreadable=[])
+            (batch,) = embedding_rows(load_encoder(saved_model), load_source(str(folder)), unreadable=[])
         vectors[gains] = np.stack(batch["embedding"].to_numpy(zero_copy_only=False))
         assert np.linalg.norm(vectors[gains], axis=1) == pytest.approx(1, abs=1e-5)
     assert (vectors[False] * vectors[True]).sum(axis=1).min() > 0.999
 
 
 @pytest.mark.usefixtures("exact")
-def test_points_lie_where_the_dense_map_has_them(folder, model, tmp_path):
-    table = pq.read_table(embed_images(model, str(folder), str(tmp_path / "e.parquet"), dense=True).file)
+def test_points_lie_where_the_dense_map_has_them(folder, saved_model, tmp_path):
+    table = pq.read_table(embed_images(saved_model, str(folder), str(tmp_path / "e.parquet"), dense=True).file)
     assert table.column_names == ["image", "row", "column", "x", "y", "embedding"]
     for name, picture in zip(READABLE, pictures(folder), strict=True):
         rows = table.filter([value == name for value in table["image"].to_pylist()])
-        (expected,) = dense_maps(load_encoder(model), [picture])
+        (expected,) = dense_maps(load_encoder(saved_model), [picture])
         points = torch.tensor(np.stack([rows["x"].to_numpy(), rows["y"].to_numpy()], axis=1))
         vectors = torch.tensor(np.stack(rows["embedding"].to_numpy()))
         nodes = torch.tensor(np.stack([rows["column"].to_numpy(), rows["row"].to_numpy()], axis=1))
@@ -110,26 +110,26 @@ def test_points_lie_where_the_dense_map_has_them(folder, model, tmp_path):
 
 
 @pytest.mark.usefixtures("exact")
-def test_workers_and_row_groups_change_nothing(folder, model, tmp_path, monkeypatch):
-    plain = pq.read_table(embed_images(model, str(folder), str(tmp_path / "plain.parquet"), batch_size=2).file)
+def test_workers_and_row_groups_change_nothing(folder, saved_model, tmp_path, monkeypatch):
+    plain = pq.read_table(embed_images(saved_model, str(folder), str(tmp_path / "plain.parquet"), batch_size=2).file)
     monkeypatch.setattr("eden_hf.retrieval.embedding._ROW_GROUP_BYTES", 1)
-    made = embed_images(model, str(folder), str(tmp_path / "parts.parquet"), batch_size=2, num_workers=2)
+    made = embed_images(saved_model, str(folder), str(tmp_path / "parts.parquet"), batch_size=2, num_workers=2)
     assert pq.ParquetFile(made.file).num_row_groups == 3
     assert pq.read_table(made.file).equals(plain)
     assert made.skipped == 1
 
 
-def test_nothing_is_written_where_too_much_is_unreadable(folder, model, tmp_path):
+def test_nothing_is_written_where_too_much_is_unreadable(folder, saved_model, tmp_path):
     output = tmp_path / "e.parquet"
     with pytest.raises(TooManyUnreadable, match=r"1 of 6 images.*torn\.png"):
-        embed_images(model, str(folder), str(output), max_skipped_share=0.1)
+        embed_images(saved_model, str(folder), str(output), max_skipped_share=0.1)
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "a.png").write_bytes(b"no picture")
     with pytest.raises(TooManyUnreadable, match="1 of 1 images"):
-        embed_images(model, str(tmp_path / "torn"), str(output))
+        embed_images(saved_model, str(tmp_path / "torn"), str(output))
     assert not list(tmp_path.glob("*.parquet*")) + list(tmp_path.glob(".*"))
     with pytest.raises(ImageReadError, match=r"torn\.png"):
-        list(embedding_rows(load_encoder(model), load_source(str(folder))))
+        list(embedding_rows(load_encoder(saved_model), load_source(str(folder))))
 
 
 def test_points_need_a_dense_decoder(folder, encoder):
@@ -138,9 +138,9 @@ def test_points_need_a_dense_decoder(folder, encoder):
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(folder, model, tmp_path):
-    alone = pq.read_table(embed_images(model, str(folder), str(tmp_path / "alone.parquet"), dense=True).file)
-    options = ["--model", model, "--images", str(folder), "--output", str(tmp_path / "two.parquet"), "--dense"]
+def test_two_processes_write_what_one_writes(folder, saved_model, tmp_path):
+    alone = pq.read_table(embed_images(saved_model, str(folder), str(tmp_path / "alone.parquet"), dense=True).file)
+    options = ["--model", saved_model, "--images", str(folder), "--output", str(tmp_path / "two.parquet"), "--dense"]
     finished = torchrun(2, "scripts/embed.py", *options)
     assert finished.stdout.count("two.parquet: 5 images, 1 could not be read") == 1
     assert finished.stderr.count("skipped torn.png") == 1
