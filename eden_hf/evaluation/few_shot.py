@@ -23,7 +23,9 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from eden_hf.data.references import Reference
 from eden_hf.encoders import Encoder, load_encoder
+from eden_hf.matching.pixel_classifier import PixelClassifier
 from eden_hf.plots import plot_few_shot
 from eden_hf.training.downstream_data import row_image, row_masks, with_holdouts
 from eden_hf.training.downstream_metrics import dice
@@ -90,6 +92,7 @@ def compare_encoders(
     task: TaskArguments = HEART_AND_CLAVICLES,
     recipe: Recipe = SHORT_RECIPE,
     frozen: bool = False,
+    classifier: Literal["ridge", "pixels"] = "ridge",
     checkpoint: Literal["last", "best"] = "last",
     shots: Sequence[int] = SHOTS,
     draws: int = 3,
@@ -105,7 +108,9 @@ def compare_encoders(
         encoders: As for `load_encoder`; the first is the one that the others are tested against.
         task: A segmentation task; the heart and the clavicles of phantoms or of `task.source` by default.
         recipe: Of fine-tuning; frozen scores take `model.size` and `model.intensity` from it.
-        frozen: Train a ridge classifier on frozen features instead (see `FrozenSegmentation`).
+        frozen: Train a classifier of pixels on frozen features instead.
+        classifier: Which: `ridge` on the maps of all stages (`FrozenSegmentation`), or `pixels`, a small network on
+            embeddings of points at several sizes (`PixelClassifier`; the size is the encoder's own).
         checkpoint: Of fine-tuning: the `last` after its steps, so that no labelled image beyond k is used; or the
             `best` of `recipe.training.evaluations` by the validation images, which are labelled as well.
         shots: Numbers of training images.
@@ -123,7 +128,10 @@ def compare_encoders(
     if loaded.kind != "segmentation":
         raise ValueError(f"few-shot segmentation needs a segmentation task, {loaded.name} is {loaded.kind}")
     splits = with_holdouts(loaded, task)
-    mode = "frozen" if frozen else "fine-tuned" if checkpoint == "last" else "fine-tuned-best"
+    pixels = frozen and classifier == "pixels"
+    mode = {"last": "fine-tuned", "best": "fine-tuned-best"}[checkpoint]
+    if frozen:
+        mode = "frozen-pixels" if pixels else "frozen"
     validation = None if frozen or checkpoint == "last" else splits["validation"]
     beyond = 0 if validation is None else len(validation)
     learning = {section: values for section, values in asdict(recipe).items() if section != "run"}
@@ -132,9 +140,12 @@ def compare_encoders(
     decoded = [Segmented.from_rows(splits[name], loaded.labels) for name in ("train", "test")] if frozen else []
     scores = []
     for name in encoders:
-        encoder = load_encoder(name, size=recipe.model.size, intensity=recipe.model.intensity, seed=seed)
+        size = None if pixels else recipe.model.size
+        encoder = load_encoder(name, size=size, intensity=recipe.model.intensity, seed=seed)
         scorer: Scorer
-        if frozen:
+        if pixels:
+            scorer = partial(_by_pixel_classifier, encoder, *decoded)
+        elif frozen:
             scorer = FrozenSegmentation(encoder, *decoded)
         else:
             scorer = partial(_finetuned, name, splits, validation, loaded.labels, recipe)
@@ -176,6 +187,22 @@ def _finetuned(
     """Dice `[test images, labels]` of a model fine-tuned on the training images at `shots`."""
     few = splits["train"].select(shots)
     return finetune_few_shot(name, few, validation, splits["test"], labels, recipe, seed=draw)
+
+
+def _by_pixel_classifier(
+    encoder: Encoder, train: Segmented, test: Segmented, shots: np.ndarray, draw: int
+) -> np.ndarray:
+    """Dice `[test images, labels]` of a `PixelClassifier` that learned from the training images at `shots`."""
+    references = [
+        Reference(train.images[index], masks=dict(zip(train.labels, train.masks[index], strict=True)))
+        for index in shots
+    ]
+    learned = PixelClassifier(encoder, seed=draw).fit(references)
+    scores = []
+    for image, true in zip(test.images, test.masks, strict=True):
+        found = learned.predict(image)
+        scores.append(dice(np.stack([found[label] for label in test.labels]), true))
+    return np.stack(scores)
 
 
 def few_shot(

@@ -153,6 +153,32 @@ def test_k_alone_uses_no_other_labelled_image(checkpoint, validated, tmp_path, m
     assert (f"| k = 2 + {validated} |" if validated else "| k = 2 |") in page.read_text()
 
 
+def test_the_pixel_classifier_learns_from_k_alone(tmp_path, monkeypatch):
+    """Its predictions are scored by name at the test images' own size."""
+    seen = []
+
+    class Classifier:
+        def __init__(self, encoder, seed):
+            assert encoder.processor.size["height"] == 224  # the encoder's own
+
+        def fit(self, references):
+            seen.append([sorted(reference.masks) for reference in references])
+            self.masks = references[0].masks
+            return self
+
+        def predict(self, image):
+            return self.masks
+
+    monkeypatch.setattr("eden_hf.evaluation.few_shot.PixelClassifier", Classifier)
+    task = dataclasses.replace(HEART_AND_CLAVICLES, source="phantoms:12")
+    options = {"frozen": True, "classifier": "pixels", "shots": (2,), "draws": 1, "output": str(tmp_path)}
+    page = compare_encoders(["random:resnet18-half"], task, **options)
+    assert page.name == "few_shot-frozen-pixels.md"
+    assert seen == [[["clavicles", "heart"]] * 2]
+    (file,) = tmp_path.glob("scores-*.jsonl")
+    assert 0.3 < read_scores(file)[0].dice["heart"] < 1
+
+
 def test_a_score_is_one_line_of_json(tmp_path):
     file = tmp_path / "scores.jsonl"
     file.write_text(json.dumps(Score("a", "b", 3, 0, {"heart": 0.5})._asdict()) + "\n")
