@@ -144,7 +144,7 @@ def compare_encoders(
         encoder = load_encoder(name, size=size, intensity=recipe.model.intensity, seed=seed)
         scorer: Scorer
         if pixels:
-            scorer = partial(_by_pixel_classifier, encoder, *decoded)
+            scorer = partial(_by_pixel_classifier, encoder, decoded[0], decoded[1])
         elif frozen:
             scorer = FrozenSegmentation(encoder, *decoded)
         else:
