@@ -133,7 +133,7 @@ def embed(arguments: list[str] | None = None) -> None:
 
     from eden_hf.retrieval.embedding import embed_images
 
-    with _refusals("eden embed"):
+    with _mistakes("eden embed"):
         made = _call(embed_images, arguments, prog="eden embed")
     state = PartialState()
     if state.is_main_process:
@@ -146,7 +146,7 @@ def search(arguments: list[str] | None = None) -> None:
     """Find the images of a collection that are most alike to an image, or to a region of it."""
     from eden_hf.retrieval.search import search
 
-    with _refusals("eden search"):
+    with _mistakes("eden search"):
         hits = _call(search, arguments, prog="eden search")
     for rank, hit in enumerate(hits, start=1):
         print(rank, f"{hit.similarity:.4f}", hit.image, ",".join(map(str, hit.box or ())), sep="\t")
@@ -254,7 +254,6 @@ def export(arguments: list[str] | None = None) -> None:
 def _refusals(prog: str) -> Iterator[None]:
     """What the user has to mend ends the program with the message alone."""
     from eden_hf.data.errors import SourceError
-    from eden_hf.data.reading import ImageReadError
     from eden_hf.data.skips import TooManyUnreadable
     from eden_hf.hub.cards import CardError
     from eden_hf.hub.export import ExportError
@@ -267,7 +266,6 @@ def _refusals(prog: str) -> Iterator[None]:
         yield
     except (
         *(CardError, CheckpointError, ExportError, PublishingError, RefusedError, StagingError),
-        *(ImageReadError, SourceError, TooManyUnreadable),
         *(SourceError, TooManyUnreadable),
     ) as error:
         sys.exit(f"{prog}: {error}")

@@ -168,6 +168,6 @@ def test_the_commands_print_what_they_did(work, tmp_path):
     assert found.stdout.splitlines()[0].split("\t")[2] == "1.png"
     assert len(found.stdout.splitlines()) == 2
     refused = eden("search", *options, "--region", "0,0,4,4")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert refused.stderr.strip().splitlines()[-1].startswith("eden search: ")
     assert json.loads(pq.read_schema(output).metadata[b"eden_hf"])["images"] == str(work / "images")
