@@ -144,7 +144,7 @@ def embed(arguments: list[str] | None = None) -> None:
 
 def search(arguments: list[str] | None = None) -> None:
     """Find the images of a collection that are most alike to an image, or to a region of it."""
-    from eden_hf.retrieval.search import search
+    from eden_hf.retrieval.searching import search
 
     with _mistakes("eden search"):
         hits = _call(search, arguments, prog="eden search")

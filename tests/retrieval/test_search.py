@@ -18,7 +18,7 @@ from eden_hf.anatomy import Box
 from eden_hf.data.errors import SourceError
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.retrieval import SearchError, embed_images, search
-from eden_hf.retrieval.search import _alike_windows, _maps, parse_region
+from eden_hf.retrieval.searching import _alike_windows, _maps, parse_region
 from tests.test_cli import eden
 from tests.tiny import tiny_config
 
