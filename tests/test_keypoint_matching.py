@@ -1,15 +1,22 @@
 """Two images in, matches out: the model, the pixels of each image, transformers' pipeline."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForKeypointMatching, pipeline
 
-from eden_hf import EdenForKeypointMatching, EdenForPreTraining, EdenImageProcessor, EdenModel
+from eden_hf import (
+    EdenForImageClassification,
+    EdenForKeypointMatching,
+    EdenForPreTraining,
+    EdenImageProcessor,
+    EdenModel,
+)
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.modeling_eden_matching import match_points
 
-from .tiny import tiny_config
+from .tiny import BACKBONES, tiny_config
 
 SIDE = {"height": 64, "width": 64}
 
@@ -189,3 +196,17 @@ def test_the_pipeline_gives_pixels_of_images_that_are_not_square(model, processo
         places = [[match[f"keypoint_image_{image}"][axis] for axis in "xy"] for match in found]
         torch.testing.assert_close(torch.tensor(places), expected[f"keypoints{image}"][order])
     assert [len(matches) for matches in matcher([pair, pair], threshold=0.5)] == [len(found)] * 2
+
+
+def test_the_processor_tells_the_sizes_of_any_images(processor):
+    pictures = [Image.new("L", (40, 30)), np.zeros((3, 20, 50), np.uint8), torch.rand(7, 9)]
+    assert processor(pictures, return_tensors="pt")["original_sizes"].tolist() == [[30, 40], [20, 50], [7, 9]]
+    assert processor(pictures)["original_sizes"] == [(30, 40), (20, 50), (7, 9)]
+
+
+@pytest.mark.parametrize("trunk", BACKBONES)
+@pytest.mark.parametrize("kind", [EdenModel, EdenForImageClassification])
+def test_other_models_ignore_sizes(kind, trunk, processor, phantom):
+    model = kind(tiny_config(trunk)).eval()
+    inputs = processor(phantom, return_tensors="pt")
+    assert torch.equal(model(**inputs)[0], model(inputs["pixel_values"])[0])

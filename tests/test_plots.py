@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 
 from eden_hf import plots
-from eden_hf.anatomy import part_boxes
+from eden_hf.anatomy import Box, part_boxes
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.plots import (
     Part,
     plot_correspondence,
     plot_history,
+    plot_hits,
     plot_landmarks,
     plot_levels,
     plot_matches,
@@ -196,3 +197,16 @@ def test_landmarks_are_numbered_as_in_the_legend(image):
     assert texts(second) == ["2"]
     assert [text.get_text() for text in figure.legends[0].texts] == ["1 base", "2 apex"]
     assert written(figure).std() > 0
+
+
+def test_hits_stand_in_order_with_their_parts_outlined(image):
+    whole, box = Box(0, 0, *image.size), Box(8, 16, 24, 40)
+    parts = [Part(image, box, "query"), Part(image, box, "a/rather/long/name/of/one.png"), Part(image, whole, "b")]
+    figure = plot_hits(parts, [0.9, 0.25])
+    assert [axes.get_title() for axes in figure.axes] == ["query", "1. 0.900", "2. 0.250"]
+    assert [len(axes.patches) for axes in figure.axes] == [1, 1, 0]
+    assert figure.axes[1].patches[0].get_bbox().bounds == (7.5, 15.5, 16, 24)
+    assert figure.axes[1].get_xlabel().startswith("…")
+    assert written(figure).std() > 0
+    many = plot_hits([Part(image, whole, "x")] * 8, [0.5] * 7)
+    assert sum(axes.axison for axes in many.axes) == 8
