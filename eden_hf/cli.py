@@ -184,12 +184,15 @@ def match(arguments: list[str] | None = None) -> None:
 
 
 def masks(arguments: list[str] | None = None) -> None:
-    """Find structures in images from one or more annotated examples: masks as PNG and DICOM SEG."""
+    """Find structures from annotated examples: masks as PNG, DICOM SEG. Exits with 1 if images were unreadable."""
     from eden_hf.matching.masks import find_masks
 
-    with _refusals("eden masks"):
-        written = _call(find_masks, arguments, prog="eden masks")
-    print(f"{', '.join(written.names)} in {len(written.images)} images ({written.skipped} skipped): {written.output}")
+    with _mistakes("eden masks"):
+        written = _call(find_masks, arguments, prog="eden masks", several=("images",))
+    print(f"{', '.join(written.names)} of {len(written.images)} images: {written.output}")
+    if written.skipped:
+        print(f"images that cannot be read, see skipped.jsonl there: {written.skipped}", file=sys.stderr)
+        sys.exit(1)
 
 
 def stage(arguments: list[str] | None = None) -> None:

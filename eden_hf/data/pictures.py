@@ -44,10 +44,21 @@ class Pictures:
             raise SourceError("no images are given")
         if any(not hasattr(part, "__len__") for part in self.parts):
             raise SourceError(f"{images[0]} is a stream; give its files")
-        refuse_repeats((name for part in self.parts for name in _names(part)), ", ".join(images[:1]))
+        refuse_repeats(self.names, ", ".join(images[:1]))
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
+
+    @property
+    def names(self) -> list[str]:
+        """Of all images, also of those that cannot be read."""
+        return [name for part in self.parts for name in _names(part)]
+
+    @property
+    def files(self) -> list[Path | None]:
+        """Where they lie, `None` for images within a data set."""
+        cells = (row["image"] or {} for part in self.parts for row in part)
+        return [Path(cell["path"]) if cell.get("path") and cell.get("bytes") is None else None for cell in cells]
 
     def read(self, skips: SkipLog, **details: Any) -> Iterator[tuple[int, str, PIL.Image.Image]]:
         """Place among all, name and picture of each image that can be read; others go to `skips`, with `details`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -12,8 +12,7 @@ import eden_hf
 from eden_hf.data.annotations import load_references
 from eden_hf.data.dicom_seg import write_dicom_seg
 from eden_hf.data.errors import SourceError, first
-from eden_hf.data.folders import images_below
-from eden_hf.data.reading import ImageReadError, read_image
+from eden_hf.data.pictures import Pictures
 from eden_hf.data.references import Reference, mask_names
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog
 from eden_hf.encoders import Encoder, load_encoder
@@ -41,7 +40,7 @@ class WrittenMasks(NamedTuple):
 def find_masks(
     model: str,
     references: str,
-    images: str,
+    images: list[str],
     output: str = "outputs/masks",
     method: Method = "classifier",
     dicom_seg: bool = False,
@@ -52,7 +51,7 @@ def find_masks(
     Args:
         model: As for `load_encoder`; best one with a dense decoder.
         references: Annotated images: a folder with masks, or what else `load_references` reads.
-        images: A folder, with all below it, or one file; any format that `read_image` reads.
+        images: Image files, a folder of them (DICOM too), or a data set.
         output: Folder to write to.
         method: `classifier` learns from the pixels of the references; `carry` brings their masks over by a smooth map.
         dicom_seg: Also write DICOM segmentations of the images that are DICOM.
@@ -71,7 +70,7 @@ def find_masks(
 def write_masks(
     encoder: Encoder,
     references: Sequence[Reference],
-    images: str | Path,
+    images: Sequence[str],
     output: str | Path,
     *,
     method: Method = "classifier",
@@ -87,7 +86,7 @@ def write_masks(
     Args:
         encoder: From `load_encoder`; best one with a dense decoder.
         references: At least one with a mask.
-        images: A folder, with all below it, or one file.
+        images: Image files, a folder with all below it, or a data set.
         output: Folder.
         method: As in `find_masks`.
         dicom_seg: Also write `dicom-seg/a/b.dcm` of each image that is DICOM.
@@ -103,29 +102,29 @@ def write_masks(
         raise SourceError(f"none of the {len(references)} references has a mask")
     if unfit := [name for name in names if Path(name).name != name or name in (SEG_FOLDER, "..")]:
         raise SourceError(f"these names of structures cannot be names of folders: {unfit}; call them otherwise")
-    files = _image_files(Path(images))
-    if dicom_seg and not any(map(is_dicom, files.values())):
-        raise SourceError(f"none of the {len(files)} images of {images} is DICOM: leave out --dicom_seg")
+    pictures = Pictures(images)
+    _refuse_twins(pictures.names)
+    sources = [file if dicom_seg and file and _is_dicom(file) else None for file in pictures.files]
+    if dicom_seg and not any(sources):
+        raise SourceError(f"none of the {len(pictures)} images of {images[0]} is a DICOM file: leave out --dicom_seg")
     find = _finder(encoder, references, method, seed)
-    tiles: dict[str, Any] = {}
     skips = SkipLog(output / SKIPPED_FILE, max_share=1)
-    for name, file in tqdm(files.items(), desc="masks", unit="image"):
-        try:
-            image = read_image(file)
-        except ImageReadError as error:
-            skips.add(name, error)
-            continue
+    done: list[str] = []
+    tiles: list[Image.Image] = []
+    for index, name, image in tqdm(pictures.read(skips), total=len(pictures), desc="masks", unit="image"):
         masks, place = find(image), PurePosixPath(name).with_suffix("")
         _write_pngs(masks, output, place)
-        if dicom_seg and is_dicom(file):
+        if (source := sources[index]) is not None:
             target = output / SEG_FOLDER / f"{place}.dcm"
-            write_dicom_seg(file, masks, target, algorithm=f"eden_hf masks, {method}", **_origin(encoder))
-        tiles[name] = tile(image, masks, name) if len(tiles) < _MOST_TILES else None
-    skips.check(len(files))
-    if not tiles:
-        raise SourceError(f"none of the {len(files)} files of {images} holds an image")
-    contact_sheet([made for made in tiles.values() if made], names).save(output / SHEET_FILE)
-    return WrittenMasks(list(tiles), names, skips.count, output)
+            write_dicom_seg(source, masks, target, algorithm=f"eden_hf masks, {method}", **_origin(encoder))
+        if len(tiles) < _MOST_TILES:
+            tiles.append(tile(image, masks, name))
+        done.append(name)
+    skips.check(len(pictures))
+    if not done:
+        raise SourceError(f"none of the {len(pictures)} files of {images[0]} holds an image")
+    contact_sheet(tiles, names).save(output / SHEET_FILE)
+    return WrittenMasks(done, names, skips.count, output)
 
 
 def _finder(
@@ -142,20 +141,19 @@ def _origin(encoder: Encoder) -> dict[str, str]:
     return {"version": eden_hf.__version__, "model": f"{model} {encoder.revision or ''}".strip()}
 
 
-def _image_files(images: Path) -> dict[str, Path]:
-    """The files of a folder by their paths in it, or the one file."""
-    if not images.is_dir():
-        return {images.name: images}
-    files = images_below(images)
+def _refuse_twins(images: Sequence[str]) -> None:
+    """Images whose masks would be the same files, or lie elsewhere."""
     places: dict[PurePosixPath, list[str]] = {}
-    for file in files:
-        places.setdefault(PurePosixPath(file).with_suffix(""), []).append(file)
-    if double := [" and ".join(same) for same in places.values() if len(same) > 1]:
-        raise SourceError(f"{images}: the masks of {first(double)} would be the same files; rename one")
-    return {file: images / file for file in files}
+    for image in images:
+        place = PurePosixPath(image)
+        if place.is_absolute() or ".." in place.parts:
+            raise SourceError(f"the masks of {image} would lie outside the output folder; name it otherwise")
+        places.setdefault(place.with_suffix(""), []).append(image)
+    if twins := [" and ".join(same) for same in places.values() if len(same) > 1]:
+        raise SourceError(f"the masks of {first(twins)} would be the same files; rename one")
 
 
-def is_dicom(file: Path) -> bool:
+def _is_dicom(file: Path) -> bool:
     """By the mark at byte 128, or by the suffix."""
     with file.open("rb") as content:
         return content.read(132)[128:] == b"DICM" or file.suffix.lower() in (".dcm", ".dicom")

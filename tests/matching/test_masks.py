@@ -57,7 +57,7 @@ def add_dicom(folder):
 
 @pytest.mark.parametrize("method", ["classifier", "carry"])
 def test_each_structure_of_each_image_has_a_file(method, model, references, images, tmp_path):
-    written = write_masks(load_encoder(str(model)), references, images, tmp_path / "out", method=method)
+    written = write_masks(load_encoder(str(model)), references, [str(images)], tmp_path / "out", method=method)
     assert written.images == ["a.png", "test/b.v1.png"]
     assert (written.names, written.skipped) == (list(NAMES), 1)
     assert [entry["source_id"] for entry in skipped_entries(tmp_path / "out" / "skipped.jsonl")] == ["torn.png"]
@@ -74,7 +74,7 @@ def test_dicom_gets_a_segmentation_equal_to_the_png(model, references, images, t
     pydicom = pytest.importorskip("pydicom")
     pytest.importorskip("highdicom")
     add_dicom(images)
-    write_masks(load_encoder(str(model)), references, images, tmp_path / "out", dicom_seg=True)
+    write_masks(load_encoder(str(model)), references, [str(images)], tmp_path / "out", dicom_seg=True)
     (file,) = (tmp_path / "out" / "dicom-seg").rglob("*.dcm")
     assert file.name == "c.dcm"
     seg = pydicom.dcmread(file)
@@ -89,22 +89,22 @@ def test_dicom_gets_a_segmentation_equal_to_the_png(model, references, images, t
 
 def test_what_cannot_be_done_is_refused_before_anything_is_written(model, references, images, tmp_path):
     encoder, output = load_encoder(str(model)), tmp_path / "out"
-    with pytest.raises(SourceError, match=r"none of the 3 images of .* is DICOM"):
-        write_masks(encoder, references, images, output, dicom_seg=True)
+    with pytest.raises(SourceError, match=r"none of the 3 images of .* is a DICOM file"):
+        write_masks(encoder, references, [str(images)], output, dicom_seg=True)
     with pytest.raises(SourceError, match="none of the 1 references has a mask"):
-        write_masks(encoder, [Reference(references[0].image, points={"a": (1, 1)})], images, output)
+        write_masks(encoder, [Reference(references[0].image, points={"a": (1, 1)})], [str(images)], output)
     wrong = Reference(references[0].image, masks={"../heart": references[0].masks["heart"]})
     with pytest.raises(SourceError, match=r"\['\.\./heart'\]; call them otherwise"):
-        write_masks(encoder, [wrong], images, output)
+        write_masks(encoder, [wrong], [str(images)], output)
     Image.fromarray(draw_phantom(2, 96).image).save(images / "a.jpg")
     with pytest.raises(SourceError, match=r"a\.jpg and a\.png would be the same files"):
-        write_masks(encoder, references, images, output)
+        write_masks(encoder, references, [str(images)], output)
     assert not output.exists()
 
 
 def test_images_that_all_cannot_be_read_end_it(model, references, images, tmp_path):
     with pytest.raises(TooManyUnreadable, match=r"torn\.png"):
-        write_masks(load_encoder(str(model)), references, images / "torn.png", tmp_path / "out")
+        write_masks(load_encoder(str(model)), references, [str(images / "torn.png")], tmp_path / "out")
 
 
 def test_the_sheet_shows_outlines_in_the_colours_of_its_legend():
@@ -126,7 +126,11 @@ def test_the_command(model, images, tmp_path, monkeypatch, capsys):
     Image.fromarray(phantom.image).save(refs / "first.png")
     options = f"--model {model} --references {refs} --images {images} --output {tmp_path / 'out'} --method carry"
     monkeypatch.setattr(sys, "argv", ["eden", "masks", *options.split()])
-    cli.main()
-    assert capsys.readouterr().out == f"heart, left_lung in 2 images (1 skipped): {tmp_path / 'out'}\n"
-    with pytest.raises(SystemExit, match="eden masks: none of the 3 images"):
+    with pytest.raises(SystemExit, match=r"^1$"):  # one image is torn
+        cli.main()
+    told = capsys.readouterr()
+    assert told.out == f"heart, left_lung of 2 images: {tmp_path / 'out'}\n"
+    assert told.err.endswith("images that cannot be read, see skipped.jsonl there: 1\n")
+    with pytest.raises(SystemExit, match=r"^2$"):
         cli.masks([*options.split(), "--dicom-seg"])
+    assert "eden masks: none of the 3 images" in capsys.readouterr().err
