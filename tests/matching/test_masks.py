@@ -74,7 +74,7 @@ def test_dicom_gets_a_segmentation_equal_to_the_png(model, references, images, t
     pydicom = pytest.importorskip("pydicom")
     pytest.importorskip("highdicom")
     add_dicom(images)
-    write_masks(load_encoder(str(model)), references, [str(images)], tmp_path / "out", dicom_seg=True)
+    write_masks(load_encoder(str(model)), references, [str(images)], tmp_path / "out", method="carry", dicom_seg=True)
     (file,) = (tmp_path / "out" / "dicom-seg").rglob("*.dcm")
     assert file.name == "c.dcm"
     seg = pydicom.dcmread(file)
@@ -104,7 +104,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(model, refere
 
 def test_images_that_all_cannot_be_read_end_it(model, references, images, tmp_path):
     with pytest.raises(TooManyUnreadable, match=r"torn\.png"):
-        write_masks(load_encoder(str(model)), references, [str(images / "torn.png")], tmp_path / "out")
+        write_masks(load_encoder(str(model)), references, [str(images / "torn.png")], tmp_path / "out", method="carry")
 
 
 def test_the_sheet_shows_outlines_in_the_colours_of_its_legend():
