@@ -130,8 +130,9 @@ def _few_shot(mode: str, runs: list[Path], scr: str, output: Path, settings: dic
     )
     models = [str(run / "last") for run in runs]
     page = compare_encoders(
-        models, task, recipe, mode == "frozen", SHOTS, settings["draws"], output=str(output / mode)
-    )
+        models, task, recipe, mode == "frozen", shots=SHOTS, draws=settings["draws"], output=str(output / mode),
+        checkpoint="best",  # as docs/study.md measured it: chosen on labelled images beyond k, which its page says
+    )  # fmt: skip
     scores = [score for file in page.parent.glob("scores-*.jsonl") for score in read_scores(file)]
     renamed = []
     for score in scores:
