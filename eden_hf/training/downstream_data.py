@@ -117,7 +117,8 @@ def augment(
 ) -> tuple[Tensor, Tensor | None]:
     """Random affine maps and intensities of a batch, drawn from `seed` alone; masks take the images' maps.
 
-    What comes in from beyond the edge repeats the edge in images and is empty in masks.
+    Masks become shares of pixels that lie inside. What comes in from beyond the edge repeats the edge in images and is
+    empty in masks.
 
     Args:
         pixel_values: `[B, 3, H, W]`.
@@ -141,7 +142,7 @@ def augment(
     gain, offset = ((1 + arguments.contrast) ** contrast, arguments.brightness * brightness)
     images = (images - mean) * gain.view(-1, 1, 1, 1) + mean + std * offset.view(-1, 1, 1, 1)
     if masks is not None:
-        masks = F.grid_sample(masks, grid.to(masks.dtype), mode="nearest", align_corners=False)
+        masks = F.grid_sample(masks, grid.to(masks.dtype), align_corners=False)  # not the nearest: edges would jump
     return images, masks
 
 
