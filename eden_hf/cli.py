@@ -107,7 +107,7 @@ def finetune(arguments: list[str] | None = None) -> None:
     """Fine-tune on a labelled task by a YAML file of settings and --dotted.key overrides, and measure it."""
     from accelerate import PartialState
 
-    from eden_hf.evaluation.downstream import draw_masks, evaluate_finetuned
+    from eden_hf.evaluation.downstream import draw_masks, evaluate_finetuned, evaluate_mean_mask
     from eden_hf.evaluation.results import table
     from eden_hf.hub.push import check_push, push_run
     from eden_hf.training.arguments import parse_settings
@@ -119,10 +119,12 @@ def finetune(arguments: list[str] | None = None) -> None:
         check_push(settings.run)
         folder = finetune(settings, resume)
     if PartialState().is_main_process:
-        results = evaluate_finetuned(folder)
-        print(f"{results.save(folder)}\n{table([results])}")
-        if "dice" in results.values:
-            print(draw_masks(folder))
+        results = [evaluate_finetuned(folder)]
+        print(results[0].save(folder))
+        if "dice" in results[0].values:
+            results.append(evaluate_mean_mask(folder))
+            print(results[1].save(folder / "mean-mask"), draw_masks(folder), sep="\n")
+        print(table(results))
         with _refusals("eden finetune"):
             push_run(folder, settings.run, [str(folder)])
 

@@ -135,6 +135,19 @@ def test_every_staged_trunk_segments_any_size(backbone, size):
     assert not without
 
 
+@pytest.mark.parametrize("backbone", STAGED)
+def test_a_branch_over_the_pixels_joins_the_decoder(backbone):
+    """Pixels reach the logits without the trunk; folders made before it was there load as they were."""
+    model = EdenForSemanticSegmentation(labelled(backbone, decoder_detail_size=4))
+    images = torch.randn(2, 3, 65, 50)
+    model(images).logits.sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.decoder.detail.parameters())
+    assert model.decoder.detail(images).shape == (2, 4, 33, 25)
+    plain = EdenForSemanticSegmentation(labelled(backbone))
+    assert plain.decoder.detail is None
+    assert not any("detail" in name for name in plain.state_dict())
+
+
 def test_a_trunk_without_maps_is_refused():
     with pytest.raises(ValueError, match=r"'vit'.*'resnet'"):
         EdenForSemanticSegmentation(labelled("vit"))

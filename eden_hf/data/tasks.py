@@ -22,6 +22,7 @@ TASKS: Mapping[str, Callable[[Path, float], Task]] = {
     "shenzhen": shenzhen.read,
     "scr_heart": scr.read_heart,
     "scr_clavicle": scr.read_clavicles,
+    "scr_anatomy": scr.read_anatomy,
     "chestx_det": chestx_det.read,
     "siim_acr": siim_acr.read,
     "vindr_rib": vindr_rib.read,
@@ -32,6 +33,7 @@ TASKS: Mapping[str, Callable[[Path, float], Task]] = {
 PARQUET = {
     "scr_heart": {"heart": ["heart"]},
     "scr_clavicle": {"clavicles": ["left_clavicle", "right_clavicle"]},
+    "scr_anatomy": {name: [name] for name in (structure.replace(" ", "_") for structure in scr.STRUCTURES)},
     "chase": {"vessels": ["vessels"]},
 }
 
@@ -40,7 +42,7 @@ def load_task(name: str, data_dir: str | Path, max_skipped_share: float = 0.0) -
     """A data set of the paper, or `chase`, from its files as they are published (docs/tasks.md shows the layouts).
 
     Images stay where they are, undecoded; masks are drawn once into the cache of `datasets`. `scr_heart`,
-    `scr_clavicle` and `chase` may also be a folder of Parquet with a column a structure.
+    `scr_clavicle`, `scr_anatomy` and `chase` may also be a folder of Parquet with a column a structure.
 
     Args:
         name: One of `TASKS`.

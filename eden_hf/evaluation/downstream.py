@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from eden_hf.data.patients import patient_names
@@ -14,19 +16,21 @@ from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import weights_revision
 from eden_hf.plots import plot_masks
 from eden_hf.training.downstream_data import row_image, row_masks
-from eden_hf.training.downstream_metrics import dice, labels_without_auc, measure, predict
+from eden_hf.training.downstream_metrics import dice, labels_without_auc, mask_pixels, measure, predict
+from eden_hf.training.finetune_arguments import FinetuneArguments
 from eden_hf.training.finetuning import load_run
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_finetuned(folder: str | Path) -> Results:
+def evaluate_finetuned(folder: str | Path, model: str | Path | None = None) -> Results:
     """Score the best model of a fine-tuning run on the test split, masks at the images' own size.
 
     The model is loaded from its folder, as a user would, and images are decoded one batch after the other.
 
     Args:
         folder: Of `eden_hf.training.finetuning.finetune`.
+        model: Folder of the model to score in place of the run's best: the same in half precision, say, as published.
 
     Returns:
         Every metric of the task's kind (see `eden_hf.training.downstream_metrics`) with its bootstrap 95 % interval.
@@ -38,17 +42,64 @@ def evaluate_finetuned(folder: str | Path) -> Results:
         ValueError: its source has other images now.
     """
     arguments, task, metric = load_run(folder)
-    model, processor = _best(folder, task)
-    rows, seed = task.splits["test"], arguments.training.seed
-    predictions, truths = predict(model, processor, rows, task.kind, arguments.training.batch_size)
-    column = arguments.task.patient_column
-    values = intervals(task, predictions, truths, np.array(patient_names(rows, column)) if column else None, seed)
+    weights = Path(model or Path(folder) / "best")
+    loaded, processor = _load(weights, task)
+    rows = task.splits["test"]
+    predictions, truths = predict(loaded, processor, rows, task.kind, arguments.training.batch_size)
+    revision = weights_revision(str(weights), loaded)
+    return _results(arguments, task, metric, (predictions, truths), arguments.model.name, revision)
+
+
+def evaluate_mean_mask(folder: str | Path) -> Results:
+    """Score what looks at no test image: each structure where at least half of the training images have it.
+
+    Args:
+        folder: Of `eden_hf.training.finetuning.finetune`, for segmentation.
+
+    Returns:
+        As of `evaluate_finetuned`.
+
+    Raises:
+        FileNotFoundError: the run has no `config.yaml`.
+        ValueError: its task is no segmentation, or its source has other images now.
+    """
+    arguments, task, metric = load_run(folder)
+    if task.kind != "segmentation":
+        raise ValueError(f"a mean mask needs a segmentation task, {task.name} is {task.kind}")
+    side = arguments.model.size or 256
+    shares = torch.stack([_at_size(row_masks(row), (side, side)) for row in task.splits["train"]]).mean(dim=0)
+    counted = []
+    for row in task.splits["test"]:
+        true = row_masks(row)
+        predicted = _at_size(shares.numpy(), true.shape[1:]) >= 0.5
+        counted.append(mask_pixels(predicted, torch.from_numpy(true)))
+    predictions, truths = (torch.stack(found).numpy() for found in zip(*counted, strict=True))
+    return _results(arguments, task, metric, (predictions, truths), "mean mask of training images", None)
+
+
+def _at_size(masks: np.ndarray, size: tuple[int, ...]) -> Tensor:
+    """Masks `[labels, H, W]` at another size, as shares of pixels."""
+    planes = torch.from_numpy(masks.astype(np.float32))[None]
+    return F.interpolate(planes, size=size, mode="bilinear", antialias=True)[0]
+
+
+def _results(
+    arguments: FinetuneArguments,
+    task: Task,
+    metric: str,
+    found: tuple[np.ndarray, np.ndarray],
+    encoder: str,
+    revision: str | None,
+) -> Results:
+    """Metrics, with their intervals, of predictions and truths of the test split."""
+    rows, seed, column = task.splits["test"], arguments.training.seed, arguments.task.patient_column
+    values = intervals(task, *found, np.array(patient_names(rows, column)) if column else None, seed)
     if absent := labels_without_auc({name: value.value for name, value in values.items()}, task.labels):
         logger.warning("no AUC for %s: the test images do not have both classes", ", ".join(absent))
     return Results(
         evaluation=f"finetuned {task.name}",
-        encoder=arguments.model.name,
-        revision=weights_revision(str(Path(folder) / "best"), model),
+        encoder=encoder,
+        revision=revision,
         source=task.name,
         data_hash=data_hash(rows["source_id"], (row_image(row) for row in rows)),
         seed=seed,
@@ -68,7 +119,7 @@ def draw_masks(folder: str | Path, images: int = 6) -> Path:
         The picture, `masks.png` in the folder.
     """
     _, task, _ = load_run(folder)
-    model, processor = _best(folder, task)
+    model, processor = _load(Path(folder) / "best", task)
     rows = task.splits["test"].select(range(min(images, len(task.splits["test"]))))
     pictures, true, predicted = [row_image(row) for row in rows], [row_masks(row) for row in rows], []
     for picture in pictures:
@@ -85,12 +136,11 @@ def draw_masks(folder: str | Path, images: int = 6) -> Path:
     return file
 
 
-def _best(folder: str | Path, task: Task) -> tuple[PreTrainedModel, EdenImageProcessor]:
-    """The best model of a run, on its device, and its image processor."""
-    best = str(Path(folder) / "best")
+def _load(folder: Path, task: Task) -> tuple[PreTrainedModel, EdenImageProcessor]:
+    """The model of a folder, on its device, and its image processor."""
     auto = AutoModelForSemanticSegmentation if task.kind == "segmentation" else AutoModelForImageClassification
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return auto.from_pretrained(best).to(device or "cpu").eval(), EdenImageProcessor.from_pretrained(best)
+    return auto.from_pretrained(folder).to(device or "cpu").eval(), EdenImageProcessor.from_pretrained(folder)
 
 
 def intervals(

@@ -132,7 +132,7 @@ def compare_encoders(
     mode = {"last": "fine-tuned", "best": "fine-tuned-best"}[checkpoint]
     if frozen:
         mode = "frozen-pixels" if pixels else "frozen"
-    validation = None if frozen or checkpoint == "last" else splits["validation"]
+    validation = None if frozen or checkpoint == "last" else splits.get("validation")
     beyond = 0 if validation is None else len(validation)
     learning = {section: values for section, values in asdict(recipe).items() if section != "run"}
     settings = json.dumps({"task": asdict(task), "recipe": learning, "mode": mode, "seed": seed}, sort_keys=True)

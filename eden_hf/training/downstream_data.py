@@ -29,6 +29,8 @@ from eden_hf.training.finetune_arguments import AugmentationArguments, TaskArgum
 
 logger = logging.getLogger(__name__)
 
+_ELASTIC_NODES = 6  # a side
+
 
 def row_image(row: Mapping[str, Any]) -> Image.Image:
     """The image of a task's row, decoded."""
@@ -129,7 +131,8 @@ def augment(
     Returns:
         New tensors of the same shapes.
     """
-    drawn = np.random.default_rng(list(seed)).uniform(-1, 1, (len(pixel_values), 6)).astype(np.float32)
+    generator = np.random.default_rng(list(seed))
+    drawn = generator.uniform(-1, 1, (len(pixel_values), 6)).astype(np.float32)
     turn, size, x, y, contrast, brightness = torch.from_numpy(drawn).to(pixel_values).T
     angle = turn * np.deg2rad(arguments.rotation_degrees)
     zoom = (1 + arguments.scale) ** size
@@ -137,6 +140,10 @@ def augment(
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     rows = [cos, -sin * height / width, 2 * arguments.shift * x, sin * width / height, cos, 2 * arguments.shift * y]
     grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(pixel_values.shape), align_corners=False)
+    if arguments.elastic:
+        nodes = generator.uniform(-1, 1, (len(pixel_values), 2, _ELASTIC_NODES, _ELASTIC_NODES)).astype(np.float32)
+        field = F.interpolate(torch.from_numpy(nodes).to(grid), (height, width), mode="bicubic", align_corners=True)
+        grid = grid + 2 * arguments.elastic * field.permute(0, 2, 3, 1)
     images = F.grid_sample(pixel_values, grid, padding_mode="border", align_corners=False)
     mean, std = (statistic(images, dim=(1, 2, 3), keepdim=True) for statistic in (torch.mean, torch.std))
     gain, offset = ((1 + arguments.contrast) ** contrast, arguments.brightness * brightness)
@@ -149,6 +156,8 @@ def augment(
 def with_holdouts(task: Task, arguments: TaskArguments) -> DatasetDict:
     """The task's `train`, `validation` and `test`; those that it lacks are held out of `train` by `task.split_seed`.
 
+    There is no `validation` where its share is 0.
+
     Raises:
         TaskError: the task has no `train`.
         SourceError: it has no column `task.patient_column`, or its splits share patients by it.
@@ -160,11 +169,11 @@ def with_holdouts(task: Task, arguments: TaskArguments) -> DatasetDict:
     if arguments.patient_column is not None:
         splits = patients_apart(splits, arguments.patient_column, arguments.shared_patients)
     for name, share in (("test", arguments.test_share), ("validation", arguments.validation_share)):
-        if name not in splits:
+        if name not in splits and share:
             column, seed = arguments.patient_column, arguments.split_seed
             splits["train"], splits[name] = _held_out(splits["train"], share, column, seed)
             logger.info("%s has no split %s: held %d images out of train", task.name, name, len(splits[name]))
-    return DatasetDict({name: splits[name] for name in SPLIT_NAMES})
+    return DatasetDict({name: splits[name] for name in SPLIT_NAMES if name in splits})
 
 
 def _held_out(rows: Dataset, share: float, patient_column: str | None, seed: int) -> tuple[Dataset, Dataset]:

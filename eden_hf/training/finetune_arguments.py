@@ -24,7 +24,8 @@ class TaskArguments:
         metric: Primary metric, instead of the task's own: `accuracy`, `auc`, `mae`, `r2`, `dice` or `iou`.
         max_skipped_share: Share of the images that may be absent or unreadable; they are left out and listed.
         test_share: Share of the training images held out for testing, where there is no test split.
-        validation_share: Share of the training images held out to choose by, where there is no validation split.
+        validation_share: Share of the training images held out to choose by, where there is no validation split; 0
+            holds out none, and the last weights are taken.
         patient_column: Column that tells patients apart; the images of one are then held out together.
         shared_patients: What becomes of patients that given splits share: `refuse` them, or `drop` their images from
             training.
@@ -52,8 +53,8 @@ class TaskArguments:
         require(self.name is None or self.data_dir is not None, "task.data_dir", self.data_dir, "given with task.name")
         share = self.max_skipped_share
         require(0 <= share <= 1, "task.max_skipped_share", share, "in [0, 1]")
-        for name in ("test_share", "validation_share"):
-            require(0 < getattr(self, name) < 1, f"task.{name}", getattr(self, name), "in (0, 1)")
+        require(0 < self.test_share < 1, "task.test_share", self.test_share, "in (0, 1)")
+        require(0 <= self.validation_share < 1, "task.validation_share", self.validation_share, "in [0, 1)")
 
     def load(self) -> Task:
         """The task, as its files or its source have it.
@@ -88,6 +89,8 @@ class StartArguments:
         intensity: How intensities are normalised (`fixed` or `per_image`), instead of the model's own way.
         freeze: Keep the trunk as it is and train the head alone (a linear probe, for classification).
         lora_rank: Rank of LoRA adapters, which train in the trunk's place (needs `peft`); 0 for none.
+        decoder_hidden_size: Channels of a segmentation decoder at the trunk's finest map, instead of the model's own.
+        decoder_detail_size: Channels of its branch over the pixels, instead of the model's own.
     """
 
     name: str = "random:resnet18-half"
@@ -96,6 +99,8 @@ class StartArguments:
     intensity: Literal["fixed", "per_image"] | None = None
     freeze: bool = False
     lora_rank: int = 0
+    decoder_hidden_size: int | None = None
+    decoder_detail_size: int | None = None
 
     def __post_init__(self) -> None:
         require(self.size is None or self.size >= 32, "model.size", self.size, "at least 32 pixels, or null")
@@ -114,6 +119,7 @@ class AugmentationArguments:
         shift: Largest shift either way along x and y, as a share of the side.
         contrast: Largest share by which contrast grows or shrinks.
         brightness: Largest change of brightness, in standard deviations of the image.
+        elastic: Largest shift either way at the nodes of a smooth field, six a side, as a share of the side.
     """
 
     rotation_degrees: float = 10.0
@@ -121,11 +127,12 @@ class AugmentationArguments:
     shift: float = 0.05
     contrast: float = 0.2
     brightness: float = 0.2
+    elastic: float = 0.0
 
     def __post_init__(self) -> None:
         angle = self.rotation_degrees
         require(0 <= angle <= 180, "augmentation.rotation_degrees", angle, "in [0, 180]")
-        for name in ("scale", "shift", "contrast", "brightness"):
+        for name in ("scale", "shift", "contrast", "brightness", "elastic"):
             require(0 <= getattr(self, name) < 1, f"augmentation.{name}", getattr(self, name), "in [0, 1)")
 
 
@@ -141,6 +148,7 @@ class FinetuneTrainingArguments:
         batch_size: Images of one optimiser step, over all processes together.
         warmup_share: Share of the steps over which the learning rate rises.
         mixed_precision: `no`, `bf16` or `fp16`.
+        channels_last: Lay images out channels last (faster with bf16 on CPUs and GPUs that know it).
         evaluations: Validations (each with a checkpoint) over the run, evenly spaced.
         patience: Validations without a better one after which the run stops; `null` runs to the end.
         seed: Seed of the draws of training: fresh weights, order, augmentation.
@@ -153,6 +161,7 @@ class FinetuneTrainingArguments:
     batch_size: int = 16
     warmup_share: float = 0.1
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
     evaluations: int = 10
     patience: int | None = None
     seed: int = 0

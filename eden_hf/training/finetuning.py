@@ -219,6 +219,9 @@ def load_start(
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = PROBLEM_TYPES.get(kind)
     config.segmentation_type = processor.segmentation_type = "overlapping"
+    for name in ("decoder_hidden_size", "decoder_detail_size"):
+        if (size := getattr(arguments, name)) is not None:
+            setattr(config, name, size)
     head = EdenForSemanticSegmentation if kind == "segmentation" else EdenForImageClassification
     if is_eden and not named.fresh:
         # A head that was made for another number of labels starts afresh.
@@ -271,6 +274,8 @@ def fit(
         trunk.requires_grad_(False)
     if recipe.model.lora_rank:
         model = _with_adapters(model, recipe.model.lora_rank)
+    if recipe.training.channels_last:
+        model.to(memory_format=torch.channels_last)
     trainer = TaskTrainer(
         model=model,
         args=_training_arguments(recipe, len(images["train"]), "validation" in images, metric, folder, quiet),

@@ -24,6 +24,7 @@ WRITERS = {
     "shenzhen": layouts.shenzhen,
     "scr_heart": layouts.scr,
     "scr_clavicle": layouts.scr,
+    "scr_anatomy": layouts.scr,
     "chestx_det": layouts.chestx_det,
     "siim_acr": layouts.siim_acr,
     "vindr_rib": layouts.vindr_rib,

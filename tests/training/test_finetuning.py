@@ -23,7 +23,7 @@ from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.data.skips import TooManyUnreadable, skipped_entries
 from eden_hf.data.tasks import Task, TaskError, load_source_task
 from eden_hf.evaluation import downstream
-from eden_hf.evaluation.downstream import evaluate_finetuned, intervals
+from eden_hf.evaluation.downstream import evaluate_finetuned, evaluate_mean_mask, intervals
 from eden_hf.training import finetuning
 from eden_hf.training.arguments import parse_settings, read_settings
 from eden_hf.training.downstream_data import TaskImages, augment, label_scale, row_masks, with_holdouts
@@ -132,6 +132,41 @@ def test_the_best_folder_is_the_checkpoint_of_the_best_validation(eden_folder, t
     folder = finetune(settings(tmp_path / "run", phantoms(), 3, start=eden_folder, run={"keep_checkpoints": 9}))
     assert logged(folder, "eval_dice") == [0.3, 0.9, 0.1]
     assert_same_weights(folder / "best", folder / "checkpoints" / "checkpoint-2")
+
+
+def test_without_validation_all_images_train_and_the_last_weights_are_kept(eden_folder, tmp_path):
+    task = phantoms(validation_share=0)
+    sizes = {"decoder_hidden_size": 8, "decoder_detail_size": 4}
+    run = settings(tmp_path / "run", task, 3, start=eden_folder, run={"keep_checkpoints": 9}, **sizes)
+    run.training.channels_last = True
+    folder = finetune(run)
+    assert json.loads((folder / "environment.json").read_text())["images"] == {"train": 16, "test": 4}
+    assert not logged(folder, "eval_dice")
+    assert_same_weights(folder / "best", folder / "checkpoints" / "checkpoint-3")
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder / "best")
+    assert model.config.decoder_hidden_size == 8
+    assert model.decoder.detail[1][0].out_channels == 4
+    assert evaluate_finetuned(folder).values["dice"].n == 4
+
+
+def test_another_folder_of_the_same_model_may_be_scored_in_place_of_the_best(segmented):
+    first = evaluate_finetuned(segmented, segmented / "checkpoints" / "checkpoint-1")
+    best = evaluate_finetuned(segmented)
+    assert first.encoder == best.encoder
+    assert first.revision != best.revision == evaluate_finetuned(segmented, segmented / "best").revision
+    assert first.values["dice"].value != best.values["dice"].value
+
+
+def test_the_mean_mask_is_where_half_of_the_training_images_have_the_structure(segmented):
+    results = evaluate_mean_mask(segmented)
+    arguments = read_settings(FinetuneArguments, segmented / "config.yaml")
+    splits = with_holdouts(arguments.task.load(), arguments.task)
+    train, test = (np.stack([row_masks(row) for row in splits[name]]) for name in ("train", "test"))
+    mean = train.mean(axis=0) >= 0.5  # the phantoms are of one size; the run's is smaller
+    expected = 2 * (mean & test).sum((2, 3)) / (mean.sum((1, 2)) + test.sum((2, 3)))
+    assert results.values["dice"].value == pytest.approx(expected.mean(), abs=0.02)
+    assert results.values["dice"].n == len(test)
+    assert results.data_hash == evaluate_finetuned(segmented).data_hash
 
 
 def test_results_of_the_test_split_are_those_of_the_pipeline(segmented):
@@ -362,13 +397,16 @@ def test_three_shots_are_learned_by_heart(eden_folder):
     assert dices.min() > 0.85
 
 
-def test_masks_follow_their_images():
+@pytest.mark.parametrize("elastic", [0, 0.03])
+def test_masks_follow_their_images(elastic):
     torch.manual_seed(0)
     masks = (torch.rand(4, 2, 6, 8) > 0.5).float().repeat_interleave(8, 2).repeat_interleave(8, 3)
     images = torch.stack([masks[:, 0], masks[:, 1], masks[:, 0]], dim=1)
-    settings = AugmentationArguments(rotation_degrees=30, scale=0.3, shift=0.1, contrast=0, brightness=0)
+    affine = {"rotation_degrees": 30, "scale": 0.3, "shift": 0.1} if not elastic else {}
+    settings = dataclasses.replace(STILL, elastic=elastic, **affine)
     moved, moved_masks = augment(images, masks, settings, seed=(3, 1))
-    assert (moved_masks - masks).abs().mean() > 0.1
+    assert (moved_masks - masks).abs().mean() > (0.1 if not elastic else 0.03)
+    assert ((moved_masks > 0.01) & (moved_masks < 0.99)).any()  # edges between pixels stay there
     inside = (moved_masks[:, :1] + moved_masks[:, 1:]) > 0  # beyond the edge images repeat it and masks are empty
     agree = ((moved[:, :2] > 0.5) == (moved_masks > 0.5))[inside.expand(-1, 2, -1, -1)].float().mean()
     assert agree > 0.97
@@ -486,7 +524,7 @@ def test_two_processes_share_a_run(eden_folder, tmp_path):
         ("--task.kind=segmentatoin", ["segmentation"]),
         ("--task.name=scr_heart", ["task.data_dir"]),
         ("--augmentation.scale=1.5", ["augmentation.scale", "[0, 1)"]),
-        ("--task.validation_share=0", ["task.validation_share"]),
+        ("--task.validation_share=1", ["task.validation_share"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_mend(option, words, capsys):

@@ -1,6 +1,6 @@
 """SCR (van Ginneken et al., Medical Image Analysis 2006): structures outlined on the radiographs of JSRT."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eden_hf.data.errors import first
@@ -13,36 +13,41 @@ All247images/JPCLN001.IMG ...                           JSRT's raw radiographs (
 scratch/fold1/masks/heart/JPCLN001.gif ...              odd numbers
 scratch/fold1/masks/left clavicle/JPCLN001.gif ...
 scratch/fold1/masks/right clavicle/JPCLN001.gif ...
+scratch/fold1/masks/left lung/JPCLN001.gif ...          lungs for `scr_anatomy` alone
+scratch/fold1/masks/right lung/JPCLN001.gif ...
 scratch/fold2/masks/heart/JPCLN002.gif ...              even numbers, and so on"""
 FOLDS = {"train": "fold1", "test": "fold2"}
+STRUCTURES = ("heart", "left lung", "right lung", "left clavicle", "right clavicle")
 
 
-def _read(folder: Path, max_skipped_share: float, name: str, label: str, structures: Sequence[str]) -> Task:
+def _read(folder: Path, max_skipped_share: float, name: str, labels: Mapping[str, Sequence[str]]) -> Task:
+    """A task whose labels are made up of one or more of SCR's structures each."""
     published = Published(folder, LAYOUT, max_skipped_share)
     images = published.images("JPC[LN]N???.IMG")
     if not images.paths:
         images = published.images("JPC[LN]N???.png")
-    rows = {split: _rows(published, images, fold, structures) for split, fold in FOLDS.items()}
+    rows = {split: _rows(published, images, fold, list(labels.values())) for split, fold in FOLDS.items()}
     _check_folds(published, **{split: [row.source_id for row in own] for split, own in rows.items()})
     images.report_unlisted([row.source_id for own in rows.values() for row in own], "either fold")
-    splits = drawn(features_of("segmentation", [label]), rows, read_masks)
-    return Task(name, "segmentation", (label,), "dice", splits)
+    splits = drawn(features_of("segmentation", list(labels)), rows, read_masks)
+    return Task(name, "segmentation", tuple(labels), "dice", splits)
 
 
-def _rows(published: Published, images: Images, fold: str, structures: Sequence[str]) -> list[Row]:
-    """The images of one fold, with their masks."""
+def _rows(published: Published, images: Images, fold: str, labels: Sequence[Sequence[str]]) -> list[Row]:
+    """The images of one fold, with the masks that make up each label."""
+    structures = [structure for parts in labels for structure in parts]
     masks = {structure: published.images(f"{fold}/masks/{structure}/*") for structure in structures}
     for structure in structures:
         if not masks[structure].paths:
             raise published.error(f"there are no masks in {fold}/masks/{structure}")
     names = sorted({name for files in masks.values() for name in files.paths})
     files = images.listed(names, f"{fold}/masks")
-    outlines = [masks[structure].listed(files, f"{fold}/masks") for structure in structures]
+    outlines = {structure: masks[structure].listed(files, f"{fold}/masks") for structure in structures}
     rows = []
     for name in files:
-        own = tuple(str(outline[name].absolute()) for outline in outlines if name in outline)
-        if len(own) == len(outlines):
-            rows.append(Row(name, str(files[name].absolute()), (own,), own))
+        if all(name in outline for outline in outlines.values()):
+            own = tuple(tuple(str(outlines[part][name].absolute()) for part in parts) for parts in labels)
+            rows.append(Row(name, str(files[name].absolute()), own, sum(own, ())))
     return rows
 
 
@@ -67,9 +72,15 @@ def read_heart(folder: Path, max_skipped_share: float = 0.0) -> Task:
     Raises:
         TaskError: files are missing or not as published, or the folds are swapped.
     """
-    return _read(folder, max_skipped_share, "scr_heart", "heart", ["heart"])
+    return _read(folder, max_skipped_share, "scr_heart", {"heart": ["heart"]})
 
 
 def read_clavicles(folder: Path, max_skipped_share: float = 0.0) -> Task:
     """Task `scr_clavicle`, Dice of both clavicles as one structure, `clavicles`; else as `read_heart`."""
-    return _read(folder, max_skipped_share, "scr_clavicle", "clavicles", ["left clavicle", "right clavicle"])
+    return _read(folder, max_skipped_share, "scr_clavicle", {"clavicles": ["left clavicle", "right clavicle"]})
+
+
+def read_anatomy(folder: Path, max_skipped_share: float = 0.0) -> Task:
+    """Task `scr_anatomy`, Dice of heart, lungs and clavicles, each lung and clavicle its own; else as `read_heart`."""
+    labels = {structure.replace(" ", "_"): [structure] for structure in STRUCTURES}
+    return _read(folder, max_skipped_share, "scr_anatomy", labels)

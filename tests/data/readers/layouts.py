@@ -120,6 +120,13 @@ def shenzhen(folder, count=20):
     return folder
 
 
+SCR_MASKS = {
+    "heart": (1, 5),
+    "left clavicle": (4, 8),
+    "right clavicle": (0, 3),
+    "left lung": (3, 8),
+    "right lung": (0, 4),
+}  # columns
 SCR_NAMES = {"fold1": ("JPCLN001", "JPCNN093"), "fold2": ("JPCLN002",)}
 
 
@@ -133,7 +140,7 @@ def scr(folder, side=16, image=None):
                 save_raw(folder / "All247images" / f"{name}.IMG", density)
             else:
                 image(folder / "All247images" / name, density)
-            for structure, (x0, x1) in {"heart": (1, 5), "left clavicle": (4, 8), "right clavicle": (0, 3)}.items():
+            for structure, (x0, x1) in SCR_MASKS.items():
                 inside = np.zeros((side // 2, side // 2), bool)
                 inside[seed % 3 : 5, x0:x1] = True
                 save_mask(folder / "scratch" / fold / "masks" / structure / f"{name}.gif", inside)

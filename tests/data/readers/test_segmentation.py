@@ -52,6 +52,16 @@ def test_scr_trains_on_fold_1_and_tests_on_fold_2(tmp_path, read, label, truth):
             assert np.array_equal(masks_of(row)[0], truth(row["source_id"]))
 
 
+def test_scr_has_five_structures_each_its_own(tmp_path):
+    task = scr.read_anatomy(layouts.scr(tmp_path))
+    assert task.labels == ("heart", "left_lung", "right_lung", "left_clavicle", "right_clavicle")
+    assert ids(task) == {"train": ["JPCLN001", "JPCNN093"], "test": ["JPCLN002"]}
+    masks = masks_of(task.splits["test"][0])
+    for label, mask in zip(task.labels, masks, strict=True):
+        columns = [2 * column for column in layouts.SCR_MASKS[label.replace("_", " ")]]
+        assert np.flatnonzero(mask.any(axis=0)).tolist() == list(range(*columns))
+
+
 def test_raw_radiographs_of_scr_have_air_dark(tmp_path):
     task = scr.read_heart(layouts.scr(tmp_path))
     density = np.random.default_rng(1).integers(0, 4096, (16, 16), dtype=np.uint16)
