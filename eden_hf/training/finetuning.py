@@ -275,7 +275,7 @@ def fit(
     if recipe.model.lora_rank:
         model = _with_adapters(model, recipe.model.lora_rank)
     if recipe.training.channels_last:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # transformers wraps `to`
     trainer = TaskTrainer(
         model=model,
         args=_training_arguments(recipe, len(images["train"]), "validation" in images, metric, folder, quiet),

@@ -58,6 +58,9 @@ class EdenConfig(PreTrainedConfig):
             How near counts as the same point in that loss, as a share of the image's side (5 mm of a chest).
         decoder_hidden_size (`int`, *optional*, defaults to 64):
             Channels of the segmentation decoder at the trunk's finest map.
+        decoder_detail_size (`int`, *optional*, defaults to 0):
+            Channels of a shallow branch over the pixels that the segmentation decoder joins at half the image's side,
+            for the fine detail that a trunk's stem throws away. 0: there is none.
         segmentation_type (`str`, *optional*, defaults to `"overlapping"`):
             `"overlapping"`: each label is a mask of its own. `"exclusive"`: each pixel has one label.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
@@ -89,6 +92,7 @@ class EdenConfig(PreTrainedConfig):
     dense_temperature: float | int = 0.07
     dense_tolerance: float | int = 0.014
     decoder_hidden_size: int = 64
+    decoder_detail_size: int = 0
     segmentation_type: Literal["overlapping", "exclusive"] = "overlapping"
     semantic_loss_ignore_index: int = 255
 
@@ -128,7 +132,8 @@ class EdenConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Check the sizes of embeddings, memory bank and decoders."""
-        least = {"projection_dim": 1, "memory_bank_size": 1, "decoder_hidden_size": 2, "dense_hidden_size": 1}
+        least = {"projection_dim": 1, "memory_bank_size": 1, "dense_hidden_size": 1}
+        least |= {"decoder_hidden_size": 2, "decoder_detail_size": 0}
         if self.dense_dim is not None:
             least["dense_dim"] = 1
         for name, size in least.items():

@@ -36,6 +36,7 @@ from .configuration_eden import EdenConfig
 from .modeling_eden_dense import (
     EdenDenseDecoder,
     PointTargets,
+    convolution,
     expected_places,
     match_smoothly,
     point_contrast,
@@ -727,11 +728,7 @@ class EdenDecoderBlock(nn.Module):
         channels = in_channels + skip_channels
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += [
-                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(),
-            ]
+            layers += convolution(channels, out_channels)
             channels = out_channels
         self.layers = nn.Sequential(*layers)
 
@@ -745,10 +742,25 @@ class EdenUNetDecoder(nn.Module):
     """U-Net decoder (Ronneberger et al., 2015) over the maps of a trunk's stages, fine to coarse.
 
     Widths double from `hidden_size` at the finest map towards the coarsest, up to four times it; after the last skip
-    one more step doubles the resolution at half the width.
+    one more step doubles the resolution at half the width. With `detail_size`, that step goes to half the image's side
+    and joins a shallow branch over the pixels.
+
+    Args:
+        stage_channels: Channels of the trunk's maps, fine to coarse.
+        hidden_size: Width at the finest map.
+        num_labels: Channels of the logits.
+        detail_size: Channels of the branch over the pixels; 0 for none.
+        num_channels: Channels of the image.
     """
 
-    def __init__(self, stage_channels: list[int], hidden_size: int, num_labels: int) -> None:
+    def __init__(
+        self,
+        stage_channels: list[int],
+        hidden_size: int,
+        num_labels: int,
+        detail_size: int = 0,
+        num_channels: int = 3,
+    ) -> None:
         super().__init__()
         *skips, channels = stage_channels
         self.blocks = nn.ModuleList()
@@ -756,16 +768,26 @@ class EdenUNetDecoder(nn.Module):
             width = hidden_size * min(4, 2**index)
             self.blocks.append(EdenDecoderBlock(channels, skip, width))
             channels = width
-        self.last_block = EdenDecoderBlock(channels, 0, hidden_size // 2)
+        self.detail: nn.Sequential | None = None
+        if detail_size:
+            self.detail = nn.Sequential(
+                convolution(num_channels, detail_size, stride=2), convolution(detail_size, detail_size)
+            )
+        self.last_block = EdenDecoderBlock(channels, detail_size, hidden_size // 2)
         self.classifier = nn.Conv2d(hidden_size // 2, num_labels, 1)
 
-    def forward(self, feature_maps: tuple[Tensor, ...]) -> Tensor:
-        """Logits `[B, num_labels, 2 h, 2 w]` of maps whose finest is `[B, C, h, w]`."""
+    def forward(self, pixel_values: Tensor, feature_maps: tuple[Tensor, ...]) -> Tensor:
+        """Logits of images `[B, C, H, W]` and their maps, the finest `[B, c, h, w]`.
+
+        Returns:
+            `[B, num_labels, 2 h, 2 w]`, or with a branch over the pixels `[B, num_labels, ceil(H / 2), ceil(W / 2)]`.
+        """
         *skips, features = feature_maps
         for block, skip in zip(self.blocks, reversed(skips), strict=True):
             features = block(features, skip, skip.shape[-2:])
-        size = torch.Size(2 * side for side in features.shape[-2:])
-        return self.classifier(self.last_block(features, None, size))
+        detail = None if self.detail is None else self.detail(pixel_values)
+        size = torch.Size(2 * side for side in features.shape[-2:]) if detail is None else detail.shape[-2:]
+        return self.classifier(self.last_block(features, detail, size))
 
 
 class EdenForSemanticSegmentation(EdenPreTrainedModel):
@@ -786,7 +808,13 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
         super().__init__(config)
         self.eden = EdenModel(config)
         trunk: Any = self.eden.backbone
-        self.decoder = EdenUNetDecoder(list(trunk.channels), config.decoder_hidden_size, int(config.num_labels or 0))
+        self.decoder = EdenUNetDecoder(
+            list(trunk.channels),
+            config.decoder_hidden_size,
+            int(config.num_labels or 0),
+            config.decoder_detail_size,
+            getattr(config.backbone_config, "num_channels", 3),
+        )
         self.post_init()
 
     @can_return_tuple
@@ -810,8 +838,9 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
         """
         _check_batch(pixel_values)
         trunk: Any = self.eden.backbone
-        outputs = trunk.forward_with_filtered_kwargs(pixel_values.to(self.dtype), return_dict=True, **kwargs)
-        logits = self.decoder(outputs.feature_maps)
+        pixel_values = pixel_values.to(self.dtype)
+        outputs = trunk.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
+        logits = self.decoder(pixel_values, outputs.feature_maps)
         logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear")
         loss = None if labels is None else self._loss(logits.float(), labels)
         return SemanticSegmenterOutput(

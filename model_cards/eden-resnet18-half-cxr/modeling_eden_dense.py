@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+def convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
     """3 x 3 convolution, BatchNorm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()
@@ -38,14 +38,14 @@ class EdenDenseDecoder(nn.Module):
         super().__init__()
         half = max(1, hidden_size // 2)
         self.detail = nn.Sequential(
-            _convolution(num_channels, half, stride=2),
-            _convolution(half, half),
-            _convolution(half, hidden_size, stride=2),
+            convolution(num_channels, half, stride=2),
+            convolution(half, half),
+            convolution(half, hidden_size, stride=2),
         )
         self.lateral = nn.ModuleList(nn.Conv2d(channels, hidden_size, 1) for channels in stage_channels)
-        self.smooth = nn.ModuleList(_convolution(hidden_size, hidden_size) for _ in stage_channels)
+        self.smooth = nn.ModuleList(convolution(hidden_size, hidden_size) for _ in stage_channels)
         self.embedding = nn.Sequential(
-            _convolution(hidden_size, 2 * hidden_size), nn.Conv2d(2 * hidden_size, dense_dim, 1)
+            convolution(hidden_size, 2 * hidden_size), nn.Conv2d(2 * hidden_size, dense_dim, 1)
         )
 
     def forward(self, pixel_values: Tensor, feature_maps: tuple[Tensor, ...]) -> Tensor:
@@ -255,6 +255,7 @@ __all__ = [
     "EdenDenseDecoder",
     "PointTargets",
     "SmoothMap",
+    "convolution",
     "expected_places",
     "fit_smooth_map",
     "match_smoothly",
