@@ -22,7 +22,8 @@ from eden_hf.evaluation.correspondence import SCR_SIDE_MM, Control
 from eden_hf.evaluation.pixels import pixel_encoder
 from eden_hf.evaluation.registration import Registered, register
 from eden_hf.evaluation.results import Results, data_hash, estimate
-from eden_hf.matching import AnatomyMatcher
+from eden_hf.matching import AnatomyMatcher, adaptation
+from eden_hf.matching.adaptation import ADAPT_STEPS
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def one_shot(
     splits: Sequence[str] = ("train", "test"),
     id_column: str = "image_id",
     controls: Sequence[Control] = ("pixels",),
+    adapt: bool = False,
+    adapt_steps: int = ADAPT_STEPS,
     seed: int = 0,
 ) -> Path:
     """Find landmarks from the one annotated image of a published protocol, beside the published numbers.
@@ -101,7 +104,10 @@ def one_shot(
         id_column: Column whose values name the images.
         controls: What else looks for the points, beside copying their coordinates: `pixels`, and `registration` (needs
             the extra of that name).
-        seed: Of the bootstrap.
+        adapt: Whether each model with a dense decoder is measured once more after `adapt` on the source's images that
+            are not searched, unlabelled; its run is kept in the output as `adapted-0` and so on.
+        adapt_steps: Optimiser steps of that, of 8 images each.
+        seed: Of the bootstrap, and of adapting.
 
     Returns:
         The page written.
@@ -112,15 +118,17 @@ def one_shot(
     """
     chosen = PROTOCOLS[protocol]
     template, images = protocol_images(source, chosen, splits, id_column)
+    others = _save_others(source, images, splits, id_column, Path(output) / "unlabelled") if adapt else None
     finders: dict[str, tuple[str | None, Finder]] = {}
-    for name in model:
+    for index, name in enumerate(model):
         encoder = load_encoder(name)
         finders[name] = encoder.revision, _by_matcher(encoder, template)
-    finders["same place"] = None, lambda image: _copied(template, image)
-    if "pixels" in controls:
-        finders["pixels"] = None, _by_matcher(pixel_encoder(), template)
-    if "registration" in controls:
-        finders["registration"] = None, _by_registration(template)
+        if others is not None and encoder.is_dense:
+            run = Path(output) / f"adapted-{index}"
+            adapted = adaptation.adapt(name, [template.as_reference()], str(others), run, steps=adapt_steps, seed=seed)
+            encoder = load_encoder(str(adapted.folder))
+            finders[f"{name}, adapted"] = encoder.revision, _by_matcher(encoder, template)
+    finders |= _control_finders(template, controls)
     digest = data_hash([item.source_id for item in images], [item.image for item in images])
     settings = {"protocol": protocol, "template": template.source_id, "images": [item.source_id for item in images]}
     results = []
@@ -169,6 +177,28 @@ def _annotated(row: Mapping, protocol: Protocol) -> Annotated:
     }
     points = torch.tensor(list(named.values()), dtype=torch.float32) * torch.tensor(image.size) - 0.5
     return Annotated(image, row["source_id"], points, list(named))
+
+
+def _save_others(
+    source: str, images: Sequence[Annotated], splits: Sequence[str], id_column: str, folder: Path
+) -> Path:
+    """A folder of the source's images that are not searched, without what is annotated in them."""
+    searched = {item.source_id for item in images}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        for row in load_source(source, split=split, id_column=id_column):
+            if row["source_id"] not in searched:
+                read_cell(row["image"], row["source_id"]).convert("L").save(folder / f"{row['source_id']}.png")
+    return folder
+
+
+def _control_finders(template: Annotated, controls: Sequence[Control]) -> dict[str, tuple[str | None, Finder]]:
+    finders: dict[str, tuple[str | None, Finder]] = {"same place": (None, lambda image: _copied(template, image))}
+    if "pixels" in controls:
+        finders["pixels"] = None, _by_matcher(pixel_encoder(), template)
+    if "registration" in controls:
+        finders["registration"] = None, _by_registration(template)
+    return finders
 
 
 def _by_matcher(encoder: Encoder, template: Annotated) -> Finder:

@@ -31,6 +31,7 @@ from eden_hf.training.pretraining import pretrain
 logger = logging.getLogger(__name__)
 
 BATCH = 8
+ADAPT_STEPS = 600
 #: Images on which the way there and back is measured.
 MEASURED = 12
 
@@ -49,7 +50,13 @@ class Adapted(NamedTuple):
 
 
 def adapt(
-    model: str, references: Sequence[Reference], images: str, output: str | Path, *, steps: int = 600, seed: int = 0
+    model: str,
+    references: Sequence[Reference],
+    images: str,
+    output: str | Path,
+    *,
+    steps: int = ADAPT_STEPS,
+    seed: int = 0,
 ) -> Adapted:
     """Go on training a dense model on unlabelled images.
 
@@ -63,6 +70,7 @@ def adapt(
 
     Raises:
         ValueError: the model has no dense decoder, or there are fewer than eight images.
+        FileExistsError: `output` holds a run.
     """
     encoder = load_encoder(model)
     if not encoder.is_dense:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 
 from eden_hf import EdenImageProcessor, EdenModel, cli
@@ -63,6 +64,18 @@ def test_one_command_prints_the_table(source, tmp_path, monkeypatch, capsys):
     assert results.values["mean_radial_error_mm"].n == 50
     each = [value.value for name, value in results.values.items() if "lung" in name]
     assert np.mean(each) == pytest.approx(results.values["mean_radial_error_mm"].value)
+
+
+def test_adapting_takes_the_images_that_are_not_searched(tmp_path):
+    source = published(tmp_path, [*(f"JPCLN{n:03}" for n in range(30, 35)), *IDS])
+    model, out = str(tmp_path / "model"), tmp_path / "out"
+    EdenModel(tiny_config(dense_dim=16)).save_pretrained(model)
+    EdenImageProcessor(size={"height": 32, "width": 32}, intensity="per_image").save_pretrained(model)
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier test's is of another precision
+    page = one_shot([model], source, output=str(out), controls=(), adapt=True, adapt_steps=1)
+    taken = {file.stem for file in (out / "unlabelled").iterdir()}
+    assert taken == {*(f"JPCLN{n:03}" for n in range(30, 38)), *IDS[-20:-18]}
+    assert f"| {model}, adapted | " in page.read_text()
 
 
 def test_images_that_are_missing_are_named(tmp_path):

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from eden_hf.cli import landmarks
@@ -162,3 +164,21 @@ def test_names_that_lead_out_of_the_output_are_refused(refs, tmp_path, dense_fol
         find_landmarks(
             dense_folder, str(refs), [str(source)], str(tmp_path / "out" / "deep"), overlays=True, id_column="id"
         )
+
+
+def test_adapting_first_keeps_its_run_and_says_whether_it_helped(refs, tmp_path, dense_folder, caplog):
+    for seed in range(9):
+        file = tmp_path / "unlabelled" / f"{seed}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(draw_phantom(seed, SIDE).image).save(file)
+    arguments = ["--model", str(dense_folder), "--references", str(refs), "--images", str(tmp_path / "unlabelled")]
+    arguments += ["--adapt", str(tmp_path / "unlabelled"), "--adapt_steps", "1", "--output", str(tmp_path / "out")]
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier test's is of another precision
+    with caplog.at_level("INFO"):
+        landmarks(arguments)
+    assert (tmp_path / "out" / "adapted" / "last" / "model.safetensors").exists()
+    before, after = map(float, re.search(r"([\d.]+) % of the side before, ([\d.]+) % after", caplog.text).groups())
+    metadata = pyarrow.parquet.read_schema(tmp_path / "out" / "landmarks.parquet").metadata
+    searched = str(tmp_path / "out" / "adapted" / "last") if after < before else str(dense_folder)
+    assert metadata[b"model"].decode() == searched
+    assert ("adapting did not help" in caplog.text) == (after >= before)
