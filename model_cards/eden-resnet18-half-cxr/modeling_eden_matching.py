@@ -20,9 +20,9 @@ _MOST_POINTS = 2500
 _TEMPERATURE, _SPREAD = 0.03, 0.08
 #: Mutual nearest neighbours lead back to within this share of the side (11 mm of a chest).
 _ASTRAY = 0.03
-#: Logistic regression of "within 5 % of the side" on how far the way back misses and how far the smooth map lies off
-#: (shares of the side), and how far from 1 the cosine is; and its constant.
-_DOUBTS, _TRUST = (3.0, 3.0, 16.0), 1.9
+#: Logistic regression of "within 5 % of the side" on how far the smooth map lies off, as a share of the side, and how
+#: far from 1 the cosine is; and its constant. scripts/fit_keypoint_scores.py prints them.
+_DOUBTS, _TRUST = (9.1, 11.6), 2.5
 
 
 @dataclass
@@ -62,6 +62,19 @@ def match_points(dense: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Places `[B, 2, K, 2]` of K points in both, and scores `[B, K]` between 0 and 1, 0 of points without a match.
     """
+    places, astray, doubts = find_points(dense, other)
+    scores = torch.sigmoid(_TRUST - doubts @ torch.tensor(_DOUBTS, device=doubts.device))
+    return places, torch.where(astray <= _ASTRAY, scores, 0)
+
+
+@torch.no_grad()
+def find_points(dense: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `match_points`, with what speaks against each match in place of its score.
+
+    Returns:
+        Places `[B, 2, K, 2]`; how far the way back misses `[B, K]`; and `[B, K, 2]`: how far the smooth map lies off,
+        and 1 less the cosine. Distances are shares of the side.
+    """
     height, width = dense.shape[-2:]
     step = math.ceil(math.sqrt(height * width / _MOST_POINTS))
     nodes = node_places(height, width, dense.device)
@@ -72,9 +85,8 @@ def match_points(dense: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     there = sample_embeddings(other.float(), 2 * found - 1)
     back = nodes[(there @ dense.float().flatten(2)).argmax(dim=2)]
     astray, off = (back - places).norm(dim=2), (found - guesses).norm(dim=2)
-    doubts = torch.stack([astray, off, 1 - (embeddings * there).sum(dim=2)], dim=2)
-    scores = torch.sigmoid(_TRUST - doubts @ torch.tensor(_DOUBTS, device=doubts.device))
-    return torch.stack([places, found], dim=1), torch.where(astray <= _ASTRAY, scores, 0)
+    doubts = torch.stack([off, 1 - (embeddings * there).sum(dim=2)], dim=2)
+    return torch.stack([places, found], dim=1), astray, doubts
 
 
-__all__ = ["EdenKeypointMatchingOutput", "match_points"]
+__all__ = ["EdenKeypointMatchingOutput", "find_points", "match_points"]
