@@ -31,6 +31,7 @@ from eden_hf.training.downstream_data import row_image, row_masks, with_holdouts
 from eden_hf.training.downstream_metrics import dice
 from eden_hf.training.finetune_arguments import FinetuneTrainingArguments, Recipe, TaskArguments
 from eden_hf.training.finetuning import finetune_few_shot
+from eden_hf.training.run_folder import keeps_output
 
 SHOTS = (3, 6, 12, 24)
 #: The paper's few-shot structures, by the columns of SCR and of phantoms.
@@ -87,6 +88,7 @@ class Score(NamedTuple):
     validation: int | None = None
 
 
+@keeps_output
 def compare_encoders(
     encoders: list[str],
     task: TaskArguments = HEART_AND_CLAVICLES,

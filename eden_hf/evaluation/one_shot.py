@@ -24,6 +24,7 @@ from eden_hf.evaluation.registration import Registered, register
 from eden_hf.evaluation.results import Results, data_hash, estimate
 from eden_hf.matching import AnatomyMatcher, adaptation
 from eden_hf.matching.adaptation import ADAPT_STEPS
+from eden_hf.training.run_folder import keeps_output
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Annotated(NamedTuple):
 Finder = Callable[[Image.Image], Tensor]
 
 
+@keeps_output
 def one_shot(
     model: list[str],
     source: str,

@@ -19,6 +19,7 @@ from eden_hf.encoders import Encoder, embed, load_encoder
 from eden_hf.evaluation.downstream import intervals
 from eden_hf.evaluation.results import Estimate, Results, data_hash, estimate, table
 from eden_hf.training.downstream_data import row_image
+from eden_hf.training.run_folder import keeps_output
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ NEIGHBOURS = 20
 PENALTIES = np.logspace(-4, 0, 5)
 
 
+@keeps_output
 def probe(
     model: list[str],
     source: str,

@@ -25,10 +25,12 @@ from eden_hf.encoders import Encoder
 from eden_hf.evaluation.results import Results, data_hash, estimate, table
 from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.plots import plot_pruner_audit
+from eden_hf.training.run_folder import keeps_output
 
 GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
+@keeps_output
 def audit_pruner(
     run: str,
     source: str = "phantoms:32",

@@ -21,6 +21,7 @@ from eden_hf.evaluation.disturbances import disturbances
 from eden_hf.evaluation.locality import locality, locality_scores
 from eden_hf.evaluation.relations import relations
 from eden_hf.evaluation.results import Evaluation, Results, data_hash, table
+from eden_hf.training.run_folder import keeps_output
 
 EVALUATIONS: dict[str, Callable[..., Evaluation]] = {
     "locality": locality,
@@ -37,6 +38,7 @@ USUAL = ("locality", "compositionality", "relations", "correspondence")
 _EXPLAINED: dict[str, Callable] = EVALUATIONS | {"locality": locality_scores}
 
 
+@keeps_output
 def evaluate(
     model: list[str],
     source: str = "phantoms:32",

@@ -38,11 +38,15 @@ class Settings:
         """The resolved settings, in the form that `--config` reads back."""
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
 
-    def differences(self, saved: "Settings") -> list[str]:
-        """`key: saved value -> this value` for each setting outside `run` that is not the same."""
+    def differences(self, saved: "Settings") -> dict[str, str]:
+        """`saved value -> this value` by key, for each setting outside `run` that is not the same."""
         old, new = (dict(_leaves(dataclasses.asdict(settings))) for settings in (saved, self))
         keys = [key for key in {**old, **new} if not key.startswith("run.")]
-        return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+        return {key: f"{old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)}
+
+    def may_change(self, key: str) -> bool:
+        """Whether a setting outside `run` may be another on resuming."""
+        return False
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
@@ -264,6 +268,10 @@ class PretrainArguments(Settings):
     training: TrainingArguments = field(default_factory=TrainingArguments)
     run: RunArguments = field(default_factory=RunArguments)
 
+    def may_change(self, key: str) -> bool:
+        """Whether a setting may be another on resuming: what helps a run whose loss went to infinity."""
+        return key == "training.max_grad_norm" or re.fullmatch(r"stages\.\d+\.learning_rate", key) is not None
+
     @property
     def is_mixed(self) -> bool:
         """Whether some parameters are trained in some stages alone: the projector's, the dense decoder's."""
@@ -386,9 +394,11 @@ def _plain(value: Any) -> Any:
 
 
 def _leaves(settings: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested settings; lists are leaves."""
+    """Dotted keys and values of nested settings; of lists those of sections alone are taken apart."""
     for key, value in settings.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = dict(enumerate(value))
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, _plain(value)
+            yield f"{prefix}{key}", _plain(value)

@@ -61,7 +61,7 @@ from eden_hf.training.downstream_metrics import (
     probabilities,
 )
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
-from eden_hf.training.run_folder import check_folder, check_images, record_run
+from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_run
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +84,19 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
         Folder of the run.
 
     Raises:
-        FileExistsError: the folder holds a run already and `resume` is not set.
+        FileExistsError: the folder holds a run already and `resume` is not set, or another program writes to it.
         FileNotFoundError: there is nothing to resume.
         TaskError: the task's files are missing or not as they must be.
         ValueError: the settings differ from those of the run to resume, or do not fit the task.
     """
     folder = Path(arguments.run.output_dir)
-    check_folder(folder, arguments, resume)
     processes = PartialState(cpu=not torch.accelerator.is_available())
+    with only_writer(folder, "--run.output_dir", processes):
+        _finetune(arguments, folder, check_folder(folder, arguments, resume), processes)
+    return folder
+
+
+def _finetune(arguments: FinetuneArguments, folder: Path, resume: bool, processes: PartialState) -> None:
     processes.wait_for_everyone()  # before one of them writes to the folder
     task, metric = load_task_and_metric(arguments)
     skipped, workers = folder / SKIPPED_FILE, arguments.run.num_workers
@@ -122,7 +127,6 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
 
         replace_folder(folder / "best", write)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
-    return folder
 
 
 def _image_lists(task: Task) -> dict[str, Any]:

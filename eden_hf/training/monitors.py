@@ -4,12 +4,14 @@ import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from tqdm.auto import tqdm
 
 from eden_hf.modeling_eden import EdenForPreTrainingOutput, EdenPointOutput
@@ -18,8 +20,14 @@ from eden_hf.training.curriculum import Progress
 logger = logging.getLogger(__name__)
 
 
+_MEND = (
+    "lower stages[].learning_rate or set training.max_grad_norm, which may change with --resume (first remove the "
+    "newest folder of checkpoints/ if the loss rises again at once)"
+)
+
+
 class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or NaN; the message names the file that lists the batch's images."""
+    """The loss, or a weight after it, became infinite or NaN; the message says where and what helps."""
 
 
 def health(output: EdenForPreTrainingOutput | EdenPointOutput) -> dict[str, Tensor]:
@@ -72,8 +80,17 @@ class LossGuard:
         self.file.write_text(json.dumps({"loss": str(value), **where, "ids": ids}, indent=2))
         raise NonFiniteLossError(
             f"the loss is {value} at step {where['step']}; the {len(ids)} images of the batch are listed in "
-            f"{self.file}. Look at them, lower the learning rate or set training.max_grad_norm, then --resume"
+            f"{self.file}. Look at them; {_MEND}"
         )
+
+    def check_weights(self, weights: Sequence[Tensor], step: int) -> None:
+        """Check weights that are about to be kept: a step may have broken them, of which the next loss would tell.
+
+        Raises:
+            NonFiniteLossError: one is infinite or NaN.
+        """
+        if not get_total_norm(weights, norm_type=math.inf).isfinite():
+            raise NonFiniteLossError(f"weights are no longer finite after step {step}; {_MEND}")
 
 
 class Monitor:

@@ -15,14 +15,14 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,6 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 from eden_hf.configuration_eden import EdenConfig
 from eden_hf.data.point_views import make_point_views, plain_views
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
+from eden_hf.data.skips import SKIPPED_FILE
 from eden_hf.data.views import TwoViews
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.modeling_eden import EdenForPreTraining, EdenModel
@@ -38,7 +39,7 @@ from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainAr
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import Progress, StageBatches, learning_rate
 from eden_hf.training.monitors import LossGuard, Monitor, health
-from eden_hf.training.run_folder import check_folder, check_images, record_run
+from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_changes, record_run
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +50,17 @@ def pretrain(arguments: PretrainArguments, resume: bool = False) -> Path:
     Args:
         arguments: The settings.
         resume: Go on from the last checkpoint in `run.output_dir`. On a CPU the result equals an uninterrupted run's
-            bit for bit. Only settings under `run` may differ from the run's own.
+            bit for bit. Of the run's own settings only those under `run`, `training.max_grad_norm` and the stages'
+            `learning_rate` may change.
 
     Returns:
         Folder of the run. SIGTERM or SIGINT saves a checkpoint and returns early.
 
     Raises:
-        FileExistsError: the folder holds a run already and `resume` is not set.
+        FileExistsError: the folder holds a run already and `resume` is not set, or another program writes to it.
         FileNotFoundError: there is nothing to resume.
         ValueError: the settings differ from those of the run to resume, or do not fit the data or the processes.
-        NonFiniteLossError: the loss became infinite or NaN.
+        NonFiniteLossError: the loss or a weight became infinite or NaN.
     """
     return Pretraining(arguments, resume).train()
 
@@ -72,13 +74,19 @@ class Pretraining:
         self.arguments = arguments
         self.folder = Path(arguments.run.output_dir)
         arguments.model = _as_started(arguments.model)
-        check_folder(self.folder, arguments, resume)
         disable_progress_bar()
-        training = arguments.training
+        self.accelerator = _accelerator(arguments)
+        with ExitStack() as undone:
+            undone.enter_context(only_writer(self.folder, "--run.output_dir", PartialState()))
+            self._start(check_folder(self.folder, arguments, resume))
+            self._until_trained = undone.pop_all()
+
+    def _start(self, resume: bool) -> None:
+        """Make what trains, at the beginning or at the last checkpoint of the folder."""
+        arguments, training = self.arguments, self.arguments.training
         set_seed(training.seed)
         model = _model(arguments.model)
         _freeze_unreached(model, arguments)
-        self.accelerator = _accelerator(arguments)
         with self.accelerator.local_main_process_first():
             self.images = _prepared_images(arguments.data)
         self.train_indices, self.holdout_indices = split_holdout(
@@ -98,12 +106,19 @@ class Pretraining:
         if resume:
             check_images(self.folder, images=len(self.images), image_list_hash=self.images.list_hash)
             self.progress = load_last_checkpoint(self.accelerator, self.folder / "checkpoints")
-        elif self.accelerator.is_main_process:
-            _record_run(self.folder, arguments, self.images, self.accelerator)
+        if self.accelerator.is_main_process:
+            if resume:
+                record_changes(self.folder, arguments, self.progress.step)
+            else:
+                _record_run(self.folder, arguments, self.images, self.accelerator)
         self.accelerator.wait_for_everyone()
 
     def train(self) -> Path:
-        """Run the stages that are left; returns the run's folder."""
+        """Run the stages that are left; returns the run's folder, which others may write to then."""
+        with self._until_trained:
+            return self._train()
+
+    def _train(self) -> Path:
         if self.arguments.run.trackers:
             self.accelerator.init_trackers("pretrain")
         stages = [self._batches(index) for index in range(len(self.arguments.stages))]
@@ -222,7 +237,7 @@ class Pretraining:
     def _end_epoch(self, stage: Stage) -> None:
         """Validate, keep the model folders, and move the position to the next epoch."""
         since = time.perf_counter()
-        self.guard.check()
+        self._check_finite()
         progress = self.progress
         where = self._where(stage)
         progress.epoch, progress.batch, progress.seen_epochs = progress.epoch + 1, 0, progress.seen_epochs + 1
@@ -254,9 +269,14 @@ class Pretraining:
         summed, count = self.accelerator.reduce(total).tolist()
         return summed / count
 
+    def _check_finite(self) -> None:
+        """Nothing is kept of a run whose loss or weights are infinite or NaN."""
+        self.guard.check()
+        self.guard.check_weights(self.student, self.progress.step)
+
     def _checkpoint(self) -> None:
         since = time.perf_counter()
-        self.guard.check()
+        self._check_finite()
         folder, keep = self.folder / "checkpoints", self.arguments.run.keep_checkpoints
         save_checkpoint(self.accelerator, folder, self.progress, keep)
         self.monitor.pause_clock(time.perf_counter() - since)
@@ -457,5 +477,6 @@ def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImag
         images_skipped=images.skipped,
         image_list_hash=images.list_hash,
     )
+    (folder / SKIPPED_FILE).unlink(missing_ok=True)
     if images.skipped:
         shutil.copy(images.skipped_file, folder)

@@ -1,42 +1,126 @@
-"""The folder of a run: never written over by mistake, telling what ran (`config.yaml`, `environment.json`), and
-which images it had.
+"""The folder of a run: one program's at a time, never written over by mistake, telling what ran (`config.yaml`,
+`environment.json`), and which images it had.
 """
 
+import functools
 import json
+import logging
 import platform
+import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution, version
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
 from eden_hf.training.arguments import Settings, read_settings
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
 PACKAGES = ("eden_hf", "torch", "transformers", "datasets", "accelerate", "huggingface_hub", "safetensors", "numpy")
+#: Seconds after which a folder counts as another program's: helpers of a program that was killed end a little later.
+PATIENCE = 10
 
 
-def check_folder(folder: Path, settings: Settings, resume: bool) -> None:
+@contextmanager
+def only_writer(folder: Path, setting: str, processes: PartialState | None = None) -> Iterator[None]:
+    """Keep `folder`, made if it is not there, for this program alone.
+
+    The lock is the system's (`.lock` in the folder), which takes it from a program that ends, however it ends.
+
+    Args:
+        folder: What the program writes to.
+        setting: Which names the folder, for the error.
+        processes: Of a launch, which all call this and write to the folder as one; the main one holds the lock.
+
+    Raises:
+        FileExistsError: another program writes to it, which every process of the launch is told.
+        OSError: nothing can be written there.
+    """
+    lock = FileLock(folder / ".lock", timeout=PATIENCE)
+    refused: OSError | None = None
+    if processes is None or processes.is_main_process:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            refused = FileExistsError(
+                f"another program writes to {folder}: wait for its end, or choose another {setting}"
+            )
+        except OSError as error:
+            refused = error
+    if processes is not None:
+        (refused,) = broadcast_object_list([refused])
+    if refused is not None:
+        raise refused
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def keeps_output(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function write to its argument `output`, a folder, alone (`only_writer`)."""
+
+    @functools.wraps(function)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature(function).bind(*args, **kwargs)
+        given.apply_defaults()
+        with only_writer(Path(given.arguments["output"]), "--output"):
+            return function(*args, **kwargs)
+
+    return alone
+
+
+def check_folder(folder: Path, settings: Settings, resume: bool) -> bool:
     """Refuse to write over a run, and to go on with other settings than it had.
+
+    A run that did not take a step is none: it is started, whatever its settings were.
+
+    Returns:
+        Whether there is a run to go on with.
 
     Raises:
         FileExistsError: the folder holds a run already and `resume` is not set.
         FileNotFoundError: there is nothing to resume.
-        ValueError: the run to resume had other settings.
+        ValueError: the run to resume had other settings, of those that must stay.
     """
-    saved = folder / "config.yaml"
-    if not resume:
-        if saved.exists():
-            raise FileExistsError(f"{folder} holds a run already: --resume it, or choose another --run.output_dir")
-        return
-    if not saved.exists():
+    if resume and not (folder / "config.yaml").exists():
         raise FileNotFoundError(f"nothing to resume in {folder}: it has no config.yaml; check --run.output_dir")
-    if differences := settings.differences(read_settings(type(settings), saved)):
+    if not _has_steps(folder):
+        if resume:
+            logger.warning("the run in %s took no step that was kept: starting at step 0", folder)
+        return False
+    if not resume:
+        raise FileExistsError(f"{folder} holds a run already: --resume it, or choose another --run.output_dir")
+    changed = _changes(folder, settings)
+    if refused := {key: change for key, change in changed.items() if not settings.may_change(key)}:
         raise ValueError(
-            f"the run in {folder} had other settings, and only those under `run` may change on resuming:\n  "
-            + "\n  ".join(differences)
+            f"the run in {folder} had other settings, which may not change on resuming:\n  "
+            + "\n  ".join(f"{key}: {change}" for key, change in refused.items())
         )
+    return True
+
+
+def _has_steps(folder: Path) -> bool:
+    """Whether a run left metrics or checkpoints, which its first steps do."""
+    metrics = folder / "metrics.jsonl"
+    return any(folder.glob("checkpoints/*")) or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def _changes(folder: Path, settings: Settings) -> dict[str, str]:
+    return settings.differences(read_settings(type(settings), folder / "config.yaml"))
 
 
 def check_images(folder: Path, **lists: Any) -> None:
@@ -61,17 +145,44 @@ def check_images(folder: Path, **lists: Any) -> None:
 
 def record_run(folder: Path, settings: Settings, device: torch.device, **facts: Any) -> None:
     """Write what runs: settings, command, versions, revision, device and further `facts`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     environment = {
         "command": sys.argv,
         "packages": {name: version(name) for name in PACKAGES},
-        "git_revision": revision.stdout.strip() or None,
+        "git_revision": package_revision(),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
         **facts,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     (folder / "config.yaml").write_text(settings.to_yaml())
+
+
+def record_changes(folder: Path, settings: Settings, step: int) -> None:
+    """Write what a resumed run has from `step` on: its settings, and in `environment.json` the `changes` of them."""
+    if not (changed := _changes(folder, settings)):
+        return
+    logger.warning("from step %d on: %s", step, ", ".join(f"{key} {change}" for key, change in changed.items()))
+    file = folder / "environment.json"
+    environment = json.loads(file.read_text())
+    environment.setdefault("changes", []).append({"step": step, **changed})
+    file.write_text(json.dumps(environment, indent=2) + "\n")
+    (folder / "config.yaml").write_text(settings.to_yaml())
+
+
+def package_revision(root: Path = Path(__file__).parents[2]) -> str | None:
+    """The commit of this package: of its clone, or that pip installed it from; `None` where neither is known.
+
+    A wheel has none: the repository that its environment may lie in is the user's.
+
+    Args:
+        root: The folder that holds the package.
+    """
+    if (root / ".git").exists() and (git := shutil.which("git")):
+        asked = [git, f"--git-dir={root / '.git'}", "rev-parse", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or None
+    try:
+        told = distribution("eden_hf").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    return json.loads(told or "{}").get("vcs_info", {}).get("commit_id")

@@ -49,7 +49,7 @@ def test_every_config_reads_and_its_yaml_reads_back(path, tmp_path):
     assert arguments.model.to_config().model_type == "eden"
     (tmp_path / "config.yaml").write_text(arguments.to_yaml())
     assert read_arguments(tmp_path / "config.yaml") == arguments
-    assert arguments.differences(read_arguments(tmp_path / "config.yaml")) == []
+    assert arguments.differences(read_arguments(tmp_path / "config.yaml")) == {}
     assert re.search(r"accelerate launch .*scripts/pretrain.py --config configs/" + path.name, path.read_text())
 
 
@@ -105,9 +105,9 @@ def test_an_unknown_option_is_named_with_the_nearest(capsys):
 def test_differences_leave_out_what_changes_nothing_learned():
     one, other = PretrainArguments(), PretrainArguments()
     other.run.output_dir, other.run.num_workers = "elsewhere", 0
-    assert other.differences(one) == []
+    assert other.differences(one) == {}
     other.training.batch_size = 8
-    assert other.differences(one) == ["training.batch_size: 256 -> 8"]
+    assert other.differences(one) == {"training.batch_size": "256 -> 8"}
 
 
 def test_configs_of_any_editor_read_whatever_the_locale(tmp_path):

@@ -31,6 +31,14 @@ def test_a_non_finite_loss_stops_with_the_ids_of_its_batch(tmp_path, bad):
     assert (saved["ids"], saved["step"]) == (["a.png", "b.png"], 5)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, bad):
+    guard = LossGuard(tmp_path, rank=0)
+    guard.check_weights([torch.ones(3), torch.full((2, 2), 1e38)], step=1)
+    with pytest.raises(NonFiniteLossError, match="step 2"):
+        guard.check_weights([torch.ones(3), torch.tensor([1.0, bad])], step=2)
+
+
 def test_lines_hold_means_and_a_resumed_run_rewrites_its_own(tmp_path):
     accelerator = Accelerator(cpu=True)
     scalars = {name: torch.tensor(1.0) for name in ("positive_similarity", "pruned_share", "embedding_std")}

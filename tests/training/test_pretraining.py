@@ -21,6 +21,7 @@ from transformers import AutoModel
 from eden_hf import EdenForPreTraining, EdenModel
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.training.arguments import PretrainArguments, read_arguments
+from eden_hf.training.monitors import LossGuard, NonFiniteLossError
 from eden_hf.training.pretraining import Pretraining, pretrain
 
 from ..launching import ENVIRONMENT, REPOSITORY, python, torchrun
@@ -98,7 +99,7 @@ def uninterrupted(tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(uninterrupted):
     assert {path.name for path in uninterrupted.iterdir()} == {
-        "best", "checkpoints", "config.yaml", "environment.json", "last", "metrics.jsonl",
+        ".lock", "best", "checkpoints", "config.yaml", "environment.json", "last", "metrics.jsonl",
     }  # fmt: skip
     assert read_arguments(uninterrupted / "config.yaml").stages[1].level == 2
     environment = json.loads((uninterrupted / "environment.json").read_text())
@@ -217,12 +218,34 @@ def test_training_options_run(training, tmp_path):
     assert all(line["loss"] > 0 for line in metrics(run) if "loss" in line)
 
 
-def test_a_non_finite_loss_stops_the_run(tmp_path):
-    with pytest.raises(RuntimeError, match=r"nonfinite.json"):
+def test_a_run_whose_loss_is_not_finite_stops_and_goes_on_as_advised(tmp_path):
+    """Whatever was kept of it is finite, though it was to be kept after every step."""
+    stages = [{"level": 0, "epochs": 2, "learning_rate": 1e38}]
+    often = {"checkpoint_every": 1}
+    with pytest.raises(NonFiniteLossError, match=r"max_grad_norm, which may change with --resume"):
+        run_pretraining(tmp_path, stages=stages, run=often)
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+    lower, clipped = [{**stages[0], "learning_rate": 0.01}], {"max_grad_norm": 1.0}
+    run = run_pretraining(tmp_path, resume=True, stages=lower, training=clipped, run=often)
+    assert metrics(run)[-1]["step"] == 8
+    assert read_arguments(run / "config.yaml").stages[0].learning_rate == 0.01
+
+
+def test_a_loss_that_is_not_finite_lists_its_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(LossGuard, "check_weights", lambda *given: None)
+    with pytest.raises(NonFiniteLossError, match=r"nonfinite.json"):
         run_pretraining(tmp_path, stages=[{"level": 0, "epochs": 2, "learning_rate": 1e38}])
-    saved = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
-    assert len(saved["ids"]) == 4
-    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert len(json.loads((tmp_path / "run" / "nonfinite.json").read_text())["ids"]) == 4
+
+
+def test_a_start_that_failed_on_a_setting_does_not_block_the_folder(tmp_path):
+    stages = [{"level": 0, "epochs": 1, "learning_rate": 0.05}]
+    with pytest.raises(ValueError, match=r"fewer than one batch"):
+        run_pretraining(tmp_path, stages=stages, training={"batch_size": 64})
+    run = run_pretraining(tmp_path, stages=stages, training={"batch_size": 8})
+    assert metrics(run)[-1]["step"] == 2
+    with pytest.raises(FileExistsError, match="--resume"):
+        run_pretraining(tmp_path, stages=stages, training={"batch_size": 8})
 
 
 def test_folders_are_guarded(uninterrupted, tmp_path):

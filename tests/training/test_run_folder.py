@@ -1,8 +1,145 @@
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from eden_hf.training.arguments import PretrainArguments
-from eden_hf.training.run_folder import check_images, record_run
+from eden_hf.training import run_folder
+from eden_hf.training.arguments import PretrainArguments, Stage, TrainingArguments
+from eden_hf.training.run_folder import (
+    check_folder,
+    check_images,
+    keeps_output,
+    only_writer,
+    package_revision,
+    record_changes,
+    record_run,
+)
+
+from ..launching import ENVIRONMENT, REPOSITORY, torchrun
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from eden_hf.training.run_folder import only_writer
+with only_writer(Path(sys.argv[1]), "--output"):
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(run_folder, "PATIENCE", 0)
+
+
+def test_a_folder_has_one_writer_until_its_program_ends(impatient, tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        refused = pytest.raises(FileExistsError, match=r"another program writes to .*run.*another --run.output_dir")
+        with refused, only_writer(tmp_path / "run", "--run.output_dir"):
+            pass
+        other.kill()
+    with only_writer(tmp_path / "run", "--run.output_dir"):
+        pass
+
+
+def test_a_start_that_failed_gives_the_folder_back(impatient, tmp_path):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="wrong"), only_writer(tmp_path, "--output"):
+            raise ValueError("wrong")
+
+
+def test_what_writes_to_an_output_does_so_alone(impatient, tmp_path):
+    @keeps_output
+    def write(source, output="outputs/somewhere"):
+        with pytest.raises(FileExistsError, match="--output"), only_writer(tmp_path / "out", "--output"):
+            pass
+        return source
+
+    assert write("x", str(tmp_path / "out")) == write(source="x", output=str(tmp_path / "out")) == "x"
+
+
+@pytest.mark.slow
+def test_every_process_of_a_launch_is_told_that_a_folder_is_taken(impatient, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom pathlib import Path\nfrom accelerate import PartialState\n"
+        "from eden_hf.training import run_folder\nrun_folder.PATIENCE = 0\nstate = PartialState(cpu=True)\n"
+        "folder, told = Path(sys.argv[1]), 'free'\n"
+        "try:\n    with run_folder.only_writer(folder, '--output', state):\n        pass\n"
+        "except FileExistsError:\n    told = 'taken'\n"
+        "(folder / f'{state.process_index}.txt').write_text(told)\nstate.destroy_process_group()\n"
+    )
+    for expected in ("free", "taken"):
+        if expected == "taken":
+            with only_writer(tmp_path, "--output"):
+                torchrun(2, str(program), str(tmp_path))
+        else:
+            torchrun(2, str(program), str(tmp_path))
+        assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == [expected] * 2
+
+
+def settings(rate=0.03, batch_size=8):
+    return PretrainArguments(stages=[Stage(learning_rate=rate)], training=TrainingArguments(batch_size=batch_size))
+
+
+def test_a_run_without_a_step_does_not_count(tmp_path, caplog):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume"):
+        check_folder(tmp_path, settings(), resume=True)
+    record_run(tmp_path, settings(), torch.device("cpu"))
+    (tmp_path / "metrics.jsonl").touch()
+    assert not check_folder(tmp_path, settings(batch_size=4), resume=False)
+    assert not check_folder(tmp_path, settings(batch_size=4), resume=True)
+    assert "starting at step 0" in caplog.text
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(FileExistsError, match="--resume it"):
+        check_folder(tmp_path, settings(), resume=False)
+    with pytest.raises(ValueError, match=r"may not change on resuming:\n  training.batch_size: 8 -> 4"):
+        check_folder(tmp_path, settings(batch_size=4), resume=True)
+    assert check_folder(tmp_path, settings(), resume=True)
+
+
+def test_what_helps_against_a_loss_that_is_not_finite_may_change_and_is_recorded(tmp_path):
+    record_run(tmp_path, settings(), torch.device("cpu"))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    lower = settings(rate=0.01)
+    lower.training.max_grad_norm = 1.0
+    assert check_folder(tmp_path, lower, resume=True)
+    record_changes(tmp_path, lower, step=7)
+    record_changes(tmp_path, lower, step=9)  # nothing new
+    changes = {"stages.0.learning_rate": "0.03 -> 0.01", "training.max_grad_norm": "None -> 1.0"}
+    assert json.loads((tmp_path / "environment.json").read_text())["changes"] == [{"step": 7, **changes}]
+    assert (tmp_path / "config.yaml").read_text() == lower.to_yaml()
+
+
+def test_the_revision_is_that_of_the_package_alone(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "a user's own"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    monkeypatch.setattr(run_folder, "distribution", lambda name: Installed(None))
+    assert package_revision(tmp_path) == head
+    monkeypatch.setenv("GIT_DIR", str(REPOSITORY / ".git"))  # as in a hook of another repository
+    assert package_revision(tmp_path) == head
+    assert package_revision(tmp_path / "lib" / "site-packages") is None
+    monkeypatch.setenv("PATH", "")
+    assert package_revision(tmp_path) is None
+    told = json.dumps({"url": "https://example.org/eden_hf", "vcs_info": {"vcs": "git", "commit_id": "abc"}})
+    monkeypatch.setattr(run_folder, "distribution", lambda name: Installed(told))
+    assert package_revision(tmp_path / "lib" / "site-packages") == "abc"
+
+
+class Installed:
+    """Stands in for what pip wrote of a distribution."""
+
+    def __init__(self, direct_url):
+        self.direct_url = direct_url
+
+    def read_text(self, name):
+        return self.direct_url if name == "direct_url.json" else None
 
 
 def test_other_images_than_recorded_are_refused(tmp_path):
