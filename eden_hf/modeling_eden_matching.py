@@ -7,11 +7,14 @@ puts them.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
+from .configuration_eden import EdenConfig
+from .modeling_eden_base import HEAD_KEYS, PRETRAINING_KEYS, EdenModel, EdenPreTrainedModel
 from .modeling_eden_dense import expected_places, match_smoothly, node_places, sample_embeddings
 
 #: Points of the first image that are matched at most: larger maps are matched at every second node, or third ...
@@ -89,4 +92,64 @@ def find_points(dense: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack([places, found], dim=1), astray, doubts
 
 
-__all__ = ["EdenKeypointMatchingOutput", "find_points", "match_points"]
+class EdenForKeypointMatching(EdenPreTrainedModel):
+    """Points of one image found in another, by the embeddings of points; for `pipeline("keypoint-matching")`.
+
+    It has no weights beyond `EdenModel`'s: any saved folder with a dense decoder loads.
+
+    Raises:
+        ValueError: the model has no dense decoder.
+    """
+
+    _keys_to_ignore_on_load_unexpected = PRETRAINING_KEYS + HEAD_KEYS
+
+    def __init__(self, config: EdenConfig) -> None:
+        if config.dense_dim is None:
+            raise ValueError(
+                "matching needs embeddings of points, and this configuration has no `dense_dim`: load a model whose "
+                "training had a dense stage"
+            )
+        super().__init__(config)
+        self.eden = EdenModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, original_sizes: Tensor | None = None, **kwargs: Any
+    ) -> EdenKeypointMatchingOutput:
+        r"""Matches of pairs of images; `EdenImageProcessor.post_process_keypoint_matching` gives them in pixels.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 2, num_channels, height, width)`):
+                Pairs of images from `EdenImageProcessor`; or `(2 * batch_size, num_channels, height, width)`, each
+                pair one after the other, as it gives them.
+            original_sizes (`torch.LongTensor` of shape `(2 * batch_size, 2)`, *optional*):
+                Height and width of the images before the processor, which hands them on to post-processing.
+            return_dict (`bool`, *optional*): `False` gives a plain tuple.
+
+        Returns:
+            `matches`, `matching_scores`, `keypoints`, and `original_sizes` where given.
+
+        Raises:
+            ValueError: `pixel_values` are no pairs of images.
+        """
+        if pixel_values.ndim == 5 and pixel_values.shape[1] == 2:
+            pixel_values = pixel_values.flatten(0, 1)
+        if pixel_values.ndim != 4 or len(pixel_values) % 2:
+            raise ValueError(
+                "`pixel_values` must be pairs of images, (batch_size, 2, num_channels, height, width) or "
+                f"(2 * batch_size, num_channels, height, width), got {tuple(pixel_values.shape)}"
+            )
+        dense = self.eden(pixel_values, return_dict=True).dense_embeddings
+        with torch.autocast(dense.device.type, enabled=False):
+            keypoints, scores = match_points(dense[::2], dense[1::2])
+        matches = torch.where(scores > 0, torch.arange(scores.shape[1], device=scores.device), -1)
+        return EdenKeypointMatchingOutput(
+            matches=torch.stack([matches, matches], dim=1),
+            matching_scores=torch.stack([scores, scores], dim=1),
+            keypoints=keypoints,
+            original_sizes=None if original_sizes is None else original_sizes.view(-1, 2, 2),
+        )
+
+
+__all__ = ["EdenForKeypointMatching", "EdenKeypointMatchingOutput", "find_points", "match_points"]

@@ -6,7 +6,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "eden_hf"
 #: Rooms from the lowest up; what stands on one line may import one another.
 ORDER = (
-    {"anatomy", "configuration_eden", "modeling_eden_dense", "modeling_eden", "modeling_eden_matching"},
+    {"anatomy", "configuration_eden", "modeling_eden_dense"},
+    {"modeling_eden_trunk"},
+    {"modeling_eden_base"},
+    {"modeling_eden_heads", "modeling_eden_matching", "modeling_eden_pretraining"},
+    {"modeling_eden"},
     {"image_processing_eden"},
     {"model_names"},
     {"data"},

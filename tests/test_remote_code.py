@@ -9,10 +9,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from eden_hf import EdenForKeypointMatching, EdenForPreTraining, EdenImageProcessor
+from eden_hf import (
+    EdenBackbone,
+    EdenForImageClassification,
+    EdenForKeypointMatching,
+    EdenForPreTraining,
+    EdenForSemanticSegmentation,
+    EdenImageProcessor,
+    EdenModel,
+)
 
-from .launching import ENVIRONMENT, python
+from .launching import ENVIRONMENT, REPOSITORY, python
 from .tiny import tiny_config
+
+#: Files of the models, which travel together.
+MODELING = {file.name for file in (REPOSITORY / "eden_hf").glob("modeling_eden*.py")}
 
 PROGRAM = """
 import sys
@@ -95,10 +106,18 @@ def results(folder, tmp_path_factory):
 
 
 def test_the_folder_carries_its_code(folder):
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json", "configuration_eden.py", "image_processing_eden.py", "model.safetensors", "modeling_eden.py",
-        "modeling_eden_dense.py", "modeling_eden_matching.py", "preprocessor_config.json",
-    }  # fmt: skip
+    code = {*MODELING, "configuration_eden.py", "image_processing_eden.py"}
+    assert {path.name for path in folder.iterdir()} == code | {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    assert_auto_map_is_whole(folder)
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_eden.EdenImageProcessor"}
+
+
+def assert_auto_map_is_whole(folder):
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     assert auto_map == {
         "AutoConfig": "configuration_eden.EdenConfig",
@@ -109,8 +128,16 @@ def test_the_folder_carries_its_code(folder):
         "AutoModelForSemanticSegmentation": "modeling_eden.EdenForSemanticSegmentation",
         "AutoModelForKeypointMatching": "modeling_eden.EdenForKeypointMatching",
     }
-    processor = json.loads((folder / "preprocessor_config.json").read_text())
-    assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_eden.EdenImageProcessor"}
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [EdenModel, EdenBackbone, EdenForImageClassification, EdenForSemanticSegmentation, EdenForKeypointMatching],
+)
+def test_whichever_class_saves_a_folder_it_serves_all(model_class, tmp_path):
+    model_class(tiny_config(dense_dim=8)).save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.glob("*.py")} == {*MODELING, "configuration_eden.py"}
+    assert_auto_map_is_whole(tmp_path)
 
 
 def test_with_and_without_the_package_the_outputs_are_equal(results):
@@ -151,8 +178,8 @@ AutoModelForKeypointMatching.from_pretrained({str(tmp_path)!r}, trust_remote_cod
 """
     python("-c", program)
     names = {path.name for path in tmp_path.iterdir()}
-    code = {"modeling_eden.py", "modeling_eden_dense.py", "modeling_eden_matching.py", "configuration_eden.py"}
-    assert code | {"model.safetensors"} <= names
+    assert {*MODELING, "configuration_eden.py", "model.safetensors"} <= names
+    assert_auto_map_is_whole(tmp_path)
 
 
 @pytest.mark.parametrize("blocked", [["torchvision", "timm"], ["matplotlib", "sklearn", "pydicom", "tensorboard"]])

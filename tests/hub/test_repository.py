@@ -26,8 +26,9 @@ from ..training.test_finetuning import phantoms, settings
 from .conftest import write_card_yaml
 
 CODE = {
-    "configuration_eden.py", "image_processing_eden.py", "modeling_eden.py", "modeling_eden_dense.py",
-    "modeling_eden_matching.py",
+    "configuration_eden.py", "image_processing_eden.py", "modeling_eden.py", "modeling_eden_base.py",
+    "modeling_eden_dense.py", "modeling_eden_heads.py", "modeling_eden_matching.py", "modeling_eden_pretraining.py",
+    "modeling_eden_trunk.py",
 }  # fmt: skip
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
 TRAINING = {
