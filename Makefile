@@ -6,7 +6,7 @@ DATA ?= phantoms
 MODULES = $(filter-out %__init__,$(subst /,.,$(basename $(wildcard eden_hf/*.py eden_hf/data/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-fast test-real check style clean
+.PHONY: help cards demo docs test test-fast test-real check style clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test-real: $(VENV)/.dev ## Run the tests on the real images of ../shared/data
 docs: $(VENV)/.docs ## Generate the API reference from docstrings, to site/index.html
 	HF_HUB_OFFLINE=1 $(BIN)/python -W error::UserWarning -m pdoc --docformat google --output-directory site \
 	  eden_hf $(MODULES) eden_hf.data eden_hf.evaluation eden_hf.hub eden_hf.training
+
+cards: $(VENV)/.dev ## Copy the package's code into the given models, and write all model cards again
+	for model in model_cards/*/model.safetensors; do cp eden_hf/*_eden*.py "$$(dirname "$$model")" || exit 1; done
+	for card in model_cards/*/card.yaml; do $(BIN)/eden card write "$$(dirname "$$card")" || exit 1; done
 
 check: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/ruff check .

@@ -2,12 +2,14 @@
 
 import filecmp
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
+from eden_hf.data.phantoms import draw_phantom
 from eden_hf.hub.cards import check_card
 from eden_hf.hub.refusals import file_refusals, local_files
 
@@ -15,6 +17,7 @@ from .launching import REPOSITORY
 
 FOLDERS = sorted(path.parent for path in (REPOSITORY / "model_cards").glob("*/config.json"))
 GIVEN = REPOSITORY / "model_cards" / "eden-resnet18-half-cxr"
+ANATOMY = REPOSITORY / "model_cards" / "eden-resnet18-half-cxr-anatomy"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -41,3 +44,15 @@ def test_the_given_model_loads_in_float32_and_embeds():
     cosine = torch.nn.functional.cosine_similarity
     assert cosine(same, brighter, dim=0) > 0.95  # the intensity policy takes brightness and contrast out
     assert cosine(same, other, dim=0) < cosine(same, brighter, dim=0) - 0.02
+
+
+def test_the_given_anatomy_outlines_a_phantom_at_its_own_size():
+    assert (ANATOMY / "model.safetensors").stat().st_size <= 8_000_000
+    phantom = draw_phantom(seed=0, size=300)
+    segment = pipeline("image-segmentation", model=str(ANATOMY), trust_remote_code=True)
+    found = {mask["label"]: np.array(mask["mask"]) > 0 for mask in segment(Image.fromarray(phantom.image))}
+    assert list(found) == ["heart", "left_lung", "right_lung", "left_clavicle", "right_clavicle"]
+    for name in ("left_lung", "right_lung"):  # it never saw a phantom
+        true = np.array(phantom.masks[name]) > 0
+        assert found[name].shape == true.shape
+        assert 2 * (found[name] & true).sum() / (found[name].sum() + true.sum()) > 0.8

@@ -1,0 +1,249 @@
+"""`EdenModel`, the trunk that users load, and `EdenBackbone`, a map for each of its stages (travel as remote code)."""
+
+import inspect
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers.utils import can_return_tuple
+
+from .configuration_eden import EdenConfig
+from .modeling_eden_dense import EdenDenseDecoder
+from .modeling_eden_trunk import as_grid, build_trunk, with_decoder_stages
+
+#: What a saved folder offers to `Auto*.from_pretrained(..., trust_remote_code=True)`, whichever class saved it.
+_AUTO_MAP = {
+    "AutoConfig": "configuration_eden.EdenConfig",
+    "AutoModel": "modeling_eden.EdenModel",
+    "AutoBackbone": "modeling_eden.EdenBackbone",
+    "AutoModelForPreTraining": "modeling_eden.EdenForPreTraining",
+    "AutoModelForImageClassification": "modeling_eden.EdenForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_eden.EdenForSemanticSegmentation",
+    "AutoModelForKeypointMatching": "modeling_eden.EdenForKeypointMatching",
+}
+
+#: What a pretraining folder holds beside the student's trunk, and what the heads put on it.
+PRETRAINING_KEYS = [r"^teacher\.", r"^projector\.", r"^memory_bank$", r"^bank_ptr$"]
+HEAD_KEYS = [r"^classifier\.", r"^decoder\."]
+DENSE_KEYS = [r"^(eden\.)?dense_decoder\."]
+
+
+@dataclass
+class EdenModelOutput(BaseModelOutputWithPooling):
+    """Output of `EdenModel`: that of any image encoder of transformers, and embeddings of points.
+
+    Args:
+        dense_embeddings (`torch.FloatTensor` of shape `(batch_size, dense_dim, height / 4, width / 4)`, *optional*):
+            Unit vectors of the points under the pixels (sides rounded up), float32; of a model with `dense_dim`.
+    """
+
+    dense_embeddings: Tensor | None = None
+
+
+class EdenPreTrainedModel(PreTrainedModel):
+    """What the Eden models share: configuration, weight initialisation, saving with their code."""
+
+    config_class = EdenConfig
+    base_model_prefix = "eden"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    # Each trunk states its own ability; the flags here only let transformers ask it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:  # type: ignore[override]
+        """Whether the trunk can recompute its activations in the backward pass (transformers' ResNet cannot)."""
+        inner = (module for module in self.modules() if isinstance(module, PreTrainedModel) and module is not self)
+        return any(module.supports_gradient_checkpointing for module in inner)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # The trunk initialises itself: transformers calls the `_init_weights` of an inner model for its modules.
+        if isinstance(module, nn.Linear):  # torch's own default, which the published recipe trains from
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Conv2d):  # of the decoder: He et al., for ReLU
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            super()._init_weights(module)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save weights, configuration and the code that loads them without this package.
+
+        The same as in `PreTrainedModel`; the `auto_map` written names every Eden class, so that a pretraining folder
+        loads by `AutoModel` and `AutoBackbone` too.
+        """
+        self.config.auto_map = dict(_AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def check_batch(pixel_values: Tensor) -> None:
+    """Raise ValueError unless `pixel_values` is a batch of images."""
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            "`pixel_values` must have shape (batch_size, num_channels, height, width), "
+            f"got {tuple(pixel_values.shape)}"
+        )
+
+
+class EdenModel(EdenPreTrainedModel):
+    """The trunk: any transformers backbone with global average pooling, ready for `AutoModel`.
+
+    `backbone` is the transformers model of `config.backbone_config`. Loaded from a pretraining folder it is the
+    student's trunk; teacher, projector and memory bank stay behind.
+
+    With `config.dense_dim`, `dense_decoder` makes embeddings of points as well.
+
+    Raises:
+        ValueError: `out_features` leaves out the trunk's last stage, which this model pools; or `dense_dim` is set and
+            the trunk has no feature maps.
+    """
+
+    _keys_to_ignore_on_load_unexpected = PRETRAINING_KEYS + HEAD_KEYS
+
+    def __init__(self, config: EdenConfig) -> None:
+        if config.dense_dim is not None:
+            config = with_decoder_stages(config, "`dense_dim`")
+        super().__init__(config)
+        self.backbone = build_trunk(config)
+        self.dense_decoder: EdenDenseDecoder | None = None
+        if config.dense_dim is not None:
+            trunk: Any = self.backbone
+            channels = getattr(config.backbone_config, "num_channels", 3)
+            self.dense_decoder = EdenDenseDecoder(
+                list(trunk.channels), config.dense_hidden_size, config.dense_dim, channels
+            )
+        if isinstance(self.backbone, BackboneMixin):
+            last = self.backbone.stage_names[-1]
+            if last not in self.backbone.out_features:
+                raise ValueError(
+                    f"EdenModel pools the last stage, {last!r}, but out_features is {self.backbone.out_features}; add "
+                    "it, or load the folder with EdenBackbone for earlier stages alone"
+                )
+            self.num_features = self.backbone.num_features[-1]
+        else:
+            self.num_features = self.backbone.config.hidden_size
+            takes = inspect.signature(self.backbone.forward).parameters
+            # Parts are smaller than the image a ViT was made for: its position grid is resized to each input.
+            self._trunk_arguments = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, output_dense_embeddings: bool = True, **kwargs: Any) -> EdenModelOutput:
+        r"""Features of images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images from `EdenImageProcessor`. Cast to the model's dtype.
+            output_dense_embeddings (`bool`, *optional*, defaults to `True`):
+                `False` spares the dense decoder of a model that has one.
+            output_hidden_states (`bool`, *optional*): Return the hidden states of the trunk's stages as well.
+            output_attentions (`bool`, *optional*): Return the attentions of a trunk that has some as well.
+            return_dict (`bool`, *optional*): `False` gives a plain tuple.
+
+        Returns:
+            `last_hidden_state` `(batch_size, C, h, w)`, `pooler_output` `(batch_size, C)`: its average over the map
+            (not a unit vector), `dense_embeddings` of a model with `config.dense_dim`, and `hidden_states`,
+            `attentions` if asked for, in the trunk's own shapes.
+
+        Raises:
+            ValueError: `pixel_values` is no batch of images.
+        """
+        check_batch(pixel_values)
+        pixel_values = pixel_values.to(self.dtype)
+        dense_embeddings = None
+        if isinstance(self.backbone, BackboneMixin):
+            outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
+            last_hidden_state = outputs.feature_maps[-1]
+            if self.dense_decoder is not None and output_dense_embeddings:
+                dense_embeddings = self.dense_decoder(pixel_values, outputs.feature_maps)
+        else:
+            outputs = self.backbone(pixel_values, return_dict=True, **self._trunk_arguments, **kwargs)
+            last_hidden_state = outputs.last_hidden_state
+        patch_size = getattr(self.config.backbone_config, "patch_size", 1)
+        last_hidden_state = as_grid(last_hidden_state, pixel_values, patch_size)
+        return EdenModelOutput(
+            last_hidden_state=last_hidden_state,
+            pooler_output=last_hidden_state.mean(dim=(2, 3)),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.get("attentions"),
+            dense_embeddings=dense_embeddings,
+        )
+
+
+class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
+    """The trunk as a transformers backbone: a feature map for each stage of `out_features`.
+
+    Load with `AutoBackbone.from_pretrained(folder, out_features=["stage1", "stage4"])`. Trunks that normalise the
+    maps of the stages they return (Swin, ConvNeXt) start the norms of newly asked stages afresh and report them.
+
+    Raises:
+        ValueError: the trunk's type has no backbone in transformers (a plain ViT, for one).
+    """
+
+    _keys_to_ignore_on_load_unexpected = PRETRAINING_KEYS + HEAD_KEYS + DENSE_KEYS
+
+    def __init__(self, config: EdenConfig) -> None:
+        model_type = config.backbone_config.model_type
+        if model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+            raise ValueError(
+                f"transformers has no backbone with feature maps for model_type {model_type!r}; use "
+                "EdenModel, or a trunk such as 'resnet', 'convnextv2', 'swin' or 'dinov2'"
+            )
+        super().__init__(config)
+        self.backbone: Any = build_trunk(config)
+        self.num_features: Any = self.backbone.num_features
+        self.has_attentions: Any = self.backbone.has_attentions
+        self.post_init()
+
+    def post_init(self) -> None:
+        """Initialise the weights."""
+        # Not BackboneMixin's: it would record the trunk's layers a second time, beside the trunk itself.
+        EdenPreTrainedModel.post_init(self)
+
+    def _init_transformers_backbone(self) -> None:
+        # Stages live in one place, the trunk's own configuration, which checks them.
+        self.stage_names = self.config.stage_names
+        self.num_features = None
+
+    @property  # type: ignore[misc]
+    def out_features(self) -> list[str]:
+        """Names of the stages returned."""
+        return self.config.out_features
+
+    @property  # type: ignore[misc]
+    def out_indices(self) -> list[int]:
+        """Indices of the stages returned."""
+        return self.config.out_indices
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:
+        r"""Feature maps of images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images from `EdenImageProcessor`. Cast to the model's dtype.
+
+        Returns:
+            `feature_maps`, one `(batch_size, C_stage, h_stage, w_stage)` per stage of `out_features`, and
+            `hidden_states`, `attentions` if asked for.
+        """
+        pixel_values = pixel_values.to(self.dtype)
+        return self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
+
+
+__all__ = ["EdenBackbone", "EdenModel", "EdenModelOutput", "EdenPreTrainedModel", "check_batch"]
