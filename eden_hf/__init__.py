@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
 from .configuration_eden import EdenConfig
 from .image_processing_eden import EdenImageProcessor
@@ -37,6 +38,9 @@ AutoModelForImageClassification.register(EdenConfig, EdenForImageClassification)
 AutoModelForSemanticSegmentation.register(EdenConfig, EdenForSemanticSegmentation)
 AutoModelForKeypointMatching.register(EdenConfig, EdenForKeypointMatching)
 AutoImageProcessor.register(EdenConfig, image_processor_classes={"pil": EdenImageProcessor})
+# Pipelines look for a video processor beside every image processor, and ask whether remote code may run for it, unless
+# the configuration is known to have none.
+VIDEO_PROCESSOR_MAPPING.register(EdenConfig, {})  # type: ignore[arg-type]  # its own annotation is outdated
 
 
 def _let_auto_backbone_load_folders() -> None:

@@ -64,7 +64,8 @@ class EdenConfig(PreTrainedConfig):
         segmentation_type (`str`, *optional*, defaults to `"overlapping"`):
             `"overlapping"`: each label is a mask of its own. `"exclusive"`: each pixel has one label.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
-            Label of pixels that exclusive segmentation leaves out of the loss.
+            Label of pixels that exclusive segmentation leaves out of the loss; the processor has a setting of this
+            name for the padding.
 
     Raises:
         ValueError: a value is out of its range, or the trunk is unknown (`StrictDataclass...Error` of huggingface_hub,
@@ -100,8 +101,10 @@ class EdenConfig(PreTrainedConfig):
         stages = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
         self.backbone_config = _resolve_backbone(self.backbone_config)
         super().__post_init__(**kwargs)
-        for name, value in stages.items():
-            setattr(self, name, value)
+        if stages:  # together, so that those which contradict each other are refused
+            self.backbone_config.set_output_features_output_indices(
+                stages.get("out_features"), stages.get("out_indices")
+            )
 
     @property
     def stage_names(self) -> list[str]:
@@ -181,7 +184,7 @@ class EdenConfig(PreTrainedConfig):
 def _resolve_backbone(backbone: Any) -> PreTrainedConfig:
     """The trunk's configuration, given as itself, a dict with `model_type`, the name of a preset, or nothing."""
     if isinstance(backbone, PreTrainedConfig):
-        return backbone
+        return deepcopy(backbone)  # it may serve other models too, with other stages
     if backbone is None:
         backbone = "resnet50"
     if isinstance(backbone, str):

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.model_names import FRESH, adapted_processor, find_model, weights_revision
+from eden_hf.model_names import FRESH, adapted_processor, find_model, squares_of, weights_revision
 
-__all__ = ["FRESH", "Encoder", "embed", "load_encoder", "nearest_neighbours", "pooled", "processed"]
+__all__ = ["FRESH", "Encoder", "check_encoders", "embed", "load_encoder", "nearest_neighbours", "pooled", "processed"]
 
 #: A token trunk has a state for each of many layers: this many, evenly spaced, are its "stages".
 TOKEN_STAGES = 4
@@ -76,7 +76,7 @@ def processed(processor: Any, images: Sequence[Image.Image | np.ndarray], size: 
     """`[B, 3, H, W]` float32 of images by any image processor, at `size` or its own."""
     if not isinstance(processor, EdenImageProcessor):  # stock processors take grey images amiss
         images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
-    sized = {} if size is None else {"size": {"height": size, "width": size}}
+    sized = {} if size is None else squares_of(processor, size)
     return processor(images=images, return_tensors="pt", **sized)["pixel_values"]
 
 
@@ -129,6 +129,33 @@ def load_encoder(
         revision = weights_revision(named.origin, model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return Encoder(model.to(device or "cpu"), adapted_processor(named.processor, size, intensity), name, revision)
+
+
+def check_encoders(
+    names: Iterable[str],
+    *,
+    size: int | None = None,
+    intensity: Literal["fixed", "per_image"] | None = None,
+) -> None:
+    """Raise what would be raised of any of several encoders, before the first of them is measured.
+
+    Args:
+        names: As for `load_encoder`, as are the others.
+        size: See there.
+        intensity: See there.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it has no image processor, or one that cannot make images of `size`.
+    """
+    for name in names:
+        processor = adapted_processor(find_model(name).processor, size, intensity)
+        try:
+            made = processed(processor, [Image.new("L", (64, 48))])
+        except Exception as error:  # whatever a processor that somebody else wrote may raise
+            raise ValueError(f"the image processor of {name} fails on an image: {error}") from error
+        if size is not None and made.shape[-2:] != (size, size):
+            raise ValueError(f"the image processor of {name} makes images of {made.shape[-2:]}, not of `size` {size}")
 
 
 def embed(encoder: Encoder, images: Iterable[Image.Image | np.ndarray], batch_size: int = 64) -> Tensor:

@@ -26,7 +26,6 @@ _CHOICES = {
 _SWITCHES = ("do_resize", "do_rescale", "do_normalize")
 _NOT_STEPS = ("do_center_crop", "crop_size", "do_pad", "pad_size")
 _CHANNELS = (1, 3, 4)
-_IGNORED_LABEL = 255  # of pixels that exclusive segmentation leaves out
 _ROUNDING = 1e-6  # by how much arithmetic in float32 may leave [0, 1]
 
 
@@ -36,6 +35,7 @@ class EdenImageProcessorKwargs(ImagesKwargs, total=False):
     aspect_ratio: str | None
     intensity: str | None
     segmentation_type: str | None
+    semantic_loss_ignore_index: int | None
 
 
 class LabelMasks:
@@ -99,6 +99,8 @@ class EdenImageProcessor(PilBackend):
         segmentation_type (`str`, *optional*, defaults to `"overlapping"`):
             How post-processing reads a segmentation model's logits: as `"overlapping"` masks (sigmoid) or as
             `"exclusive"` classes (softmax); the same as in the model's configuration.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Class of the padding beside exclusive classes; the same as in the model's configuration.
 
     Raises:
         ValueError: a setting is unknown or out of its range, or (at a call) an image is not as described; the message
@@ -129,6 +131,7 @@ class EdenImageProcessor(PilBackend):
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     segmentation_type = "overlapping"
+    semantic_loss_ignore_index = 255
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -165,7 +168,7 @@ class EdenImageProcessor(PilBackend):
             segmentation_maps: For each image its labels, of the image's own size: overlapping masks `[labels, H, W]`
                 (0 to 1; a list of PIL images too), or exclusive classes `[H, W]` (integers). One image may come with
                 its map alone. They follow the image's resizing (a mask's pixels become the share of them that lies
-                inside) and padding; beyond the image masks are 0 and classes 255, to be ignored.
+                inside) and padding; beyond the image masks are 0 and classes `semantic_loss_ignore_index`.
             kwargs: Settings to override.
 
         Returns:
@@ -183,16 +186,21 @@ class EdenImageProcessor(PilBackend):
         if len(maps) != len(sizes):
             raise ValueError(f"each image needs its segmentation map: got {len(sizes)} images and {len(maps)} maps")
         padded = (kwargs.get("aspect_ratio") or self.aspect_ratio) == "pad"
+        ignored = kwargs.get("semantic_loss_ignore_index", self.semantic_loss_ignore_index)
         labels = []
         for index, (pixels, size) in enumerate(zip(maps, sizes, strict=True)):
             _check_label_map(index, pixels, size)
             height, width = encoded["pixel_values"][index].shape[-2:]
-            labels.append(_resized_labels(pixels, SizeDict(height=height, width=width), padded))
+            labels.append(_resized_labels(pixels, SizeDict(height=height, width=width), padded, ignored))
         tensors = kwargs.get("return_tensors")
         return BatchFeature({**encoded, "labels": labels}, tensor_type=tensors)
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        threshold: float = 0.5,
+        background: int = -1,
     ) -> list[torch.Tensor]:
         """The label of the highest score at each pixel.
 
@@ -200,11 +208,19 @@ class EdenImageProcessor(PilBackend):
             outputs: Of a segmentation model, with `logits` [B, labels, h, w].
             target_sizes: Height and width of each original image, upright, which the result gets (padding is taken
                 off).
+            threshold: Probability from which a pixel can be inside an overlapping structure.
+            background: Label of pixels that are inside none; exclusive classes have no such pixels.
 
         Returns:
             For each image `[H, W]` int64.
         """
-        return [scores.argmax(dim=0) for scores in self._probabilities(outputs, target_sizes)]
+        labels = []
+        for scores in self._probabilities(outputs, target_sizes):
+            highest, label = scores.max(dim=0)
+            if self.segmentation_type == "overlapping":
+                label = label.masked_fill(highest < threshold, background)
+            labels.append(label)
+        return labels
 
     def post_process_instance_segmentation(
         self,
@@ -587,7 +603,7 @@ def _without_padding(scores: torch.Tensor, height: int, width: int) -> torch.Ten
     return scores[:, top : top + inner["height"], left : left + inner["width"]]
 
 
-def _resized_labels(pixels: np.ndarray, size: SizeDict, padded: bool) -> np.ndarray:
+def _resized_labels(pixels: np.ndarray, size: SizeDict, padded: bool, ignored: int) -> np.ndarray:
     """Masks [labels, H, W] as float32, shares of pixels that lie inside, or classes [H, W] as int64, at `size`.
 
     Classes are the nearest pixel's, which moves edges by up to half a pixel; for thin structures that is a lot.
@@ -597,7 +613,7 @@ def _resized_labels(pixels: np.ndarray, size: SizeDict, padded: bool) -> np.ndar
         return _centred(_resized(pixels.astype(np.float32), inner, PIL.Image.Resampling.BILINEAR), size)
     classes = torch.from_numpy(pixels[None, None].astype(np.float32))
     resized = F.interpolate(classes, size=(inner["height"], inner["width"]), mode="nearest-exact")[0].numpy()
-    return _centred(resized, size, beyond=_IGNORED_LABEL)[0].astype(np.int64)
+    return _centred(resized, size, beyond=ignored)[0].astype(np.int64)
 
 
 def _matched_sizes(

@@ -57,24 +57,32 @@ def adapted_processor(
 ) -> Any:
     """The processor with another size or way of intensities, where asked.
 
-    An `EdenImageProcessor` takes the place of another model's when `intensity` is given, with that one's mean and
-    standard deviation.
+    An `EdenImageProcessor` takes the place of another model's when `intensity` is given, with that one's scale, mean
+    and standard deviation; one that does not normalise stays so, unless intensities are asked to be `"per_image"`.
     """
     if intensity is not None and not isinstance(processor, EdenImageProcessor):
         cut = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
         own = cut or processor.size
         side = own.get("height") or own.get("shortest_edge") or 224
-        processor = EdenImageProcessor(
-            size={"height": side, "width": side}, image_mean=processor.image_mean, image_std=processor.image_std
-        )
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        kept = {name: value for name in names if (value := getattr(processor, name, None)) is not None}
+        if intensity == "per_image":
+            kept["do_normalize"] = True
+        processor = EdenImageProcessor(size={"height": side, "width": side}, **kept)
     if intensity is not None:
         processor.intensity = intensity
     if size is not None:
-        processor.size = type(processor.size)(height=size, width=size)
-        for crop in ("crop_size", "pad_size"):  # stock processors resize first and then cut to another size
-            if getattr(processor, crop, None) is not None:
-                setattr(processor, crop, type(processor.size)(height=size, width=size))
+        for name, sides in squares_of(processor, size).items():
+            setattr(processor, name, type(processor.size)(**sides))
     return processor
+
+
+def squares_of(processor: Any, side: int) -> dict[str, dict[str, int]]:
+    """The settings by which a processor's images become squares of `side` pixels."""
+    square = {"height": side, "width": side}
+    size = {"shortest_edge": side} if hasattr(processor, "crop_pct") else square  # ConvNeXt's takes one edge alone
+    cut = [name for name in ("crop_size", "pad_size") if getattr(processor, name, None) is not None]
+    return {"size": size, **dict.fromkeys(cut, square)}  # stock processors resize first, then cut to another size
 
 
 def weights_revision(origin: str, model: PreTrainedModel | None = None) -> str | None:

@@ -35,6 +35,7 @@ class EdenForPreTrainingOutput(ModelOutput):
         positive_similarity (`torch.FloatTensor` of shape `(batch_size,)`): Cosine of each query and its key.
         kept_negatives (`torch.LongTensor` of shape `(batch_size,)`): Negatives left to each anchor by the pruner.
         pruned_share (`torch.FloatTensor` without dimension): Share of the bank's filled rows that was pruned.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*): Of the student's trunk, if asked for.
     """
 
     loss: Tensor = None  # type: ignore[assignment]
@@ -43,6 +44,8 @@ class EdenForPreTrainingOutput(ModelOutput):
     positive_similarity: Tensor = None  # type: ignore[assignment]
     kept_negatives: Tensor = None  # type: ignore[assignment]
     pruned_share: Tensor = None  # type: ignore[assignment]
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -55,11 +58,15 @@ class EdenPointOutput(ModelOutput):
             view of the same image, as a share of the image's side.
         partner_error (`torch.FloatTensor` without dimension, *optional*): The same between the student's and the
             teacher's points of another image, where one was searched.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*): Of the student's trunk for queries and
+            keys, if asked for.
     """
 
     loss: Tensor = None  # type: ignore[assignment]
     point_error: Tensor = None  # type: ignore[assignment]
     partner_error: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class EdenProjector(nn.Module):
@@ -71,8 +78,8 @@ class EdenProjector(nn.Module):
         self.out_proj = nn.Linear(num_features, projection_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Unit rows [B, D] of pooled features [B, C]."""
-        return F.normalize(self.out_proj(F.relu(self.dense(features))), dim=1)
+        """Unit rows [B, D], float32 under autocast too, of pooled features [B, C]."""
+        return F.normalize(self.out_proj(F.relu(self.dense(features))).float(), dim=1)
 
 
 class EdenTeacher(nn.Module):
@@ -199,7 +206,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
         """Fill the bank as `config.memory_bank_init` says, unless a checkpoint has just filled it."""
         rows = torch.zeros_like(self.memory_bank)
         if self.config.memory_bank_init == "random":
-            rows = F.normalize(torch.randn_like(self.memory_bank), dim=1)
+            rows = F.normalize(torch.randn_like(self.memory_bank, dtype=torch.float32), dim=1)
         init.copy_(self.memory_bank, rows)
         init.zeros_(self.bank_ptr)
 
@@ -257,6 +264,8 @@ class EdenForPreTraining(EdenPreTrainedModel):
         points: PointTargets | None = None,
         partner_pixel_values: Tensor | None = None,
         partner_weight: float = 1.0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> EdenForPreTrainingOutput | EdenPointOutput:
         r"""One step of the objective. In train mode the teacher and the bank move once; in eval mode neither does.
 
@@ -276,6 +285,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
                 In the dense stage, the images themselves: the teacher tells where the points of each lie in the next
                 of the batch, by a smooth map, and the student looks for them there too.
             partner_weight (`float`, *optional*, defaults to 1): Weight of that search in the loss.
+            output_hidden_states, output_attentions (`bool`, *optional*): Return those of the student's trunk as well.
             return_dict (`bool`, *optional*): `False` gives a plain tuple.
 
         Returns:
@@ -288,12 +298,26 @@ class EdenForPreTraining(EdenPreTrainedModel):
             raise ValueError(
                 f"each query needs its key: got {len(query_pixel_values)} query and {len(key_pixel_values)} key images"
             )
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         if points is not None:
-            views = torch.cat([query_pixel_values, key_pixel_values])
-            return self._match_points(views, points, partner_pixel_values, partner_weight, update_teacher)
-        gamma = self.config.prune_threshold if prune_threshold == "config" else prune_threshold
-        pooled = self.eden(query_pixel_values, output_dense_embeddings=False, return_dict=True).pooler_output
-        queries = self.projector(pooled)
+            student = self.eden(
+                torch.cat([query_pixel_values, key_pixel_values]), return_dict=True, **self.asked_of_trunk(asked)
+            )
+            output: Any = self._match_points(
+                student.dense_embeddings, points, partner_pixel_values, partner_weight, update_teacher
+            )
+        else:
+            gamma = self.config.prune_threshold if prune_threshold == "config" else prune_threshold
+            asked["output_dense_embeddings"] = False
+            student = self.eden(query_pixel_values, return_dict=True, **self.asked_of_trunk(asked))
+            output = self._contrast(self.projector(student.pooler_output), key_pixel_values, gamma, update_teacher)
+        output.hidden_states, output.attentions = student.hidden_states, student.attentions
+        return output
+
+    def _contrast(
+        self, queries: Tensor, key_pixel_values: Tensor, gamma: float | None, update_teacher: bool
+    ) -> EdenForPreTrainingOutput:
+        """The step on the student's unit rows `[B, D]` and the keys' images."""
         if self.training and update_teacher:
             self.update_teacher()
         if self.training:
@@ -307,13 +331,18 @@ class EdenForPreTraining(EdenPreTrainedModel):
         return output
 
     def _match_points(
-        self, views: Tensor, points: PointTargets, partners: Tensor | None, weight: float, update_teacher: bool
+        self,
+        dense_embeddings: Any,
+        points: PointTargets,
+        partners: Tensor | None,
+        weight: float,
+        update_teacher: bool,
     ) -> EdenPointOutput:
-        """The dense stage's step on queries and keys `[2 B, C, H, W]`."""
+        """The dense stage's step on the student's maps of the queries and then the keys, `[2 B, D, h, w]`."""
         if self.config.dense_dim is None:
             raise ValueError("points need a dense decoder: set `dense_dim` in the configuration")
         settings = self.config.dense_temperature, self.config.dense_tolerance
-        query_map, key_map = self.eden(views, return_dict=True).dense_embeddings.chunk(2)
+        query_map, key_map = dense_embeddings.chunk(2)
         queries = sample_embeddings(query_map, points.query_points)
         keys = sample_embeddings(key_map, points.key_points)
         forth, forth_error = point_contrast(queries, points.query_places, key_map, points.key_nodes, *settings)

@@ -81,3 +81,17 @@ def test_stages_live_in_the_backbone_configuration(tmp_path):
     assert config.backbone_config.out_features == ["stage1", "stage4"]
     config.save_pretrained(tmp_path)
     assert EdenConfig.from_pretrained(tmp_path).out_indices == [1, 4]
+
+
+def test_a_trunks_configuration_is_copied():
+    trunk = ResNetConfig()
+    one, other = EdenConfig(backbone_config=trunk), EdenConfig(backbone_config=trunk)
+    one.out_features = ["stage1", "stage4"]
+    assert other.out_features == trunk.out_features == ["stage4"]
+
+
+def test_stages_that_contradict_each_other_are_refused_as_those_of_a_resnet_are():
+    for make in (tiny_config, ResNetConfig):
+        with pytest.raises(Exception, match="out_features and out_indices"):
+            make(out_features=["stage1"], out_indices=[4])
+    assert tiny_config(out_features=["stage1"], out_indices=[1]).out_indices == [1]

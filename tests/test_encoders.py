@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import AutoModel
 
-from eden_hf import EdenConfig, EdenImageProcessor, EdenModel
-from eden_hf.encoders import Encoder, embed, load_encoder
+from eden_hf import EdenConfig, EdenImageProcessor, EdenModel, encoders
+from eden_hf.encoders import Encoder, check_encoders, embed, load_encoder, processed
+from eden_hf.model_names import adapted_processor
 from tests.tiny import BACKBONES, tiny_config
 
 GREY = Image.fromarray(np.arange(64 * 48, dtype=np.uint32).reshape(48, 64).astype(np.uint8))
@@ -97,3 +99,27 @@ def test_token_maps_stand_in_their_places():
         change = encoder.feature_maps(bright)[0] - encoder.feature_maps(dark)[0]
     assert change.shape[-2:] == (4, 6)
     assert divmod(int(change.norm(dim=1)[0].argmax()), 6) == (0, 5)
+
+
+@pytest.mark.parametrize("stock", ["ConvNextImageProcessorPil", "CLIPImageProcessorPil", "ViTImageProcessorPil"])
+def test_every_stock_processor_makes_squares_of_the_size_asked_for(stock):
+    processor = getattr(transformers, stock)()
+    assert processed(processor, [GREY], size=48).shape == (1, 3, 48, 48)
+    assert processed(adapted_processor(processor, 64), [GREY]).shape == (1, 3, 64, 64)
+
+
+def test_encoders_are_checked_before_the_first_is_measured(folder, tmp_path, monkeypatch):
+    check_encoders([folder, f"random:{folder}"], size=48, intensity="fixed")
+    with pytest.raises(OSError, match="no-such-folder"):
+        check_encoders([folder, str(tmp_path / "no-such-folder")])
+    monkeypatch.setattr(encoders, "adapted_processor", lambda processor, *_: processor)  # which ignores `size`
+    with pytest.raises(ValueError, match=rf"{folder} makes images of .*32.* not of `size` 48"):
+        check_encoders([folder], size=48)
+
+
+def test_a_processor_that_does_not_normalise_stays_so():
+    stock = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}, do_normalize=False)
+    ours = adapted_processor(stock, intensity="fixed")
+    assert isinstance(ours, EdenImageProcessor)
+    torch.testing.assert_close(processed(ours, [GREY]), processed(stock, [GREY]), atol=0.01, rtol=0)
+    assert processed(adapted_processor(stock, intensity="per_image"), [GREY]).mean().abs() < 1e-5

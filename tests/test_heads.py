@@ -9,7 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from eden_hf import (
     EdenForImageClassification,
@@ -363,3 +370,36 @@ def test_the_pipeline_gives_overlapping_masks(folders):
     assert not np.asarray(clavicles["mask"]).any()
     assert heart["score"] == pytest.approx(torch.tensor(3.0).sigmoid().item(), abs=1e-4)
     assert clavicles["score"] == 0
+
+
+# transformers.Trainer as it comes
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "regression"])
+def test_accumulated_gradients_are_those_of_one_batch(problem, tmp_path):
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    rows = [
+        {"pixel_values": image, "labels": torch.tensor(i % 3) if "single" in problem else torch.full((3,), i / 8)}
+        for i, image in enumerate(images)
+    ]
+    weights, losses = [], []
+    for accumulated in (1, 4):
+        torch.manual_seed(0)
+        model = EdenForImageClassification(labelled("convnextv2", problem_type=problem))
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=8 // accumulated, max_steps=1, learning_rate=0.1,
+            gradient_accumulation_steps=accumulated, max_grad_norm=0, optim="sgd", lr_scheduler_type="constant",
+            logging_steps=1, report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+        trainer.train()
+        weights.append(model.classifier.weight.detach().clone())
+        losses.append(trainer.state.log_history[0]["loss"])
+    torch.testing.assert_close(weights[0], weights[1])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("model_class", [EdenForImageClassification, EdenForSemanticSegmentation, EdenForPreTraining])
+def test_trainer_knows_that_losses_are_means(model_class, tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    assert Trainer(model=model_class(labelled()), args=arguments).model_accepts_loss_kwargs is False

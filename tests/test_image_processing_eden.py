@@ -19,7 +19,7 @@ from transformers.models.auto import image_processing_auto
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
 import eden_hf.image_processing_eden
-from eden_hf import EdenImageProcessor, EdenModel
+from eden_hf import EdenForSemanticSegmentation, EdenImageProcessor, EdenModel
 
 from .tiny import tiny_config
 
@@ -690,3 +690,33 @@ def test_exclusive_classes_come_as_one_map_or_as_masks_that_share_no_pixel():
 def test_each_image_needs_its_target_size():
     with pytest.raises(ValueError, match="2 images"):
         EdenImageProcessor().post_process_semantic_segmentation(segmented(torch.zeros(2, 1, 4, 4)), [(4, 4)])
+
+
+def test_pixels_outside_every_overlapping_structure_are_background():
+    logits = torch.full((1, 2, 4, 4), -9.0)
+    logits[0, 0, 0], logits[0, 1, 0, :2], logits[0, 1, 1] = 2.0, 3.0, 0.5
+    processor = EdenImageProcessor()
+    found = processor.post_process_semantic_segmentation(segmented(logits))[0]
+    assert found.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [-1] * 4, [-1] * 4]
+    strict = processor.post_process_semantic_segmentation(segmented(logits), threshold=0.8, background=255)[0]
+    assert strict.tolist() == [[1, 1, 0, 0], *[[255] * 4] * 3]
+    exclusive = EdenImageProcessor(segmentation_type="exclusive").post_process_semantic_segmentation(segmented(logits))
+    assert exclusive[0].min() == 0
+
+
+@pytest.mark.parametrize("ignored", [255, -100])
+def test_padding_has_the_label_that_the_model_ignores(ignored):
+    image, classes = PIL.Image.new("L", (40, 20)), np.ones((20, 40), np.uint8)
+    size = {"height": 32, "width": 32}
+    processor = EdenImageProcessor(size=size, aspect_ratio="pad", semantic_loss_ignore_index=ignored)
+    encoded = processor(image, segmentation_maps=[classes], return_tensors="pt")
+    assert encoded["labels"].unique().tolist() == sorted([1, ignored])
+    config = tiny_config(
+        segmentation_type="exclusive", semantic_loss_ignore_index=ignored, num_labels=2, decoder_hidden_size=4
+    )
+    model = EdenForSemanticSegmentation(config).eval()
+    assert model(encoded["pixel_values"], labels=encoded["labels"]).loss.isfinite()
+    told = EdenImageProcessor(size=size, aspect_ratio="pad")(
+        image, segmentation_maps=[classes], semantic_loss_ignore_index=7, return_tensors="pt"
+    )
+    assert told["labels"].unique().tolist() == [1, 7]

@@ -6,10 +6,20 @@ import pickle
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoBackbone, AutoModel, AutoModelForPreTraining
+from transformers.utils import ModelOutput
 
-from eden_hf import EdenBackbone, EdenForPreTraining, EdenModel
+from eden_hf import (
+    EdenBackbone,
+    EdenForImageClassification,
+    EdenForKeypointMatching,
+    EdenForPreTraining,
+    EdenForSemanticSegmentation,
+    EdenModel,
+)
 from eden_hf.modeling_eden import pruned_info_nce
+from eden_hf.modeling_eden_dense import sample_embeddings
 
 from .tiny import BACKBONES, tiny_config
 
@@ -350,3 +360,68 @@ def test_buffers_are_real_in_every_way_of_loading(tmp_path):
         assert torch.equal(loaded.memory_bank, model.memory_bank)
         assert loaded.bank_ptr.tolist() == [7]
         assert not any(p.requires_grad for p in loaded.teacher.parameters())
+
+
+EVERY_CLASS = [
+    EdenModel, EdenBackbone, EdenForPreTraining, EdenForImageClassification, EdenForSemanticSegmentation,
+    EdenForKeypointMatching,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model_class", EVERY_CLASS)
+@pytest.mark.parametrize("backbone", ["resnet", "swin", "dinov2"])
+def test_every_class_gives_what_is_asked_for_in_the_call_or_the_configuration(model_class, backbone):
+    model = model_class(
+        tiny_config(backbone, dense_dim=8),
+    ).eval()
+    model.set_attn_implementation("eager")
+    images = (torch.rand(2, 3, 32, 32),) * (2 if model_class is EdenForPreTraining else 1)
+    has_attentions = backbone != "resnet"
+    plain = model(*images)
+    assert (plain.hidden_states, plain.attentions) == (None, None)
+    asked = model(*images, output_hidden_states=True, output_attentions=True)
+    assert len(asked.hidden_states) > 1
+    assert (asked.attentions is not None) == has_attentions
+    assert len(model(*images, return_dict=False)) < len(model(*images, output_hidden_states=True, return_dict=False))
+    model.config.output_hidden_states = True
+    if has_attentions:
+        model.config.output_attentions = True
+    configured = model(*images)
+    assert len(configured.hidden_states) == len(asked.hidden_states)
+    assert (configured.attentions is not None) == has_attentions
+    assert model(*images, output_hidden_states=False).hidden_states is None
+    model.config.return_dict = False
+    assert isinstance(model(*images), tuple)
+    assert isinstance(model(*images, return_dict=True), ModelOutput)
+
+
+@pytest.mark.parametrize("model_class", EVERY_CLASS)
+def test_every_class_is_made_on_the_meta_device(model_class):
+    with torch.device("meta"):
+        model = model_class(tiny_config(dense_dim=8))
+    assert all(tensor.is_meta for tensor in model.parameters())
+    with init_empty_weights(include_buffers=True):
+        model_class(tiny_config(dense_dim=8))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_checkpointing_is_promised_where_the_trunk_can(backbone):
+    model = EdenModel(tiny_config(backbone))
+    assert model.supports_gradient_checkpointing == (backbone in ("swin", "vit", "dinov2"))
+    assert EdenModel.supports_gradient_checkpointing is False  # of a class without a trunk nothing is known
+    if not model.supports_gradient_checkpointing:
+        with pytest.raises(ValueError, match="does not support"):
+            model.gradient_checkpointing_enable()
+
+
+def test_rows_have_unit_length_under_autocast():
+    model = EdenForPreTraining(tiny_config(dense_dim=8)).eval()
+    images = torch.rand(8, 3, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(images, images)
+        points = sample_embeddings(model.eden(images).dense_embeddings.bfloat16(), torch.rand(8, 5, 2).bfloat16())
+    for rows in (output.query_embeddings, output.key_embeddings, points.flatten(0, 1)):
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-6, rtol=0)
+    bank = EdenForPreTraining(tiny_config()).to(torch.bfloat16)
+    bank.reset_memory_bank()
+    assert bank.memory_bank.dtype == torch.bfloat16

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from eden_hf.data.references import Reference
-from eden_hf.encoders import Encoder, load_encoder
+from eden_hf.encoders import Encoder, check_encoders, load_encoder
 from eden_hf.matching.pixel_classifier import PixelClassifier
 from eden_hf.plots import plot_few_shot
 from eden_hf.training.downstream_data import row_image, row_masks, with_holdouts
@@ -141,8 +141,9 @@ def compare_encoders(
     file = Path(output) / f"scores-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.jsonl"
     decoded = [Segmented.from_rows(splits[name], loaded.labels) for name in ("train", "test")] if frozen else []
     scores = []
+    size = None if pixels else recipe.model.size
+    check_encoders(encoders, size=size, intensity=recipe.model.intensity)
     for name in encoders:
-        size = None if pixels else recipe.model.size
         encoder = load_encoder(name, size=size, intensity=recipe.model.intensity, seed=seed)
         scorer: Scorer
         if pixels:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from eden_hf.data.errors import SourceError
 from eden_hf.data.references import Reference
 from eden_hf.data.sources import load_source, read_cell
-from eden_hf.encoders import Encoder, load_encoder
+from eden_hf.encoders import Encoder, check_encoders, load_encoder
 from eden_hf.evaluation.correspondence import SCR_SIDE_MM, Control
 from eden_hf.evaluation.pixels import pixel_encoder
 from eden_hf.evaluation.registration import Registered, register
@@ -119,6 +119,7 @@ def one_shot(
         ImportError: SimpleITK is missing.
     """
     chosen = PROTOCOLS[protocol]
+    check_encoders(model)
     template, images = protocol_images(source, chosen, splits, id_column)
     others = _save_others(source, images, splits, id_column, Path(output) / "unlabelled") if adapt else None
     finders: dict[str, tuple[str | None, Finder]] = {}

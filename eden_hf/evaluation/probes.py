@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from eden_hf.data.tasks import Kind, Task, load_source_task
-from eden_hf.encoders import Encoder, embed, load_encoder
+from eden_hf.encoders import Encoder, check_encoders, embed, load_encoder
 from eden_hf.evaluation.downstream import intervals
 from eden_hf.evaluation.results import Estimate, Results, data_hash, estimate, table
 from eden_hf.training.downstream_data import row_image
@@ -69,6 +69,7 @@ def probe(
         source, kind, label_column=label_column, label_columns=label_columns or (), id_column=id_column
     )
     _check_task(task, probes)
+    check_encoders(model, size=size, intensity=intensity)
     test = task.splits["test"]
     digest = data_hash(test["source_id"], map(row_image, test))
     results = []

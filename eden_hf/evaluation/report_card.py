@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from eden_hf.data.landmarks import load_landmarked
-from eden_hf.encoders import FRESH, load_encoder
+from eden_hf.encoders import FRESH, check_encoders, load_encoder
 from eden_hf.evaluation.compositionality import compositionality
 from eden_hf.evaluation.confidence import confidence
 from eden_hf.evaluation.correspondence import SCR_SIDE_MM, SHOTS, Control, correspondence, find_controls
@@ -88,6 +88,7 @@ def evaluate(
     if unknown := set(evaluations).difference(EVALUATIONS):
         raise ValueError(f"unknown evaluations {sorted(unknown)}; there are {', '.join(EVALUATIONS)}")
     folders = _folders(model)
+    check_encoders(model, size=size, intensity=intensity)
     data = load_landmarked(source, split, id_column=id_column, images=images, subgroup=subgroup)
     digest = data_hash([item.source_id for item in data], [item.image for item in data])
     patches = {"window": window}  # wholes of compositionality have sizes of their own

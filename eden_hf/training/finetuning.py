@@ -223,13 +223,17 @@ def load_start(
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = PROBLEM_TYPES.get(kind)
     config.segmentation_type = processor.segmentation_type = "overlapping"
+    processor.semantic_loss_ignore_index = config.semantic_loss_ignore_index
     for name in ("decoder_hidden_size", "decoder_detail_size"):
         if (size := getattr(arguments, name)) is not None:
             setattr(config, name, size)
     head = EdenForSemanticSegmentation if kind == "segmentation" else EdenForImageClassification
     if is_eden and not named.fresh:
         # A head that was made for another number of labels starts afresh.
-        return head.from_pretrained(named.origin, config=config, ignore_mismatched_sizes=True), processor
+        model: Any = head.from_pretrained(named.origin, config=config, ignore_mismatched_sizes=True)
+        if kind == "regression":  # so does one that predicts in units: labels are standardised while it is trained
+            model.classifier.reset_parameters()
+        return model, processor
     model = head(config)
     if not named.fresh:
         trunk: Any = model.eden.backbone
@@ -325,7 +329,6 @@ class TaskTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.task_kind, self.scale, self.augmentation, self.frozen = task_kind, scale, augmentation, frozen
-        self.model_accepts_loss_kwargs = False  # the heads' losses are means over the batch
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The loss, in training that of the augmented batch."""

@@ -55,17 +55,25 @@ class EdenPreTrainedModel(PreTrainedModel):
     base_model_prefix = "eden"
     main_input_name = "pixel_values"
     input_modalities = "image"
+    #: The losses are means over the batch, whatever the number of items that `transformers.Trainer` tells.
+    accepts_loss_kwargs = False
     # Each trunk states its own ability; the flags here only let transformers ask it.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    @property
-    def supports_gradient_checkpointing(self) -> bool:  # type: ignore[override]
-        """Whether the trunk can recompute its activations in the backward pass (transformers' ResNet cannot)."""
+    def post_init(self) -> None:
+        """Initialise the weights; say whether the trunk can recompute activations in the backward pass (few can)."""
         inner = (module for module in self.modules() if isinstance(module, PreTrainedModel) and module is not self)
-        return any(module.supports_gradient_checkpointing for module in inner)
+        self.supports_gradient_checkpointing = any(module.supports_gradient_checkpointing for module in inner)
+        super().post_init()
+
+    def asked_of_trunk(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """`arguments` of a call, for the trunk: what the configuration asks for counts where the call does not say."""
+        asked = {name: getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")}
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return {name: value for name, value in asked.items() if value} | given
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -165,6 +173,7 @@ class EdenModel(EdenPreTrainedModel):
         """
         check_batch(pixel_values)
         pixel_values = pixel_values.to(self.dtype)
+        kwargs = self.asked_of_trunk(kwargs)
         dense_embeddings = None
         if isinstance(self.backbone, BackboneMixin):
             outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
@@ -243,7 +252,8 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
             `hidden_states`, `attentions` if asked for.
         """
         pixel_values = pixel_values.to(self.dtype)
-        return self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
+        asked = self.asked_of_trunk(kwargs)
+        return self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **asked)
 
 
 __all__ = ["EdenBackbone", "EdenModel", "EdenModelOutput", "EdenPreTrainedModel", "check_batch"]

@@ -45,6 +45,7 @@ class EdenKeypointMatchingOutput(ModelOutput):
             the second, between its nodes.
         original_sizes (`torch.LongTensor` of shape `(batch_size, 2, 2)`, *optional*): Height and width of the images
             as the processor got them, where it told.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*): Of the trunk for all images, if asked for.
     """
 
     loss: Tensor | None = None
@@ -52,6 +53,8 @@ class EdenKeypointMatchingOutput(ModelOutput):
     matching_scores: Tensor | None = None
     keypoints: Tensor | None = None
     original_sizes: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @torch.no_grad()
@@ -125,10 +128,12 @@ class EdenForKeypointMatching(EdenPreTrainedModel):
                 pair one after the other, as it gives them.
             original_sizes (`torch.LongTensor` of shape `(2 * batch_size, 2)`, *optional*):
                 Height and width of the images before the processor, which hands them on to post-processing.
+            output_hidden_states, output_attentions (`bool`, *optional*): Return those of the trunk as well.
             return_dict (`bool`, *optional*): `False` gives a plain tuple.
 
         Returns:
-            `matches`, `matching_scores`, `keypoints`, and `original_sizes` where given.
+            `matches`, `matching_scores`, `keypoints`, `original_sizes` where given, and `hidden_states`, `attentions`
+            if asked for.
 
         Raises:
             ValueError: `pixel_values` are no pairs of images.
@@ -140,7 +145,8 @@ class EdenForKeypointMatching(EdenPreTrainedModel):
                 "`pixel_values` must be pairs of images, (batch_size, 2, num_channels, height, width) or "
                 f"(2 * batch_size, num_channels, height, width), got {tuple(pixel_values.shape)}"
             )
-        dense = self.eden(pixel_values, return_dict=True).dense_embeddings
+        outputs = self.eden(pixel_values, return_dict=True, **self.asked_of_trunk(kwargs))
+        dense = outputs.dense_embeddings
         with torch.autocast(dense.device.type, enabled=False):
             keypoints, scores = match_points(dense[::2], dense[1::2])
         matches = torch.where(scores > 0, torch.arange(scores.shape[1], device=scores.device), -1)
@@ -149,6 +155,8 @@ class EdenForKeypointMatching(EdenPreTrainedModel):
             matching_scores=torch.stack([scores, scores], dim=1),
             keypoints=keypoints,
             original_sizes=None if original_sizes is None else original_sizes.view(-1, 2, 2),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 

@@ -4,7 +4,7 @@ import copy
 import inspect
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 from transformers import AutoBackbone, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
@@ -42,7 +42,7 @@ def with_decoder_stages(config: EdenConfig, purpose: str) -> EdenConfig:
         )
     config = copy.deepcopy(config)  # others made from the same settings return their own stages
     stages = config.stage_names[1:]
-    steps = torch.linspace(0, len(stages) - 1, min(len(stages), _DECODER_STAGES)).round().int().tolist()
+    steps = np.linspace(0, len(stages) - 1, min(len(stages), _DECODER_STAGES)).round().astype(int).tolist()
     config.out_features = [stages[step] for step in steps]
     return config
 

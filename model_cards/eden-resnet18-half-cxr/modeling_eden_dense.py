@@ -86,10 +86,10 @@ def sample_embeddings(dense_embeddings: Tensor, points: Tensor) -> Tensor:
         points: `[B, P, 2]`, x and y from -1 to 1, the outer edges of the image; points beyond take the edge's.
 
     Returns:
-        Unit rows `[B, P, D]`.
+        Unit rows `[B, P, D]`, float32.
     """
     sampled = F.grid_sample(dense_embeddings, points[:, :, None], padding_mode="border", align_corners=False)
-    return F.normalize(sampled[..., 0].mT, dim=2)
+    return F.normalize(sampled[..., 0].mT.float(), dim=2)
 
 
 def point_contrast(

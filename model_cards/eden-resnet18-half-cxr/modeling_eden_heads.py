@@ -52,7 +52,7 @@ class EdenForImageClassification(EdenPreTrainedModel):
         Raises:
             ValueError: `labels` have another shape than the logits need.
         """
-        outputs = self.eden(pixel_values, return_dict=True, **kwargs)
+        outputs = self.eden(pixel_values, return_dict=True, **self.asked_of_trunk(kwargs))
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self._loss(logits, labels)
         return ImageClassifierOutput(
@@ -200,7 +200,8 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
         check_batch(pixel_values)
         trunk: Any = self.eden.backbone
         pixel_values = pixel_values.to(self.dtype)
-        outputs = trunk.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
+        asked = self.asked_of_trunk(kwargs)
+        outputs = trunk.forward_with_filtered_kwargs(pixel_values, return_dict=True, **asked)
         logits = self.decoder(pixel_values, outputs.feature_maps)
         logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear")
         loss = None if labels is None else self._loss(logits.float(), labels)

@@ -546,3 +546,17 @@ def test_every_finetuning_config_reads_and_its_yaml_reads_back(tmp_path, pytestc
         (tmp_path / "config.yaml").write_text(arguments.to_yaml())
         assert read_settings(FinetuneArguments, tmp_path / "config.yaml") == arguments
         assert f"scripts/finetune.py --config configs/{file.name}" in file.read_text()
+
+
+def test_a_regression_goes_on_at_the_scale_of_its_labels(labelled, eden_folder, tmp_path):
+    task = labelled_task(labelled, "regression", "age")
+    best = finetune(settings(tmp_path / "run", task, 4, start=eden_folder)) / "best"
+    again = finetune(settings(tmp_path / "again", task, 4, start=best))
+    assert logged(again, "loss")[0] < 10  # of labels around 50, whose squares are thousands
+
+
+def test_the_processor_pads_with_the_label_that_the_model_ignores(tmp_path):
+    EdenForPreTraining(tiny_config(semantic_loss_ignore_index=-100)).save_pretrained(tmp_path)
+    EdenImageProcessor().save_pretrained(tmp_path)
+    _, processor = load_start(StartArguments(name=str(tmp_path)), "segmentation", STRUCTURES, seed=0)
+    assert processor.semantic_loss_ignore_index == -100
