@@ -342,10 +342,19 @@ def main() -> None:
     logging.getLogger("eden_hf").setLevel(logging.INFO)
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
-        return COMMANDS[name](arguments)
+        try:
+            return COMMANDS[name](arguments)
+        except ImportError as error:
+            if error.name is not None:  # Python's own: nobody said what to install
+                raise
+            sys.exit(f"eden {name}: {error}")
     asked = name in ("-h", "--help")
     lines = [f"  {command:10} {function.__doc__}" for command, function in COMMANDS.items()]
     complaint = "" if asked else f"eden: unknown command {name!r}\n"
     usage = "\n".join(["usage: eden COMMAND [options]; eden COMMAND --help lists them", "", *lines])
     print(complaint + usage, file=sys.stdout if asked else sys.stderr)
     sys.exit(0 if asked else 2)
+
+
+if __name__ == "__main__":
+    main()

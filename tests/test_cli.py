@@ -6,9 +6,13 @@ import pytest
 from .launching import ENVIRONMENT, REPOSITORY
 
 
-def eden(*arguments):
-    command = [sys.executable, "-c", "from eden_hf.cli import main; main()", *arguments]
+def python_program(*arguments):
+    command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def eden(*arguments):
+    return python_program("-c", "from eden_hf.cli import main; main()", *arguments)
 
 
 def test_help_lists_the_commands():
@@ -75,3 +79,35 @@ def test_a_misspelt_setting_exits_with_a_suggestion():
     assert finished.returncode == 2
     assert "training.batch_size" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_both_modules_are_the_command():
+    for module in ("eden_hf", "eden_hf.cli"):
+        finished = python_program("-m", module, "pretrain", "--training.batchsize", "3")
+        assert finished.returncode == 2
+        assert "training.batch_size" in finished.stderr
+
+
+BARE = """
+import sys
+for name in ("matplotlib", "sklearn", "scipy", "evaluate", "pydicom", "onnxruntime", "SimpleITK", "highdicom", "peft"):
+    sys.modules[name] = None  # as where it is not installed
+from eden_hf.cli import COMMANDS, main
+for name in COMMANDS:
+    sys.argv = ["eden", name, "--help"]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            print(ended.code, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_without_extras_commands_work_or_name_what_to_install():
+    finished = python_program("-c", BARE)
+    assert finished.returncode == 0, finished.stderr
+    told = finished.stderr.splitlines()
+    needy = ("gallery", "evaluate", "one-shot", "audit", "probe", "few-shot", "finetune")
+    assert [line.partition(":")[0] for line in told] == [f"eden {name}" for name in needy]
+    assert [line for line in told if not line.endswith("pip install 'eden_hf[evaluation]'")] == []

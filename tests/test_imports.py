@@ -21,6 +21,7 @@ ORDER = (
     {"evaluation"},
     {"hub"},
     {"cli"},
+    {"__main__"},
 )
 HEIGHT = {room: height for height, rooms in enumerate(ORDER) for room in rooms}
 

@@ -3,7 +3,6 @@
 import logging
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from eden_hf.anatomy import child_indices, finest_level, grid_shape, parent_inde
 from eden_hf.data.columns import Data
 from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.errors import SourceError
+from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
 from eden_hf.data.sources import find_source, read_cell
-from eden_hf.data.stopping import undone_on_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -288,8 +287,7 @@ def build_anatomy_crops(
     if not names:
         raise ValueError("nothing to build: give levels, or max_level for the hierarchy")
     output.parent.mkdir(parents=True, exist_ok=True)
-    hidden = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-")
-    with undone_on_sigterm(), hidden as scratch:
+    with scratch_folder(output) as scratch:
         builders = []
         for name in names:
             builder = AnatomyCrops(

@@ -4,10 +4,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -25,9 +22,9 @@ from tqdm.auto import tqdm
 from eden_hf.data.caches import writable
 from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.reading import ImageReadError
+from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
 from eden_hf.data.sources import Data, SourceError, find_source, read_cell
-from eden_hf.data.stopping import undone_on_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +125,7 @@ def prepare_images(
     if not folder.exists():
         data = found.load(split, **where).select_columns(["image", "source_id"])
         writable(cache, "data.cache_dir (cache_dir in Python), or by HF_HOME")
-        with _scratch(folder) as scratch:
+        with scratch_folder(folder) as scratch:
             decoded = _decode_all(data, _Decoder(**settings), num_proc)
             skips = SkipLog(scratch / SKIPPED_FILE, max_skipped_share)
             _write(decoded, scratch, settings, skips, kept_list)
@@ -138,18 +135,6 @@ def prepare_images(
     if entries := skipped_entries(images.skipped_file):
         logger.warning("%s, see %s", left_out(entries), images.skipped_file)
     return images
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder`, removed at the end."""
-    scratch = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")  # process ids repeat between machines
-    with undone_on_sigterm():
-        scratch.mkdir()
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _move(scratch: Path, folder: Path) -> None:

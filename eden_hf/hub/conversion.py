@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -421,7 +421,7 @@ def export_trunk(model: str, output: str, layout: str = "torchvision") -> Path:
         flat = re.fullmatch(naming.flat, theirs)
         weights[EXPORTS[layout] + theirs] = (state[name].flatten() if flat else state[name]).contiguous()
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, file, metadata={"format": "pt", "source": "eden_hf"})
+    file.write_bytes(save(weights, metadata={"format": "pt", "source": "eden_hf"}))  # `save_file` hides it from others
     return file
 
 

@@ -142,7 +142,7 @@ class Stage:
         prune_threshold: Gamma of the Purposive Pruner; `null` prunes nothing.
         learning_rate: Peak learning rate, brought down to 0 along a half cosine over the stage.
         momentum: Momentum of SGD, or the first beta of AdamW.
-        weight_decay: Weight decay.
+        weight_decay: Weight decay; of AdamW on the weights of linear maps and convolutions alone.
         optimizer: Of this stage; `training.optimizer` by default.
         batch_size: Of this stage; `training.batch_size` by default.
         partner_weight: Of looking for points in another patient's image as well, where the teacher finds them; 0 for
@@ -187,7 +187,7 @@ class TrainingArguments:
         gradient_accumulation_steps: Batches that one optimiser step is split into.
         optimizer: `sgd` (published) or `adamw` (for transformer trunks).
         max_grad_norm: Norm that gradients are clipped to; `null` clips nothing.
-        mixed_precision: `no`, `bf16` or `fp16`.
+        mixed_precision: `no`, `bf16` or, on a GPU, `fp16`.
         channels_last: Lay images out channels last (faster with bf16 on CPUs and GPUs that know it).
         compile: Compile the trunks with `torch.compile`.
         sync_batchnorm: Share BatchNorm statistics between the GPUs; otherwise key batches are shuffled.

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from eden_hf.modeling_eden_base import readable_like_neighbours
 from eden_hf.training.curriculum import Progress
+from eden_hf.training.optimizers import same_groups
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (temporary / PROGRESS_FILE).write_text(json.dumps(progress.to_dict(), indent=2))
+        readable_like_neighbours(temporary)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)  # noqa: PTH105 (says that it replaces)
         for old in _checkpoints(folder)[:-keep]:
@@ -59,12 +62,16 @@ def load_last_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
     """Restore the newest checkpoint of `folder` into what `accelerator` prepared, and return its position.
 
     A run that ended before its first checkpoint starts over, and says so.
+
+    Raises:
+        ValueError: the optimiser of the checkpoint decayed other parameters (an older version's).
     """
     found = _checkpoints(folder)
     if not found:
         logger.warning("no checkpoint was written yet to %s: starting at step 0", folder)
         return Progress()
-    accelerator.load_state(str(found[-1]))
+    with same_groups(found[-1]):
+        accelerator.load_state(str(found[-1]))
     return Progress(**json.loads((found[-1] / PROGRESS_FILE).read_text()))
 
 

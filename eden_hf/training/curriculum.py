@@ -5,7 +5,8 @@ a resumed run equals an uninterrupted one, and two processes one.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -44,6 +45,53 @@ def epoch_order(indices: Tensor, seed: int, epoch: int) -> Tensor:
     """`indices` (int64, any length) in the order of `epoch`, counted over the whole run."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return indices[torch.randperm(len(indices), generator=generator)]
+
+
+class FullBatches(Sampler[int]):
+    """Indices of an epoch's images, in an order of its own, and some again to fill the last batch.
+
+    BatchNorm takes no batch of one, and few shots fill none. What fills is drawn anew for each epoch, in turn: over
+    the epochs all images are seen equally often, but for one time.
+
+    Args:
+        images: How many there are.
+        batch_size: Over all processes together.
+        seed: Of the orders.
+        epoch: Tells the epoch whenever one begins, also in the middle of it on resuming.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.images, self.seed, self.epoch = images, seed, epoch
+        self.filled = math.ceil(images / batch_size) * batch_size
+
+    def __len__(self) -> int:
+        """Indices of an epoch, a multiple of the batch."""
+        return self.filled
+
+    def __iter__(self) -> Iterator[int]:
+        everything, spare, epoch = torch.arange(self.images), self.filled - self.images, self.epoch()
+        yield from epoch_order(everything, self.seed, epoch).tolist()
+        turns = range(epoch * spare, (epoch + 1) * spare)
+        orders = {turn: epoch_order(everything, self.seed + 1, turn) for turn in {t // self.images for t in turns}}
+        yield from (int(orders[turn // self.images][turn % self.images]) for turn in turns)
+
+
+@contextmanager
+def enough_values(batch_size: str, size: str) -> Iterator[None]:
+    """Name the settings that leave BatchNorm one value a channel: one image, of which the last map is one pixel.
+
+    Raises:
+        ValueError: they do.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"BatchNorm needs more than one image a process and step where the trunk's last map is one pixel: raise "
+            f"`{batch_size}` (or use fewer processes or pieces) or `{size}`"
+        ) from error
 
 
 class StageBatches(Sampler[list[int]]):

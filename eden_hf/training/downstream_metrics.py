@@ -16,13 +16,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from datasets import Dataset
-from sklearn.metrics import r2_score, roc_auc_score
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from eden_hf.data.tasks import Kind
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.training.downstream_data import row_image, row_masks
+
+try:
+    from sklearn.metrics import r2_score, roc_auc_score
+except ImportError as error:
+    raise ImportError("fine-tuning needs scikit-learn: pip install 'eden_hf[evaluation]'") from error
 
 #: The metrics of each kind, the usual one first.
 METRICS: dict[Kind, tuple[str, ...]] = {

@@ -142,12 +142,12 @@ class FinetuneTrainingArguments:
 
     Args:
         learning_rate: Peak learning rate.
-        weight_decay: Weight decay.
-        epochs: Passes over the training images.
+        weight_decay: Weight decay, of the weights of linear maps and convolutions alone.
+        epochs: Passes over the training images; images drawn anew fill the last batch of each.
         steps: Optimiser steps, instead of `epochs`.
         batch_size: Images of one optimiser step, over all processes together.
         warmup_share: Share of the steps over which the learning rate rises.
-        mixed_precision: `no`, `bf16` or `fp16`.
+        mixed_precision: `no`, `bf16` or, on a GPU, `fp16`.
         channels_last: Lay images out channels last (faster with bf16 on CPUs and GPUs that know it).
         evaluations: Validations (each with a checkpoint) over the run, evenly spaced.
         patience: Validations without a better one after which the run stops; `null` runs to the end.

@@ -22,7 +22,6 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import Subset
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -40,8 +39,10 @@ from eden_hf.data.tasks import Kind, Task
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import adapted_processor, find_model
 from eden_hf.modeling_eden import EdenForImageClassification, EdenForSemanticSegmentation
+from eden_hf.modeling_eden_base import readable_like_neighbours
 from eden_hf.training.arguments import read_settings
 from eden_hf.training.checkpoints import replace_folder
+from eden_hf.training.curriculum import FullBatches, enough_values
 from eden_hf.training.downstream_data import (
     TaskImages,
     augment,
@@ -61,6 +62,8 @@ from eden_hf.training.downstream_metrics import (
     probabilities,
 )
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
+from eden_hf.training.optimizers import decayed_names, same_groups
+from eden_hf.training.precision import check_precision, held_dtypes, in_float32
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_run
 
 logger = logging.getLogger(__name__)
@@ -89,6 +92,7 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
         TaskError: the task's files are missing or not as they must be.
         ValueError: the settings differ from those of the run to resume, or do not fit the task.
     """
+    check_precision(arguments.training.mixed_precision)
     folder = Path(arguments.run.output_dir)
     processes = PartialState(cpu=not torch.accelerator.is_available())
     with only_writer(folder, "--run.output_dir", processes):
@@ -113,6 +117,7 @@ def _finetune(arguments: FinetuneArguments, folder: Path, resume: bool, processe
             processes=processes.num_processes,
             task=task.name,
             labels=task.labels,
+            start_dtypes=held_dtypes(arguments.model.name),
             images_skipped=total - sum(map(len, splits.values())),
             **_image_lists(task),
         )
@@ -187,6 +192,7 @@ def finetune_few_shot(
     Returns:
         Dice `[test images, labels]` at the images' own sizes.
     """
+    check_precision(recipe.training.mixed_precision)
     splits = {"train": train} if validation is None else {"train": train, "validation": validation}
     task = Task("few-shot", "segmentation", labels, "dice", splits)
     with TemporaryDirectory() as folder:
@@ -219,6 +225,7 @@ def load_start(
     processor = adapted_processor(named.processor, arguments.size, intensity)
     is_eden = named.config.model_type == EdenConfig.model_type
     config: Any = named.config if is_eden else EdenConfig(backbone_config=named.config)
+    in_float32(config)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = PROBLEM_TYPES.get(kind)
@@ -230,7 +237,8 @@ def load_start(
     head = EdenForSemanticSegmentation if kind == "segmentation" else EdenForImageClassification
     if is_eden and not named.fresh:
         # A head that was made for another number of labels starts afresh.
-        model: Any = head.from_pretrained(named.origin, config=config, ignore_mismatched_sizes=True)
+        own: dict[str, Any] = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+        model: Any = head.from_pretrained(named.origin, **own)
         if kind == "regression":  # so does one that predicts in units: labels are standardised while it is trained
             model.classifier.reset_parameters()
         return model, processor
@@ -239,7 +247,7 @@ def load_start(
         trunk: Any = model.eden.backbone
         takes = inspect.signature(type(trunk)).parameters
         without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
-        stock = type(trunk).from_pretrained(named.origin, config=trunk.config, **without_pooler)
+        stock = type(trunk).from_pretrained(named.origin, config=trunk.config, dtype=torch.float32, **without_pooler)
         trunk.load_state_dict(stock.state_dict())
     return model, processor
 
@@ -287,7 +295,7 @@ def fit(
     trainer = TaskTrainer(
         model=model,
         args=_training_arguments(recipe, len(images["train"]), "validation" in images, metric, folder, quiet),
-        train_dataset=_in_full_batches(images["train"], recipe.training.batch_size),
+        train_dataset=images["train"],
         eval_dataset=images.get("validation"),
         processing_class=processor,
         compute_metrics=lambda found: _validation_metrics(task, metric, found),
@@ -299,7 +307,9 @@ def fit(
     )
     if quiet:
         trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder) if resume else None)
+    checkpoint = _last_checkpoint(folder) if resume else None
+    with same_groups(Path(checkpoint or folder)):
+        trainer.train(resume_from_checkpoint=checkpoint)
     best: Any = trainer.accelerator.unwrap_model(trainer.model)
     if recipe.model.lora_rank:
         best = best.merge_and_unload()
@@ -339,7 +349,21 @@ class TaskTrainer(Trainer):
             seed = (self.args.seed, self.state.global_step, self.args.process_index)
             images, masks = augment(inputs["pixel_values"], masks, self.augmentation, seed)
             inputs = {"pixel_values": images, "labels": inputs["labels"] if masks is None else masks}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        with enough_values("training.batch_size", "model.size"):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in pretraining; Trainer's own finds no BatchNorm, and decays class tokens and positions."""
+        return decayed_names(model)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> FullBatches:
+        dataset: Any = train_dataset or self.train_dataset
+        images, batch = len(dataset), self.args.train_batch_size * self.args.world_size
+        return FullBatches(images, batch, self.args.seed, lambda: self.state.global_step // math.ceil(images / batch))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        readable_like_neighbours(Path(output_dir or str(self.args.output_dir)))
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Loss, predictions and truths as `measure` takes them: of masks the numbers of pixels at the model's size."""
@@ -410,12 +434,6 @@ def _training_arguments(
         remove_unused_columns=False,
         label_names=["labels"],
     )
-
-
-def _in_full_batches(images: TaskImages, batch_size: int) -> torch.utils.data.Dataset:
-    """The images, some again to fill the last batch: BatchNorm takes no batch of one, and few shots fill none."""
-    count = math.ceil(len(images) / batch_size) * batch_size
-    return Subset(images, [index % len(images) for index in range(count)])
 
 
 def _last_checkpoint(folder: Path) -> str | None:

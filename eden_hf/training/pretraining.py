@@ -37,8 +37,10 @@ from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.modeling_eden import EdenForPreTraining, EdenModel
 from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainArguments, Stage
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
-from eden_hf.training.curriculum import Progress, StageBatches, learning_rate
+from eden_hf.training.curriculum import Progress, StageBatches, enough_values, learning_rate
 from eden_hf.training.monitors import LossGuard, Monitor, health
+from eden_hf.training.optimizers import make_optimizer
+from eden_hf.training.precision import check_precision, held_dtypes, in_float32
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_changes, record_run
 
 logger = logging.getLogger(__name__)
@@ -98,7 +100,7 @@ class Pretraining:
         model = _fit_to_hardware(model, arguments, self.accelerator).to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.model = self.accelerator.prepare(model)
         names = dict.fromkeys(self._optimizer_name(stage) for stage in arguments.stages)
-        self.optimizers = {name: self.accelerator.prepare(_optimizer(model, name)) for name in names}
+        self.optimizers = {name: self.accelerator.prepare(make_optimizer(model, name)) for name in names}
         self.student = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.eden: EdenForPreTraining = self.accelerator.unwrap_model(self.model)
         set_seed(training.seed, device_specific=True)  # a trunk's dropout differs between processes, as it should
@@ -200,8 +202,9 @@ class Pretraining:
     def _optimizer_step(self, pieces: Iterator[tuple[Tensor, Tensor]], stage: Stage, rate: float) -> None:
         """One step of the student on the next batch, in as many pieces as accumulation says."""
         training, optimizer = self.arguments.training, self._optimizer(stage)
+        size = "views.size" if stage.objective == "parts" else "points.size"
         for group in optimizer.param_groups:
-            group.update(lr=rate, weight_decay=stage.weight_decay)
+            group.update(lr=rate, weight_decay=stage.weight_decay if group.get("decayed", True) else 0.0)
             group.update({"momentum": stage.momentum} if "momentum" in group else {"betas": (stage.momentum, 0.999)})
         self.model.train()
         steps = training.gradient_accumulation_steps
@@ -209,7 +212,8 @@ class Pretraining:
             indices, images = next(pieces)
             with nullcontext() if piece == steps - 1 else self.accelerator.no_sync(self.model):
                 inputs = self._inputs(indices, images, stage, training.seed, self.progress.seen_epochs)
-                output = self.model(**inputs, update_teacher=piece == 0)
+                with enough_values("training.batch_size", size):
+                    output = self.model(**inputs, update_teacher=piece == 0)
                 ids = [self.images.ids[index] for index in indices]
                 self.guard.watch(output.loss, ids, self._where(stage))
                 self.accelerator.backward(output.loss / steps)
@@ -261,7 +265,7 @@ class Pretraining:
         piece = max(1, batch // (processes * training.gradient_accumulation_steps))
         mine = self.holdout_indices[self.accelerator.process_index :: processes]
         total = torch.zeros(2, device=self.device)
-        for indices in mine.split(piece):
+        for indices in mine.split(piece) if len(mine) else ():  # of no images torch makes one empty piece
             # Another seed than training's, and always epoch 0: the same views whenever it is asked.
             inputs = self._inputs(indices, self.images.get(indices), stage, training.seed + 1, epoch=0)
             loss = self.eden(**inputs).loss
@@ -328,7 +332,7 @@ def _as_started(arguments: ModelArguments) -> ModelArguments:
         return arguments
     config = EdenConfig.from_pretrained(arguments.start)
     backbone = config.backbone_config.to_diff_dict()
-    for passing in ("transformers_version", "out_features", "out_indices", "stage_names"):
+    for passing in ("transformers_version", "dtype", "out_features", "out_indices", "stage_names"):
         backbone.pop(passing, None)
     kept = _OWN if config.dense_dim is None else (*_OWN, "dense_dim", "dense_hidden_size")
     own: dict[str, Any] = {name: getattr(config, name) for name in kept}
@@ -344,6 +348,7 @@ def _model(arguments: ModelArguments) -> EdenForPreTraining:
         ValueError: `start` holds no trunk.
     """
     config = arguments.to_config()
+    in_float32(config)
     if arguments.start is None:
         return EdenForPreTraining(config)
     held = EdenConfig.from_pretrained(arguments.start).architectures or []
@@ -393,6 +398,7 @@ def _as_fetched(batch: Any) -> Any:
 
 def _accelerator(arguments: PretrainArguments) -> Accelerator:
     """Accelerate's view of the processes and devices there are."""
+    check_precision(arguments.training.mixed_precision)
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=arguments.training.mixed_precision,
@@ -447,12 +453,6 @@ def _fit_to_hardware(model: EdenForPreTraining, arguments: PretrainArguments, ac
     return model
 
 
-def _optimizer(model: EdenForPreTraining, name: str) -> torch.optim.Optimizer:
-    """The optimiser over the student; each step sets its rates."""
-    student = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(student, momentum=0.9) if name == "sgd" else torch.optim.AdamW(student)
-
-
 def image_processor(arguments: PretrainArguments) -> EdenImageProcessor:
     """The image processor that gives a model pretrained by `arguments` the input it knows."""
     views, dense = arguments.views, arguments.stages[-1].objective == "points"
@@ -474,6 +474,7 @@ def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImag
         accelerator.device,
         processes=accelerator.num_processes,
         images=len(images),
+        start_dtypes=held_dtypes(arguments.model.start or ""),
         images_skipped=images.skipped,
         image_list_hash=images.list_hash,
     )

@@ -3,7 +3,9 @@
 import inspect
 import math
 import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +99,14 @@ class EdenPreTrainedModel(PreTrainedModel):
         """
         self.config.auto_map = dict(_AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
+        readable_like_neighbours(Path(save_directory))
+
+
+def readable_like_neighbours(folder: Path) -> None:
+    """Give weights the mode of the files beside them in `folder`: safetensors writes them for their owner alone."""
+    for weights in folder.glob("*.safetensors"):
+        beside = next(file for file in folder.iterdir() if file.is_file() and file.suffix != weights.suffix)
+        shutil.copymode(beside, weights)
 
 
 def check_batch(pixel_values: Tensor) -> None:

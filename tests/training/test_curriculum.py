@@ -1,10 +1,12 @@
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eden_hf.training.arguments import Stage
-from eden_hf.training.curriculum import StageBatches, epoch_order, learning_rate
+from eden_hf.training.curriculum import FullBatches, StageBatches, enough_values, epoch_order, learning_rate
 
 
 def batches(images=50, batch_size=8, **options):
@@ -62,3 +64,25 @@ def test_what_does_not_fit_is_said():
         batches(world_size=3)
     with pytest.raises(ValueError, match=r"5 training images.*training.batch_size \(8\)"):
         batches(images=5)
+
+
+@pytest.mark.parametrize(("images", "batch"), [(17, 16), (3, 8), (16, 8), (1, 4), (20, 16)])
+def test_full_batches_see_all_images_equally_often(images, batch):
+    epoch = 0
+    order = FullBatches(images, batch, seed=0, epoch=lambda: epoch)
+    drawn = []
+    for epoch in range(40):  # noqa: B007 (the order asks for it)
+        drawn.append(list(order))
+        assert len(drawn[-1]) == len(order) == -(-images // batch) * batch
+        assert set(drawn[-1][:images]) == set(range(images))
+    counts = Counter(index for indices in drawn for index in indices)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    epoch = 7
+    assert list(order) == drawn[7]
+    if images > 1:
+        assert drawn[7] != drawn[8]
+
+
+def test_another_error_than_batchnorms_stays_as_it_is():
+    with pytest.raises(ValueError, match=r"^other$"), enough_values("batch", "size"):
+        raise ValueError("other")

@@ -9,6 +9,7 @@ from datasets import Dataset, Features, Image, Value
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BitImageProcessor,
@@ -37,7 +38,7 @@ from eden_hf.training.finetune_arguments import (
     StartArguments,
     TaskArguments,
 )
-from eden_hf.training.finetuning import finetune, finetune_few_shot, load_start
+from eden_hf.training.finetuning import TaskTrainer, finetune, finetune_few_shot, load_start
 
 from ..launching import torchrun
 from ..tiny import BACKBONES, tiny_config
@@ -367,6 +368,68 @@ def test_fresh_weights_are_those_of_the_seed(eden_folder):
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
     weights = [next(p for p in model.eden.parameters() if p.ndim == 4) for model in (one, other)]
     assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("kind", ["eden", "stock", "random:"])
+def test_a_start_in_half_precision_is_trained_in_float32(kind, eden_folder, tmp_path):
+    if kind == "stock":
+        model = AutoModel.from_pretrained(stock_folder(tmp_path / "stock", "resnet"))
+    else:
+        model = EdenForPreTraining.from_pretrained(eden_folder)
+    model.bfloat16().save_pretrained(tmp_path / "half")
+    EdenImageProcessor().save_pretrained(tmp_path / "half")
+    name = f"random:{tmp_path / 'half'}" if kind == "random:" else str(tmp_path / "half")
+    started, _ = load_start(StartArguments(name), "segmentation", ("a",), seed=0)
+    assert {parameter.dtype for parameter in started.parameters()} == {torch.float32}
+    started.save_pretrained(tmp_path / "best")
+    again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "best")
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+    if kind == "eden":
+        folder = finetune(settings(tmp_path / "run", phantoms(), 1, start=name))
+        assert json.loads((folder / "environment.json").read_text())["start_dtypes"] == ["BF16"]
+
+
+def trainer(monkeypatch, eden_folder, folder, **training):
+    """The `TaskTrainer` of a run that is about to begin."""
+    caught = []
+    monkeypatch.setattr(TaskTrainer, "train", lambda self, **options: caught.append(self))
+    arguments = settings(folder, phantoms(), start=eden_folder)
+    arguments.training = dataclasses.replace(arguments.training, **training)
+    finetune(arguments)
+    return caught[0]
+
+
+def test_the_last_batch_is_filled_by_other_images_each_epoch(monkeypatch, eden_folder, tmp_path):
+    mine = trainer(monkeypatch, eden_folder, tmp_path / "run", batch_size=8)
+    assert len(mine.train_dataset) == 14
+    monkeypatch.setattr(TaskImages, "__getitem__", lambda self, index: {"labels": torch.tensor(index)})
+    epochs = []
+    for mine.state.global_step in (0, 2, 4, 6):  # two steps an epoch
+        epochs.append(torch.cat([batch["labels"] for batch in mine.get_train_dataloader()]).tolist())
+    assert all(len(epoch) == 16 and set(epoch) == set(range(14)) for epoch in epochs)
+    assert len({tuple(epoch[14:]) for epoch in epochs}) > 1
+
+
+def test_the_optimiser_of_fine_tuning_decays_maps_alone(monkeypatch, eden_folder, tmp_path):
+    mine = trainer(monkeypatch, eden_folder, tmp_path / "run", weight_decay=0.3)
+    maps, others = mine.create_optimizer().param_groups
+    assert (maps["weight_decay"], others["weight_decay"]) == (0.3, 0)
+    assert {parameter.ndim for parameter in maps["params"]} == {4}
+    assert {parameter.ndim for parameter in others["params"]} == {1}
+
+
+def test_what_cannot_be_trained_names_its_settings(monkeypatch, eden_folder, tmp_path):
+    arguments = settings(tmp_path / "run", phantoms(), start=eden_folder)
+    arguments.training.batch_size = 1
+    with pytest.raises(ValueError, match=r"`training.batch_size` .*`model.size`"):
+        finetune(arguments)
+    arguments.training.batch_size = 8  # nothing is in the way of a better setting
+    arguments.training.mixed_precision = "fp16"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"fp16 needs a GPU"):
+        finetune(arguments)
+    arguments.training = dataclasses.replace(arguments.training, mixed_precision="no", steps=1)
+    finetune(arguments)
 
 
 def few_rows():

@@ -318,6 +318,42 @@ def test_pretraining_starts_from_a_trunk(tmp_path):
         assert torch.equal(tensor, teacher.get_parameter(name)), name  # of momentum 1, it stands still
 
 
+@pytest.mark.parametrize("kind", [EdenForPreTraining, EdenModel])
+def test_a_start_in_half_precision_is_trained_in_float32(kind, tmp_path):
+    """As from the same weights in float32; the file's dtype is recorded."""
+    torch.manual_seed(0)
+    start = kind(tiny_config()).bfloat16()
+    start.save_pretrained(tmp_path / "half")
+    start.float().save_pretrained(tmp_path / "float")
+    moved = {}
+    for name in ("half", "float"):
+        sections = {"model": {"start": str(tmp_path / name)}, "stages": [{"epochs": 1, "learning_rate": 0.05}]}
+        run = run_pretraining(tmp_path, f"run-{name}", **sections)
+        moved[name] = load_file(run / "last" / "model.safetensors")
+        held = {"half": ["BF16"], "float": ["F32"]}[name]
+        assert json.loads((run / "environment.json").read_text())["start_dtypes"] == held
+        assert "dtype" not in read_arguments(run / "config.yaml").model.backbone
+    assert {tensor.dtype for tensor in moved["half"].values() if tensor.is_floating_point()} == {torch.float32}
+    assert [name for name in moved["float"] if not torch.equal(moved["half"][name], moved["float"][name])] == []
+
+
+def test_a_process_without_held_out_images_leaves_the_validation_to_the_others(tmp_path):
+    run = Pretraining(read_arguments(settings_file(tmp_path, stages=[{"level": 0, "epochs": 1}])))
+    stage = run.arguments.stages[0]
+    whole = run.validation_loss(stage)
+    run.holdout_indices = run.holdout_indices[:0]
+    summed = {}
+    run.accelerator.reduce = lambda total: summed.setdefault("of this process", total) + torch.tensor([3.0, 2.0])
+    assert run.validation_loss(stage) == 1.5
+    assert summed["of this process"].tolist() == [0, 0]
+    assert whole > 0
+
+
+def test_a_batch_too_small_for_batchnorm_names_the_settings(tmp_path):
+    with pytest.raises(ValueError, match=r"`training.batch_size` .*`views.size`"):
+        run_pretraining(tmp_path, training={"batch_size": 1})
+
+
 POINTS = [
     {"objective": "points", "epochs": 1, "learning_rate": 0.002, "optimizer": "adamw"},
     {"objective": "points", "epochs": 1, "learning_rate": 0.002, "optimizer": "adamw", "partner_weight": 0.5},

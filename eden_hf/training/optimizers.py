@@ -1,0 +1,52 @@
+"""What weight decay pulls on: AdamW's as the field has it, SGD's as published."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+
+def decayed_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that AdamW decays: the weights of linear maps and convolutions.
+
+    Biases, norms, scales of layers, class, register and mask tokens, and positions are left alone.
+    """
+    maps = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | _ConvNd)]
+    return [f"{name}.weight" if name else "weight" for name in maps]
+
+
+def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
+    """`sgd`, which decays every parameter (published), or `adamw`; each step sets the rates of the groups.
+
+    A group that is not decayed says so by `decayed`.
+    """
+    trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    if name == "sgd":
+        return torch.optim.SGD(trained.values(), momentum=0.9)
+    decayed = set(decayed_names(model))
+    maps, others = ([trained[key] for key in trained if (key in decayed) == is_map] for is_map in (True, False))
+    return torch.optim.AdamW(
+        [{"params": maps, "decayed": True}, {"params": others, "decayed": False, "weight_decay": 0.0}]
+    )
+
+
+@contextmanager
+def same_groups(checkpoint: Path) -> Iterator[None]:
+    """Say why an optimiser's state does not fit, where it was saved with other groups of parameters.
+
+    Raises:
+        ValueError: it was.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "parameter group" not in str(error):
+            raise
+        raise ValueError(
+            f"the optimiser in {checkpoint} was saved by an older version of eden_hf, whose AdamW decayed norms, "
+            "biases and positions as well: go on with that version (git_revision in environment.json), or start a "
+            "new run from the model that there is"
+        ) from error
