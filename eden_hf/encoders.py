@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import FRESH, adapted_processor, find_model, squares_of, weights_revision
+from eden_hf.modeling_eden_trunk import as_map
 
 __all__ = ["FRESH", "Encoder", "check_encoders", "embed", "load_encoder", "nearest_neighbours", "pooled", "processed"]
 
@@ -69,7 +70,8 @@ class Encoder:
         if states[0].ndim == 4:
             return [state for state, after in pairwise([*states, None]) if after is None or _coarser(after, state)]
         chosen = np.linspace(0, len(states) - 1, TOKEN_STAGES + 1).round().astype(int)[1:]
-        return [_as_map(states[index], pixel_values, self.model.config) for index in chosen]
+        config = getattr(self.model.config, "backbone_config", self.model.config)
+        return [as_map(states[index], pixel_values, config) for index in chosen]
 
 
 def processed(processor: Any, images: Sequence[Image.Image | np.ndarray], size: int | None = None) -> Tensor:
@@ -83,16 +85,6 @@ def processed(processor: Any, images: Sequence[Image.Image | np.ndarray], size: 
 def _coarser(after: Tensor, state: Tensor) -> bool:
     """Whether a stage ends at `state`: what follows is smaller or wider (stems repeat the first stage's size)."""
     return after.shape[1:] != state.shape[1:]
-
-
-def _as_map(tokens: Tensor, pixel_values: Tensor, config: PreTrainedConfig) -> Tensor:
-    """Patch tokens `[B, prefix + h * w, C]` as `[B, C, h, w]`."""
-    config = getattr(config, "backbone_config", config)
-    patch = getattr(config, "patch_size", None)
-    if tokens.ndim != 3 or patch is None:
-        raise ValueError(f"hidden states of {config.model_type!r} are neither maps nor rows of patch tokens")
-    height, width = (np.array(pixel_values.shape[-2:]) // patch).tolist()
-    return tokens[:, tokens.shape[1] - height * width :].mT.unflatten(2, (height, width))
 
 
 def load_encoder(
@@ -125,7 +117,7 @@ def load_encoder(
             model = AutoModel.from_config(named.config, trust_remote_code=trust_remote_code)
         revision: str | None = f"seed {seed}"
     else:
-        model = AutoModel.from_pretrained(named.origin, trust_remote_code=trust_remote_code)
+        model = AutoModel.from_pretrained(named.origin, config=named.config, trust_remote_code=trust_remote_code)
         revision = weights_revision(named.origin, model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return Encoder(model.to(device or "cpu"), adapted_processor(named.processor, size, intensity), name, revision)

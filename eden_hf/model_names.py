@@ -20,7 +20,7 @@ class NamedModel(NamedTuple):
     Attributes:
         origin: Folder, Hub id or preset.
         fresh: Whether its weights are to be drawn anew.
-        config: Its configuration.
+        config: Its configuration; of a model with two towers, such as CLIP, that of the vision tower.
         processor: Its image processor.
     """
 
@@ -49,7 +49,7 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> NamedModel:
         return NamedModel(origin, fresh, EdenConfig(backbone_config=origin), EdenImageProcessor())
     config = AutoConfig.from_pretrained(origin, trust_remote_code=trust_remote_code)
     processor = AutoImageProcessor.from_pretrained(origin, trust_remote_code=trust_remote_code)
-    return NamedModel(origin, fresh, config, processor)
+    return NamedModel(origin, fresh, getattr(config, "vision_config", config), processor)
 
 
 def adapted_processor(

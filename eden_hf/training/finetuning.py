@@ -23,6 +23,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
@@ -249,7 +250,16 @@ def load_start(
         without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
         stock = type(trunk).from_pretrained(named.origin, config=trunk.config, dtype=torch.float32, **without_pooler)
         trunk.load_state_dict(stock.state_dict())
+        _take_final_norm(trunk, named.origin)
     return model, processor
+
+
+def _take_final_norm(trunk: Any, origin: str) -> None:
+    """Give the last stage of a backbone the norm that transformers' own encoder has after it, if they have any."""
+    if hasattr(trunk, "hidden_states_norms"):
+        norm = getattr(AutoModel.from_pretrained(origin, config=trunk.config), "layernorm", None)
+        if norm is not None:
+            trunk.hidden_states_norms[trunk.stage_names[-1]].load_state_dict(norm.state_dict())
 
 
 def fit(

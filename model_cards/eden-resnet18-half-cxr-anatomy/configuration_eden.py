@@ -32,8 +32,9 @@ class EdenConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`PreTrainedConfig`, `dict` or `str`, *optional*, defaults to `"resnet50"`):
-            The trunk: any transformers vision configuration (a `dict` needs its `model_type`), or the name of a
-            preset: `"resnet18"`, `"resnet18-half"`, `"resnet34"`, `"resnet50"`.
+            The trunk: the configuration of any image encoder of transformers, or of a model with two towers such as
+            CLIP, of which the vision tower is taken (a `dict` needs its `model_type`); or the name of a preset:
+            `"resnet18"`, `"resnet18-half"`, `"resnet34"`, `"resnet50"`.
         projection_dim (`int`, *optional*, defaults to 128):
             Dimension D of the embeddings that the contrastive loss compares.
         memory_bank_size (`int`, *optional*, defaults to 65536):
@@ -184,7 +185,8 @@ class EdenConfig(PreTrainedConfig):
 def _resolve_backbone(backbone: Any) -> PreTrainedConfig:
     """The trunk's configuration, given as itself, a dict with `model_type`, the name of a preset, or nothing."""
     if isinstance(backbone, PreTrainedConfig):
-        return deepcopy(backbone)  # it may serve other models too, with other stages
+        # Of a model with two towers, the one that sees. A copy: it may serve other models too, with other stages.
+        return deepcopy(getattr(backbone, "vision_config", backbone))
     if backbone is None:
         backbone = "resnet50"
     if isinstance(backbone, str):
@@ -200,7 +202,7 @@ def _resolve_backbone(backbone: Any) -> PreTrainedConfig:
             f"`backbone_config` needs the `model_type` of a transformers vision model such as 'resnet', 'convnextv2', "
             f"'swin', 'vit' or 'dinov2', got {model_type!r}"
         )
-    return CONFIG_MAPPING[model_type].from_dict(deepcopy(backbone))
+    return _resolve_backbone(CONFIG_MAPPING[model_type].from_dict(deepcopy(backbone)))
 
 
 EdenConfig.register_for_auto_class()

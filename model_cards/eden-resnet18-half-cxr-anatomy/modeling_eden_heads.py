@@ -168,9 +168,8 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
         config = without_dense_decoder(with_decoder_stages(config, "segmentation"))
         super().__init__(config)
         self.eden = EdenModel(config)
-        trunk: Any = self.eden.backbone
         self.decoder = EdenUNetDecoder(
-            list(trunk.channels),
+            self.eden.map_channels,
             config.decoder_hidden_size,
             int(config.num_labels or 0),
             config.decoder_detail_size,

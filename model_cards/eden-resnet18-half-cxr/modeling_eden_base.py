@@ -1,6 +1,5 @@
 """`EdenModel`, the trunk that users load, and `EdenBackbone`, a map for each of its stages (travel as remote code)."""
 
-import inspect
 import math
 import os
 import shutil
@@ -14,12 +13,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
 from .configuration_eden import EdenConfig
 from .modeling_eden_dense import EdenDenseDecoder
-from .modeling_eden_trunk import as_grid, build_trunk, with_decoder_stages
+from .modeling_eden_trunk import average, build_trunk, has_stages, map_channels, run_trunk, with_decoder_stages
 
 #: What a saved folder offers to `Auto*.from_pretrained(..., trust_remote_code=True)`, whichever class saved it.
 _AUTO_MAP = {
@@ -119,7 +117,7 @@ def check_batch(pixel_values: Tensor) -> None:
 
 
 class EdenModel(EdenPreTrainedModel):
-    """The trunk: any transformers backbone with global average pooling, ready for `AutoModel`.
+    """The trunk: any image encoder of transformers with global average pooling, ready for `AutoModel`.
 
     `backbone` is the transformers model of `config.backbone_config`. Loaded from a pretraining folder it is the
     student's trunk; teacher, projector and memory bank stay behind.
@@ -127,8 +125,8 @@ class EdenModel(EdenPreTrainedModel):
     With `config.dense_dim`, `dense_decoder` makes embeddings of points as well.
 
     Raises:
-        ValueError: `out_features` leaves out the trunk's last stage, which this model pools; or `dense_dim` is set and
-            the trunk has no feature maps.
+        ValueError: `out_features` leaves out the trunk's last stage, which this model pools; `dense_dim` is set and
+            the trunk has no feature maps; or the trunk's type makes no map of an image.
     """
 
     _keys_to_ignore_on_load_unexpected = PRETRAINING_KEYS + HEAD_KEYS
@@ -137,13 +135,14 @@ class EdenModel(EdenPreTrainedModel):
         if config.dense_dim is not None:
             config = with_decoder_stages(config, "`dense_dim`")
         super().__init__(config)
-        self.backbone = build_trunk(config)
+        self.backbone = build_trunk(config.backbone_config)
+        self.map_channels = map_channels(config.backbone_config)
+        self.num_features = self.map_channels[-1]
         self.dense_decoder: EdenDenseDecoder | None = None
         if config.dense_dim is not None:
-            trunk: Any = self.backbone
-            channels = getattr(config.backbone_config, "num_channels", 3)
+            image_channels = getattr(config.backbone_config, "num_channels", 3)
             self.dense_decoder = EdenDenseDecoder(
-                list(trunk.channels), config.dense_hidden_size, config.dense_dim, channels
+                self.map_channels, config.dense_hidden_size, config.dense_dim, image_channels
             )
         if isinstance(self.backbone, BackboneMixin):
             last = self.backbone.stage_names[-1]
@@ -152,12 +151,6 @@ class EdenModel(EdenPreTrainedModel):
                     f"EdenModel pools the last stage, {last!r}, but out_features is {self.backbone.out_features}; add "
                     "it, or load the folder with EdenBackbone for earlier stages alone"
                 )
-            self.num_features = self.backbone.num_features[-1]
-        else:
-            self.num_features = self.backbone.config.hidden_size
-            takes = inspect.signature(self.backbone.forward).parameters
-            # Parts are smaller than the image a ViT was made for: its position grid is resized to each input.
-            self._trunk_arguments = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
         self.post_init()
 
     @can_return_tuple
@@ -175,8 +168,9 @@ class EdenModel(EdenPreTrainedModel):
 
         Returns:
             `last_hidden_state` `(batch_size, C, h, w)`, `pooler_output` `(batch_size, C)`: its average over the map
-            (not a unit vector), `dense_embeddings` of a model with `config.dense_dim`, and `hidden_states`,
-            `attentions` if asked for, in the trunk's own shapes.
+            (not a unit vector; ConvNeXt normalises the average, as in transformers, not the map), `dense_embeddings`
+            of a model with `config.dense_dim`, and `hidden_states`, `attentions` if asked for, in the trunk's own
+            shapes.
 
         Raises:
             ValueError: `pixel_values` is no batch of images.
@@ -184,21 +178,14 @@ class EdenModel(EdenPreTrainedModel):
         check_batch(pixel_values)
         pixel_values = pixel_values.to(self.dtype)
         kwargs = self.asked_of_trunk(kwargs)
+        maps, outputs = run_trunk(self.backbone, pixel_values, **kwargs)
         dense_embeddings = None
-        if isinstance(self.backbone, BackboneMixin):
-            outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **kwargs)
-            last_hidden_state = outputs.feature_maps[-1]
-            if self.dense_decoder is not None and output_dense_embeddings:
-                dense_embeddings = self.dense_decoder(pixel_values, outputs.feature_maps)
-        else:
-            outputs = self.backbone(pixel_values, return_dict=True, **self._trunk_arguments, **kwargs)
-            last_hidden_state = outputs.last_hidden_state
-        patch_size = getattr(self.config.backbone_config, "patch_size", 1)
-        last_hidden_state = as_grid(last_hidden_state, pixel_values, patch_size)
+        if self.dense_decoder is not None and output_dense_embeddings:
+            dense_embeddings = self.dense_decoder(pixel_values, maps)
         return EdenModelOutput(
-            last_hidden_state=last_hidden_state,
-            pooler_output=last_hidden_state.mean(dim=(2, 3)),
-            hidden_states=outputs.hidden_states,
+            last_hidden_state=maps[-1],
+            pooler_output=average(self.backbone, maps, outputs),
+            hidden_states=outputs.hidden_states if kwargs.get("output_hidden_states") else None,
             attentions=outputs.get("attentions"),
             dense_embeddings=dense_embeddings,
         )
@@ -217,14 +204,14 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = PRETRAINING_KEYS + HEAD_KEYS + DENSE_KEYS
 
     def __init__(self, config: EdenConfig) -> None:
-        model_type = config.backbone_config.model_type
-        if model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+        if not has_stages(config.backbone_config):
+            model_type = config.backbone_config.model_type
             raise ValueError(
                 f"transformers has no backbone with feature maps for model_type {model_type!r}; use "
                 "EdenModel, or a trunk such as 'resnet', 'convnextv2', 'swin' or 'dinov2'"
             )
         super().__init__(config)
-        self.backbone: Any = build_trunk(config)
+        self.backbone: Any = build_trunk(config.backbone_config)
         self.num_features: Any = self.backbone.num_features
         self.has_attentions: Any = self.backbone.has_attentions
         self.post_init()

@@ -2,27 +2,117 @@
 
 import copy
 import inspect
+import math
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoBackbone, AutoModel, PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from .configuration_eden import EdenConfig
 
 
-def build_trunk(config: EdenConfig) -> PreTrainedModel:
-    """The transformers backbone of `config.backbone_config`, or the plain encoder where the type has no backbone."""
-    backbone_config: Any = config.backbone_config
-    if backbone_config.model_type in MODEL_FOR_BACKBONE_MAPPING_NAMES:
-        return AutoBackbone.from_config(backbone_config)
-    encoder_class: Any = AutoModel._model_mapping[type(backbone_config)]
+def build_trunk(config: Any) -> PreTrainedModel:
+    """The transformers backbone of a trunk's configuration, or the plain encoder where its type has no backbone.
+
+    Raises:
+        ValueError: transformers has no encoder of the type alone.
+    """
+    if has_stages(config):
+        return AutoBackbone.from_config(config)
+    if type(config) not in AutoModel._model_mapping:
+        raise ValueError(f"model_type {config.model_type!r} cannot be a trunk: transformers has no such encoder alone")
+    encoder_class: Any = AutoModel._model_mapping[type(config)]
     takes = inspect.signature(encoder_class).parameters
     # A pooling head would be trained by nothing and found unused by DDP.
-    return AutoModel.from_config(
-        backbone_config, **({"add_pooling_layer": False} if "add_pooling_layer" in takes else {})
-    )
+    if hasattr(config, "vision_use_head"):
+        config.vision_use_head = False
+    return AutoModel.from_config(config, **({"add_pooling_layer": False} if "add_pooling_layer" in takes else {}))
+
+
+def has_stages(config: Any) -> bool:
+    """Whether transformers has a backbone for a trunk's configuration, with a feature map for each stage."""
+    return config.model_type in MODEL_FOR_BACKBONE_MAPPING_NAMES
+
+
+def map_channels(config: Any) -> list[int]:
+    """Channels of the maps that the trunk of this configuration gives, by a dry run without numbers.
+
+    Raises:
+        ValueError: it gives none of an image.
+    """
+    side = getattr(config, "image_size", None) or 224
+    height, width = (side, side) if isinstance(side, int) else side
+    try:
+        with torch.device("meta"):
+            images = torch.empty(1, getattr(config, "num_channels", 3), height, width)
+            maps, _ = run_trunk(build_trunk(copy.deepcopy(config)).eval(), images)
+    except Exception as error:  # each type fails in a way of its own
+        raise ValueError(
+            f"model_type {config.model_type!r} cannot be a trunk: transformers makes no map of features of a batch of "
+            f"images with it ({error})"
+        ) from error
+    return [features.shape[1] for features in maps]
+
+
+def run_trunk(trunk: Any, pixel_values: Tensor, **asked: Any) -> tuple[tuple[Tensor, ...], Any]:
+    """Feature maps `[B, C, h, w]` of images, fine to coarse (one of a plain encoder), and all that the trunk gave."""
+    if isinstance(trunk, BackboneMixin):
+        if _normalises_averages(trunk):
+            asked["output_hidden_states"] = True
+        outputs = trunk.forward_with_filtered_kwargs(pixel_values, return_dict=True, **asked)
+        return outputs.feature_maps, outputs
+    takes = inspect.signature(trunk.forward).parameters
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values()):
+        asked = {name: value for name, value in asked.items() if name in takes}  # convolutions have no attentions
+    if "interpolate_pos_encoding" in takes:  # parts are smaller than the image that a ViT was made for
+        asked["interpolate_pos_encoding"] = True
+    outputs = trunk(pixel_values, return_dict=True, **asked)
+    return (as_map(outputs.last_hidden_state, pixel_values, trunk.config),), outputs
+
+
+def as_map(features: Tensor, pixel_values: Tensor, config: Any) -> Tensor:
+    """Feature map `[B, C, h, w]` of `features`: itself, or rows of tokens `[B, prefix + h * w + suffix, C]`.
+
+    Class and register tokens come before the patches, detection tokens after them.
+
+    Raises:
+        ValueError: the tokens are not those of a grid.
+    """
+    if features.ndim == 4:
+        return features
+    sides = pixel_values.shape[-2:]
+    patch = getattr(config, "patch_size", None) or math.prod(getattr(config, "patch_sizes", [1]))
+    steps = (patch, patch) if isinstance(patch, int) else patch
+    height, width = (side // step for side, step in zip(sides, steps, strict=True))
+    end = features.shape[1] - getattr(config, "num_detection_tokens", 0)
+    if height * width > end:  # fewer than patches, where stages have merged some
+        height = round(math.sqrt(end * sides[0] / sides[1]))
+        width = end // max(1, height)
+        if height * width != end:
+            raise ValueError(f"{end} tokens of an image of {tuple(sides)} pixels are no grid")
+    return features[:, end - height * width : end].transpose(1, 2).unflatten(2, (height, width))
+
+
+#: Types that normalise the average of their last map, where their backbones normalise the map.
+_NORMALISE_AVERAGES = ("convnext", "convnextv2")
+
+
+def _normalises_averages(trunk: Any) -> bool:
+    return trunk.config.model_type in _NORMALISE_AVERAGES
+
+
+def average(trunk: Any, maps: tuple[Tensor, ...], outputs: Any) -> Tensor:
+    """The embedding `[B, C]` of each image from what `run_trunk` gave, as the trunk's type pools its last map."""
+    if not _normalises_averages(trunk):
+        return maps[-1].mean(dim=(2, 3))
+    norm = trunk.hidden_states_norms[trunk.stage_names[-1]]
+    averages = outputs.hidden_states[-1].mean(dim=(2, 3))
+    return F.layer_norm(averages, averages.shape[1:], norm.weight, norm.bias, norm.eps)
 
 
 #: At most this many stages feed a decoder: token trunks have one a layer.
@@ -35,7 +125,7 @@ def with_decoder_stages(config: EdenConfig, purpose: str) -> EdenConfig:
     Raises:
         ValueError: the trunk's type has no feature maps in transformers.
     """
-    if config.backbone_config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+    if not has_stages(config.backbone_config):
         raise ValueError(
             f"{purpose} needs a trunk with feature maps, and transformers has none for model_type "
             f"{config.backbone_config.model_type!r}; use 'resnet', 'convnextv2', 'swin' or 'dinov2'"
@@ -56,14 +146,13 @@ def without_dense_decoder(config: EdenConfig) -> EdenConfig:
     return config
 
 
-def as_grid(features: Tensor, pixel_values: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
-    """Feature map [B, C, h, w] of `features`: itself, or token rows [B, prefix + h * w, C] reshaped."""
-    if features.ndim == 4:
-        return features
-    patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    height, width = pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
-    tokens = features[:, features.shape[1] - height * width :]  # class and register tokens come first
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
-
-
-__all__ = ["as_grid", "build_trunk", "with_decoder_stages", "without_dense_decoder"]
+__all__ = [
+    "as_map",
+    "average",
+    "build_trunk",
+    "has_stages",
+    "map_channels",
+    "run_trunk",
+    "with_decoder_stages",
+    "without_dense_decoder",
+]

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from safetensors.torch import load_file
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
@@ -41,9 +42,11 @@ from eden_hf.training.finetune_arguments import (
 from eden_hf.training.finetuning import TaskTrainer, finetune, finetune_few_shot, load_start
 
 from ..launching import torchrun
-from ..tiny import BACKBONES, tiny_config
+from ..tiny import BACKBONES, ENCODERS, tiny_config
 
 STRUCTURES = ("heart", "left_lung")
+#: Encoders whose final norm transformers' backbones leave out (docs/heads.md).
+WITHOUT_FINAL_NORM = ("bit", "focalnet", "swinv2", "dinov3_convnext")
 STILL = AugmentationArguments(rotation_degrees=0, scale=0, shift=0, contrast=0, brightness=0)
 
 
@@ -640,3 +643,29 @@ def test_the_processor_pads_with_the_label_that_the_model_ignores(tmp_path):
     EdenImageProcessor().save_pretrained(tmp_path)
     _, processor = load_start(StartArguments(name=str(tmp_path)), "segmentation", STRUCTURES, seed=0)
     assert processor.semantic_loss_ignore_index == -100
+
+
+@pytest.mark.parametrize("model_type", [*ENCODERS])
+def test_every_stock_encoder_starts_as_it_was(model_type, tmp_path):
+    """Its own average of the last map, with its own final norm."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[model_type](**ENCODERS[model_type])
+    stock = AutoModel.from_config(config).eval()
+    for weight in stock.parameters():  # as far from fresh as trained ones, norms above all
+        torch.nn.init.kaiming_normal_(weight) if weight.ndim > 1 else torch.nn.init.uniform_(weight, 0.1, 2)
+    stock.save_pretrained(tmp_path)
+    EdenImageProcessor().save_pretrained(tmp_path)
+    model, _ = load_start(StartArguments(name=str(tmp_path)), "single_label", ("a", "b"), seed=0)
+    side = getattr(getattr(config, "vision_config", config), "image_size", 64)
+    images, stock = torch.rand(2, 3, *np.broadcast_to(side, 2)), getattr(stock, "vision_model", stock)
+    with torch.inference_mode():
+        outputs, ours = stock(images), model.eval().eden(images)
+    last = outputs.last_hidden_state
+    if last.ndim == 4:
+        expected = outputs.get("pooler_output")
+        expected = last.mean(dim=(2, 3)) if expected is None else expected.flatten(1)
+    else:
+        before = last.shape[1] - ours.last_hidden_state[0, 0].numel() - getattr(config, "num_detection_tokens", 0)
+        expected = last[:, before : before + ours.last_hidden_state[0, 0].numel()].mean(dim=1)
+    cosine = torch.nn.functional.cosine_similarity(ours.pooler_output, expected)
+    assert (cosine > 1 - 1e-5).all() == (model_type not in WITHOUT_FINAL_NORM), cosine
