@@ -23,16 +23,52 @@ eden export --model outputs/run/last --output model.onnx
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, get_args
 
-from jsonargparse import ActionConfigFile, ArgumentParser, auto_cli
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+Command = Callable[[list[str] | None], None]
+COMMANDS: dict[str, Command] = {}
 
 
-def pretrain(arguments: list[str] | None = None) -> None:
+def _command(function: Callable[[list[str] | None, str], None]) -> Command:
+    """Make a function the sub-command of its name: what a user has to mend ends it with one message and status 2."""
+    name = function.__name__.replace("_", "-")
+    prog = f"eden {name}"
+
+    @wraps(function)
+    def run(arguments: list[str] | None = None) -> None:
+        try:
+            function(arguments, prog)
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            if (message := _for_users(error)) is None:
+                raise
+            print(f"{prog}: {message}", file=sys.stderr)
+            sys.exit(2)
+
+    COMMANDS[name] = run
+    return run
+
+
+def _for_users(error: Exception) -> str | None:
+    """What to tell of an error that the user has to mend; none of another, which is a fault of the program.
+
+    The package's own errors say what to mend. Of libraries', those of files and models that are not there do so in
+    their first line.
+    """
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    if frame.f_globals["__name__"].startswith("eden_hf.") and type(error) is not RuntimeError:
+        return str(error)
+    return (str(error) or type(error).__name__).splitlines()[0] if isinstance(error, OSError) else None
+
+
+@_command
+def pretrain(arguments: list[str] | None, prog: str) -> None:
     """Pretrain by a YAML file of settings and --dotted.key overrides."""
     from accelerate import PartialState
 
@@ -40,70 +76,75 @@ def pretrain(arguments: list[str] | None = None) -> None:
     from eden_hf.training.arguments import parse_arguments
     from eden_hf.training.pretraining import Pretraining
 
-    settings, resume = parse_arguments(arguments, prog="eden pretrain")
-    with _refusals("eden pretrain"):
-        check_push(settings.run)
-        run = Pretraining(settings, resume)
-        folder = run.train()
-        if run.finished and PartialState().is_main_process:
-            push_run(folder, settings.run)
+    settings, resume = parse_arguments(arguments, prog=prog)
+    check_push(settings.run)
+    run = Pretraining(settings, resume)
+    folder = run.train()
+    if run.finished and PartialState().is_main_process:
+        push_run(folder, settings.run)
 
 
-def crops(arguments: list[str] | None = None) -> None:
+@_command
+def crops(arguments: list[str] | None, prog: str) -> None:
     """Cut the images of a source into anatomy crops, written as Parquet with a data set card."""
     from eden_hf.data.anatomy_crops import build_anatomy_crops
 
-    for config, splits in auto_cli(build_anatomy_crops, args=arguments, as_positional=False).items():
+    for config, splits in _call(build_anatomy_crops, arguments, prog).items():
         print(config, ", ".join(f"{split}: {count} crops" for split, count in splits.items()))
 
 
-def gallery(arguments: list[str] | None = None) -> None:
+@_command
+def gallery(arguments: list[str] | None, prog: str) -> None:
     """Draw what a model learned: parts, t-SNE, correspondence, neighbours, loss."""
     from eden_hf.evaluation.gallery import draw_gallery
 
-    for file in auto_cli(draw_gallery, args=arguments, as_positional=False):
+    for file in _call(draw_gallery, arguments, prog):
         print(file)
 
 
-def evaluate(arguments: list[str] | None = None) -> None:
+@_command
+def evaluate(arguments: list[str] | None, prog: str) -> None:
     """Measure what encoders know of anatomy: report cards, side by side."""
     from eden_hf.evaluation.report_card import evaluate
 
-    for file in _call(
-        evaluate, arguments, prog="eden evaluate", several=("model", "evaluations", "shots", "controls")
-    ):
+    for file in _call(evaluate, arguments, prog, several=("model", "evaluations", "shots", "controls")):
         print(file)
 
 
-def one_shot(arguments: list[str] | None = None) -> None:
+@_command
+def one_shot(arguments: list[str] | None, prog: str) -> None:
     """Find landmarks from one annotated image by a published protocol, beside its numbers."""
     from eden_hf.evaluation.one_shot import one_shot
 
-    print(_call(one_shot, arguments, prog="eden one-shot", several=("model", "splits", "controls")))
+    print(_call(one_shot, arguments, prog, several=("model", "splits", "controls")))
 
 
-def audit(arguments: list[str] | None = None) -> None:
+@_command
+def audit(arguments: list[str] | None, prog: str) -> None:
     """Audit the pruner of a run: is what it drops the same anatomy?"""
     from eden_hf.evaluation.pruner_audit import audit_pruner
 
-    print(_call(audit_pruner, arguments, prog="eden audit", several=("gammas",)))
+    print(_call(audit_pruner, arguments, prog, several=("gammas",)))
 
 
-def probe(arguments: list[str] | None = None) -> None:
+@_command
+def probe(arguments: list[str] | None, prog: str) -> None:
     """Train linear and nearest-neighbour probes on frozen embeddings of labelled images."""
     from eden_hf.evaluation.probes import probe
 
-    print(_call(probe, arguments, prog="eden probe", several=("model", "probes", "label_columns")))
+    print(_call(probe, arguments, prog, several=("model", "probes", "label_columns")))
 
 
-def few_shot(arguments: list[str] | None = None) -> None:
+@_command
+def few_shot(arguments: list[str] | None, prog: str) -> None:
     """Compare encoders on segmentation with few labelled images, fine-tuned or frozen."""
     from eden_hf.evaluation.few_shot import compare_encoders
 
-    print(_call(compare_encoders, arguments, prog="eden few-shot", several=("encoders", "shots")))
+    print(_call(compare_encoders, arguments, prog, several=("encoders", "shots")))
 
 
-def finetune(arguments: list[str] | None = None) -> None:
+@_command
+def finetune(arguments: list[str] | None, prog: str) -> None:
     """Fine-tune on a labelled task by a YAML file of settings and --dotted.key overrides, and measure it."""
     from accelerate import PartialState
 
@@ -114,10 +155,9 @@ def finetune(arguments: list[str] | None = None) -> None:
     from eden_hf.training.finetune_arguments import FinetuneArguments
     from eden_hf.training.finetuning import finetune
 
-    settings, resume = parse_settings(FinetuneArguments, arguments, prog="eden finetune")
-    with _refusals("eden finetune"):
-        check_push(settings.run)
-        folder = finetune(settings, resume)
+    settings, resume = parse_settings(FinetuneArguments, arguments, prog=prog)
+    check_push(settings.run)
+    folder = finetune(settings, resume)
     if PartialState().is_main_process:
         results = [evaluate_finetuned(folder)]
         print(results[0].save(folder))
@@ -125,18 +165,17 @@ def finetune(arguments: list[str] | None = None) -> None:
             results.append(evaluate_mean_mask(folder))
             print(results[1].save(folder / "mean-mask"), draw_masks(folder), sep="\n")
         print(table(results))
-        with _refusals("eden finetune"):
-            push_run(folder, settings.run, [str(folder)])
+        push_run(folder, settings.run, [str(folder)])
 
 
-def embed(arguments: list[str] | None = None) -> None:
+@_command
+def embed(arguments: list[str] | None, prog: str) -> None:
     """Embed every image of a source, or its points, into one Parquet file."""
     from accelerate import PartialState
 
     from eden_hf.retrieval.embedding import embed_images
 
-    with _mistakes("eden embed"):
-        made = _call(embed_images, arguments, prog="eden embed")
+    made = _call(embed_images, arguments, prog)
     state = PartialState()
     if state.is_main_process:
         skipped = f", {made.skipped} could not be read: {made.skipped_file}" if made.skipped else ""
@@ -144,22 +183,22 @@ def embed(arguments: list[str] | None = None) -> None:
     state.destroy_process_group()
 
 
-def search(arguments: list[str] | None = None) -> None:
+@_command
+def search(arguments: list[str] | None, prog: str) -> None:
     """Find the images of a collection that are most alike to an image, or to a region of it."""
     from eden_hf.retrieval.searching import search
 
-    with _mistakes("eden search"):
-        hits = _call(search, arguments, prog="eden search")
+    hits = _call(search, arguments, prog)
     for rank, hit in enumerate(hits, start=1):
         print(rank, f"{hit.similarity:.4f}", hit.image, ",".join(map(str, hit.box or ())), sep="\t")
 
 
-def landmarks(arguments: list[str] | None = None) -> None:
+@_command
+def landmarks(arguments: list[str] | None, prog: str) -> None:
     """Find the points of annotated images in others: tables and pictures. Exits with 1 if images were unreadable."""
     from eden_hf.matching.landmarks import find_landmarks
 
-    with _mistakes("eden landmarks"):
-        done = _call(find_landmarks, arguments, prog="eden landmarks", several=("images",))
+    done = _call(find_landmarks, arguments, prog, several=("images",))
     print(*done.files, sep="\n")
     print(f"{done.images} images searched for {done.points} points: {done.not_found} not found")
     if done.unreadable:
@@ -167,9 +206,10 @@ def landmarks(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-def match(arguments: list[str] | None = None) -> None:
+@_command
+def match(arguments: list[str] | None, prog: str) -> None:
     """Find points of one image in another, and draw them."""
-    parser = ArgumentParser(prog="eden match", description=match.__doc__)
+    parser = ArgumentParser(prog=prog, description=match.__doc__)
     parser.add_argument("images", nargs=2, help="the image of the points, and the one to search")
     parser.add_argument("--model", required=True, help="any image encoder; best one with a dense decoder")
     parser.add_argument("--points", nargs="+", help="x,y in pixels of the first; a grid over the body by default")
@@ -177,37 +217,37 @@ def match(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     from eden_hf.matching.pairs import match_images
 
-    with _mistakes("eden match"):
-        found = match_images(chosen.model, chosen.images, chosen.points, chosen.output)
+    found = match_images(chosen.model, chosen.images, chosen.points, chosen.output)
     for name, point in found.items():
         place = f"{point.x:.1f},{point.y:.1f}" if point.found else "not found"
         print(f"{name}: {place} (confidence {point.confidence:.2f})")
     print(chosen.output)
 
 
-def masks(arguments: list[str] | None = None) -> None:
+@_command
+def masks(arguments: list[str] | None, prog: str) -> None:
     """Find structures from annotated examples: masks as PNG, DICOM SEG. Exits with 1 if images were unreadable."""
     from eden_hf.matching.masks import find_masks
 
-    with _mistakes("eden masks"):
-        written = _call(find_masks, arguments, prog="eden masks", several=("images",))
+    written = _call(find_masks, arguments, prog, several=("images",))
     print(f"{', '.join(written.names)} of {len(written.images)} images: {written.output}")
     if written.skipped:
         print(f"images that cannot be read, see skipped.jsonl there: {written.skipped}", file=sys.stderr)
         sys.exit(1)
 
 
-def stage(arguments: list[str] | None = None) -> None:
+@_command
+def stage(arguments: list[str] | None, prog: str) -> None:
     """Make the folder that is published of a model, with its card."""
     from eden_hf.hub.repository import stage_model
 
-    with _refusals("eden stage"):
-        print(_call(stage_model, arguments, prog="eden stage", several=("results",)))
+    print(_call(stage_model, arguments, prog, several=("results",)))
 
 
-def card(arguments: list[str] | None = None) -> None:
+@_command
+def card(arguments: list[str] | None, prog: str) -> None:
     """Write the card of a model repository (`eden card write FOLDER`), or check it (`eden card check FOLDER`)."""
-    parser = ArgumentParser(prog="eden card", description=(card.__doc__ or "").replace("`", ""))
+    parser = ArgumentParser(prog=prog, description=(card.__doc__ or "").replace("`", ""))
     parser.add_argument("action", choices=["write", "check"])
     parser.add_argument("folder", help="of a model, with card.yaml")
     parser.add_argument("--model_id", help="Hub id that the card must be of")
@@ -216,81 +256,42 @@ def card(arguments: list[str] | None = None) -> None:
     from eden_hf.hub.cards import check_card, write_card
 
     if chosen.action == "write":
-        with _refusals("eden card"):
-            print(write_card(chosen.folder))
+        print(write_card(chosen.folder))
         return
     problems = check_card(chosen.folder, chosen.model_id, chosen.online)
     print("\n".join(problems) or f"{Path(chosen.folder) / 'README.md'} is good")
     sys.exit(bool(problems))
 
 
-def push(arguments: list[str] | None = None) -> None:
+@_command
+def push(arguments: list[str] | None, prog: str) -> None:
     """Publish a model or a data set on the Hub: checked, in one commit."""
     from eden_hf.hub.push import push_to_hub
 
-    with _refusals("eden push"):
-        print(_call(push_to_hub, arguments, prog="eden push", several=("results", "tags", "allow")))
+    print(_call(push_to_hub, arguments, prog, several=("results", "tags", "allow")))
 
 
-def convert(arguments: list[str] | None = None) -> None:
+@_command
+def convert(arguments: list[str] | None, prog: str) -> None:
     """Convert a checkpoint from elsewhere to an Eden folder."""
     from eden_hf.hub.conversion import convert_checkpoint
 
-    with _refusals("eden convert"):
-        print(_call(convert_checkpoint, arguments, prog="eden convert"))
+    print(_call(convert_checkpoint, arguments, prog))
 
 
-def export(arguments: list[str] | None = None) -> None:
+@_command
+def export(arguments: list[str] | None, prog: str) -> None:
     """Export a model: ONNX, torch.export, or the trunk's weights under another library's names."""
     from eden_hf.hub.conversion import EXPORTS, export_trunk
     from eden_hf.hub.export import export_model
 
-    parser = ArgumentParser(prog="eden export", description=export.__doc__)
+    parser = ArgumentParser(prog=prog, description=export.__doc__)
     parser.add_argument("--model", required=True, help="folder of an Eden model")
     parser.add_argument("--output", required=True, help="file to write: .onnx, .pt2 or .safetensors")
     parser.add_argument("--format", default="onnx", choices=["onnx", "program", *EXPORTS])
     chosen = parser.parse_args(arguments)
     function = export_trunk if chosen.format in EXPORTS else export_model
-    with _refusals("eden export"):
-        print(function(chosen.model, chosen.output, chosen.format))
-
-
-@contextmanager
-def _refusals(prog: str) -> Iterator[None]:
-    """What the user has to mend ends the program with the message alone."""
-    from eden_hf.data.errors import SourceError
-    from eden_hf.data.skips import TooManyUnreadable
-    from eden_hf.hub.cards import CardError
-    from eden_hf.hub.export import ExportError
-    from eden_hf.hub.key_layouts import CheckpointError
-    from eden_hf.hub.publishing import PublishingError
-    from eden_hf.hub.refusals import RefusedError
-    from eden_hf.hub.repository import StagingError
-
-    try:
-        yield
-    except (
-        *(CardError, CheckpointError, ExportError, PublishingError, RefusedError, StagingError),
-        *(SourceError, TooManyUnreadable),
-    ) as error:
-        sys.exit(f"{prog}: {error}")
-
-
-@contextmanager
-def _mistakes(prog: str) -> Iterator[None]:
-    """What is wrong with given images, annotations or models ends the program with one message and status 2."""
-    from eden_hf.data.errors import SourceError
-    from eden_hf.data.reading import ImageReadError
-    from eden_hf.data.skips import TooManyUnreadable
-
-    try:
-        yield
-    except (SourceError, ImageReadError, TooManyUnreadable) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a model that is not there; a folder that cannot be written
-        print(f"{prog}: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
+    print(function(chosen.model, chosen.output, chosen.format))
 
 
 def _call(function: Callable, arguments: list[str] | None, prog: str, several: Sequence[str] = ()) -> Any:
@@ -311,29 +312,6 @@ def _call(function: Callable, arguments: list[str] | None, prog: str, several: S
     chosen = parser.instantiate(parser.parse_args(arguments))
     given = {name: at_home(chosen[name]) for name in parameters if not (name in several and chosen[name] is None)}
     return function(**given)
-
-
-COMMANDS: dict[str, Callable[[list[str] | None], None]] = {
-    "pretrain": pretrain,
-    "crops": crops,
-    "gallery": gallery,
-    "evaluate": evaluate,
-    "one-shot": one_shot,
-    "audit": audit,
-    "probe": probe,
-    "few-shot": few_shot,
-    "finetune": finetune,
-    "embed": embed,
-    "search": search,
-    "landmarks": landmarks,
-    "match": match,
-    "masks": masks,
-    "stage": stage,
-    "card": card,
-    "push": push,
-    "convert": convert,
-    "export": export,
-}
 
 
 def main() -> None:

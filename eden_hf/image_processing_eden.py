@@ -1,22 +1,37 @@
-"""Image processor of Eden models (travels to the Hub as remote code: imports numpy, PIL, torch and transformers only).
+"""Image processor of Eden models.
 
-One rule turns stored values into intensities between black 0 and white 1 (`unit_intensity`), here and in
-`eden_hf.data.reading`.
+This file and those it imports travel to the Hub as remote code: beside each other they import numpy, PIL, torch and
+transformers only. `image_processing_eden_pixels` turns images of any kind into intensities,
+`image_processing_eden_resizing` brings them to a size, `image_processing_eden_labels` has the masks and classes of
+their pixels follow.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from PIL import ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.processing_utils import ImagesKwargs
+
+from .image_processing_eden_labels import LabelMasks, check_label_map, label_maps, resized_labels
+from .image_processing_eden_pixels import (
+    ROUNDING,
+    as_numpy,
+    channels_last,
+    flat,
+    height_and_width,
+    is_one_image,
+    pil_pixels,
+    split_alpha,
+    unit_intensity,
+)
+from .image_processing_eden_resizing import centred, corner, fitted_size, resized, without_padding
 
 _CHOICES = {
     "aspect_ratio": ("resize", "pad"),
@@ -25,8 +40,6 @@ _CHOICES = {
 }
 _SWITCHES = ("do_resize", "do_rescale", "do_normalize")
 _NOT_STEPS = ("do_center_crop", "crop_size", "do_pad", "pad_size")
-_CHANNELS = (1, 3, 4)
-_ROUNDING = 1e-6  # by how much arithmetic in float32 may leave [0, 1]
 
 
 class EdenImageProcessorKwargs(ImagesKwargs, total=False):
@@ -36,21 +49,6 @@ class EdenImageProcessorKwargs(ImagesKwargs, total=False):
     intensity: str | None
     segmentation_type: str | None
     semantic_loss_ignore_index: int | None
-
-
-class LabelMasks:
-    """Masks `[labels, H, W]` that may overlap, for transformers' segmentation pipeline: `masks == i` is the i-th.
-
-    The pipeline expects a map of ids, in which a pixel can have one id only, and asks for nothing but that comparison.
-    """
-
-    def __init__(self, masks: torch.Tensor) -> None:
-        self.masks = masks
-
-    def __eq__(self, label_id: object) -> torch.Tensor:  # type: ignore[override]
-        return self.masks[label_id]  # type: ignore[index]
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class EdenImageProcessor(PilBackend):
@@ -181,17 +179,17 @@ class EdenImageProcessor(PilBackend):
         encoded = super().preprocess(images, **kwargs)
         if segmentation_maps is None:
             return encoded
-        sizes = [_height_and_width(image, kwargs.get("input_data_format")) for image in _flat(images)]
-        maps = _label_maps(segmentation_maps, alone=_is_one_image(images))
+        sizes = [height_and_width(image, kwargs.get("input_data_format")) for image in flat(images)]
+        maps = label_maps(segmentation_maps, alone=is_one_image(images))
         if len(maps) != len(sizes):
             raise ValueError(f"each image needs its segmentation map: got {len(sizes)} images and {len(maps)} maps")
         padded = (kwargs.get("aspect_ratio") or self.aspect_ratio) == "pad"
         ignored = kwargs.get("semantic_loss_ignore_index", self.semantic_loss_ignore_index)
         labels = []
         for index, (pixels, size) in enumerate(zip(maps, sizes, strict=True)):
-            _check_label_map(index, pixels, size)
+            check_label_map(index, pixels, size)
             height, width = encoded["pixel_values"][index].shape[-2:]
-            labels.append(_resized_labels(pixels, SizeDict(height=height, width=width), padded, ignored))
+            labels.append(resized_labels(pixels, SizeDict(height=height, width=width), padded, ignored))
         tensors = kwargs.get("return_tensors")
         return BatchFeature({**encoded, "labels": labels}, tensor_type=tensors)
 
@@ -301,13 +299,13 @@ class EdenImageProcessor(PilBackend):
         square: Any = self.size
         corners, sizes = [], []
         for height, width in originals.flatten(0, 1).tolist():
-            inner = _fitted_size(height, width, square)
-            top, left = _corner(inner["height"], inner["width"], square)
+            inner = fitted_size(height, width, square)
+            top, left = corner(inner["height"], inner["width"], square)
             corners.append([left, top])
             sizes.append([inner["width"], inner["height"]])
         outer = keypoints.new_tensor([square["width"], square["height"]])
-        corner, size = (keypoints.new_tensor(sides).view(-1, 2, 1, 2) for sides in (corners, sizes))
-        return (keypoints * outer - corner) / size
+        first, size = (keypoints.new_tensor(sides).view(-1, 2, 1, 2) for sides in (corners, sizes))
+        return (keypoints * outer - first) / size
 
     def _probabilities(self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None) -> list[torch.Tensor]:
         """Probabilities `[labels, H, W]` of each image at its target size."""
@@ -319,7 +317,7 @@ class EdenImageProcessor(PilBackend):
             if target_sizes is not None:
                 height, width = (int(side) for side in target_sizes[index])
                 if self.aspect_ratio == "pad":
-                    scores = _without_padding(scores, height, width)
+                    scores = without_padding(scores, height, width)
                 scores = F.interpolate(scores[None], size=(height, width), mode="bilinear")[0]
             found.append(scores.softmax(dim=0) if self.segmentation_type == "exclusive" else scores.sigmoid())
         return found
@@ -327,7 +325,7 @@ class EdenImageProcessor(PilBackend):
     def _prepare_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> list[np.ndarray]:
         """Every image of any nesting as [C, H, W]; an error tells which image."""
         prepared = []
-        for index, image in enumerate(_flat(images)):
+        for index, image in enumerate(flat(images)):
             try:
                 prepared.append(self.process_image(image, **kwargs))
             except ValueError as error:
@@ -349,7 +347,7 @@ class EdenImageProcessor(PilBackend):
         if isinstance(image, PIL.Image.Image):
             pixels = pil_pixels(image)
         else:
-            pixels = _channels_last(_as_numpy(image), input_data_format)
+            pixels = channels_last(as_numpy(image), input_data_format)
         colour, alpha = split_alpha(pixels)
         intensity = unit_intensity(colour)
         if not do_rescale and colour.dtype.kind in "iu":
@@ -392,11 +390,12 @@ class EdenImageProcessor(PilBackend):
         pixel_values = []
         for image in images:
             if do_resize:
-                image = _resized(image, _fitted(image, size) if aspect_ratio == "pad" else size, resample)
+                inner = fitted_size(image.shape[1], image.shape[2], size) if aspect_ratio == "pad" else size
+                image = resized(image, inner, resample)
             if intensity == "per_image":
                 image_mean, image_std = _own_mean_and_std(image)  # before padding, which does not count
             if do_resize:
-                image = _centred(image, size)
+                image = centred(image, size)
             if do_normalize:
                 image = (image - np.reshape(image_mean, (-1, 1, 1))) / np.reshape(image_std, (-1, 1, 1))
             pixel_values.append(np.broadcast_to(image, (3, *image.shape[1:])).astype(np.float32))
@@ -408,212 +407,6 @@ class EdenImageProcessor(PilBackend):
         original_sizes = [image.shape[1:] for image in images]
         batch = {"pixel_values": pixel_values, "original_sizes": original_sizes}
         return BatchFeature(batch, tensor_type=return_tensors)
-
-
-def unit_intensity(pixels: np.ndarray) -> np.ndarray:
-    """Stored values as intensities from black 0 to white 1, float32, same shape; see `EdenImageProcessor`.
-
-    Raises:
-        ValueError: floats outside [0, 1] or not finite; values that are no numbers.
-    """
-    if pixels.dtype == np.uint8:
-        return pixels.astype(np.float32) / np.float32(255)
-    if pixels.dtype.kind == "b":
-        return pixels.astype(np.float32)
-    if pixels.dtype.kind in "iu":
-        return full_range(pixels)
-    if pixels.dtype.kind != "f":
-        raise ValueError(f"pixels must be integers, floats or booleans, got dtype {pixels.dtype}")
-    low, high = pixels.min(), pixels.max()  # NaN if any pixel is
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
-        finite = pixels[np.isfinite(pixels)]
-        found = f"{finite.min():.8g} to {finite.max():.8g}" if finite.size else "no number"
-        raise ValueError(
-            f"float pixels must lie in [0, 1], got {found} and {pixels.size - finite.size} not finite; scale them "
-            "first, for instance by (x - x.min()) / (x.max() - x.min()), or give the integers they came from"
-        )
-    return pixels.astype(np.float32).clip(0, 1)
-
-
-def full_range(pixels: np.ndarray) -> np.ndarray:
-    """Stretch finite values from their minimum 0 to their maximum 1, float32; values all equal become 0."""
-    low, high = float(pixels.min()), float(pixels.max())
-    if low == high:
-        return np.zeros(pixels.shape, np.float32)
-    return ((pixels.astype(np.float64) - low) / (high - low)).astype(np.float32)
-
-
-def pil_pixels(image: PIL.Image.Image) -> np.ndarray:
-    """Stored values of a PIL image of any mode, upright as its EXIF orientation asks.
-
-    Returns:
-        Grey [H, W] in the image's own depth, else 8 bits: grey and alpha [H, W, 2], RGB [H, W, 3], RGBA [H, W, 4].
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return np.asarray(image)
-    transparent = image.has_transparency_data
-    if image.mode in ("1", "L", "LA", "La"):
-        return np.asarray(image.convert("LA" if transparent else "L"))
-    pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
-    if image.mode in ("P", "PA") and (pixels[..., :3] == pixels[..., :1]).all():
-        return pixels[..., [0, 3]] if transparent else pixels[..., 0]
-    return pixels
-
-
-def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | np.float32]:
-    """Colours ([H, W], [H, W, 1] or [H, W, 3]) and alpha in [0, 1] of grey, RGB or either with alpha, channels last.
-
-    Raises:
-        ValueError: alpha is of a type that does not tell what is opaque.
-    """
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    if channels in (1, 3):
-        return pixels, np.float32(1)
-    if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
-        raise ValueError(
-            f"alpha must be uint8, or float in [0, 1], got {channels} channels of {pixels.dtype}: drop it"
-        )
-    colour = pixels[..., 0] if channels == 2 else pixels[..., :3]
-    return colour, unit_intensity(pixels[..., 1] if channels == 2 else pixels[..., 3:])
-
-
-def _flat(images: Any) -> Iterator[Any]:
-    """The single images of any nesting of lists and batches."""
-    if isinstance(images, PIL.Image.Image):
-        yield images
-    elif isinstance(images, np.ndarray | torch.Tensor):
-        yield from images if images.ndim == 4 else [images]
-    elif isinstance(images, Iterable) and not isinstance(images, str | bytes | Mapping):
-        for image in images:
-            yield from _flat(image)
-    else:
-        raise ValueError(
-            f"images are PIL images, numpy arrays, torch tensors or lists of them, got {type(images).__name__} "
-            f"{str(images)[:80]!r}; open files first, with PIL.Image.open or eden_hf.data.reading.read_image"
-        )
-
-
-def _is_one_image(images: Any) -> bool:
-    return isinstance(images, PIL.Image.Image) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim < 4)
-
-
-def _label_maps(segmentation_maps: Any, alone: bool) -> list[np.ndarray]:
-    """Each image's labels as an array; `alone` when there is one image, whose map need not be in a list."""
-    if alone and isinstance(segmentation_maps, PIL.Image.Image | np.ndarray | torch.Tensor):
-        segmentation_maps = [segmentation_maps]
-    return [
-        np.stack([_pixels(mask) for mask in m]) if isinstance(m, list | tuple) else _pixels(m)
-        for m in segmentation_maps
-    ]
-
-
-def _pixels(image: PIL.Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
-    return np.asarray(ImageOps.exif_transpose(image)) if isinstance(image, PIL.Image.Image) else _as_numpy(image)
-
-
-def _check_label_map(index: int, pixels: np.ndarray, size: tuple[int, int]) -> None:
-    if pixels.ndim not in (2, 3) or pixels.shape[-2:] != size:
-        raise ValueError(
-            f"segmentation map {index} must be [labels, H, W] or [H, W] with the image's H, W = {size}, "
-            f"got {list(pixels.shape)}"
-        )
-    if pixels.ndim == 3 and not (pixels.min() >= 0 and pixels.max() <= 1):  # False of NaN too
-        raise ValueError(
-            f"overlapping masks are 0 outside and 1 inside, got {pixels.min()} to {pixels.max()} in segmentation map "
-            f"{index}: give `mask > 0`"
-        )
-    if pixels.ndim == 2 and pixels.dtype.kind not in "iub":
-        raise ValueError(
-            f"exclusive classes are integers, got {pixels.dtype} in segmentation map {index}: convert them, or give "
-            "masks as [labels, H, W]"
-        )
-
-
-def _as_numpy(image: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Also of types (bfloat16) and places (a device, a graph) that numpy does not know."""
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
-    return image
-
-
-def _channels_last(pixels: np.ndarray, input_data_format: str | None) -> np.ndarray:
-    """[H, W, C] of [H, W], [H, W, C] or [C, H, W]."""
-    wanted = "[H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4"
-    if pixels.ndim not in (2, 3) or 0 in pixels.shape:
-        raise ValueError(f"an image has the shape {wanted}, got {list(pixels.shape)}")
-    if pixels.ndim == 2:
-        return pixels[..., None]
-    first, last = pixels.shape[0] in _CHANNELS, pixels.shape[-1] in _CHANNELS
-    if input_data_format is not None:
-        first, last = first and input_data_format == "channels_first", last and input_data_format == "channels_last"
-    if first and last:
-        raise ValueError(
-            f"channels may come first or last in the shape {list(pixels.shape)}: tell by `input_data_format` "
-            "'channels_first' or 'channels_last'"
-        )
-    if not first and not last:
-        told = f" and `input_data_format` {str(input_data_format)!r}" if input_data_format is not None else ""
-        raise ValueError(
-            f"an image has the shape {wanted}, got {list(pixels.shape)}{told}; a batch of grey images is [B, 1, H, W]"
-        )
-    return np.moveaxis(pixels, 0, -1) if first else pixels
-
-
-def _fitted(image: np.ndarray, size: SizeDict) -> SizeDict:
-    """The size of `image` [C, H, W] fitted into `size`."""
-    return _fitted_size(image.shape[1], image.shape[2], size)
-
-
-def _fitted_size(height: int, width: int, size: SizeDict) -> SizeDict:
-    """The largest size of `height` x `width` within `size` in the same proportions, at least one pixel a side."""
-    scale = min(size["height"] / height, size["width"] / width)
-    return SizeDict(height=max(1, round(height * scale)), width=max(1, round(width * scale)))
-
-
-def _resized(image: np.ndarray, size: SizeDict, resample: int) -> np.ndarray:
-    """`image` [C, H, W], float32, at `size`: anti-aliased, in floating point (the base class rounds to 8 bits)."""
-    channels = (PIL.Image.fromarray(np.ascontiguousarray(channel)) for channel in image)
-    return np.stack(
-        [
-            np.asarray(channel.resize((size["width"], size["height"]), PIL.Image.Resampling(resample)))
-            for channel in channels
-        ]
-    )
-
-
-def _corner(height: int, width: int, size: SizeDict) -> tuple[int, int]:
-    """Top and left of what is centred in `size`."""
-    return (size["height"] - height) // 2, (size["width"] - width) // 2
-
-
-def _centred(image: np.ndarray, size: SizeDict, beyond: float = 0) -> np.ndarray:
-    """`image` [C, H, W] in the middle of `size`, with `beyond` around it."""
-    top, left = _corner(image.shape[1], image.shape[2], size)
-    bottom, right = size["height"] - image.shape[1] - top, size["width"] - image.shape[2] - left
-    return np.pad(image, ((0, 0), (top, bottom), (left, right)), constant_values=beyond)
-
-
-def _without_padding(scores: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The part of `scores` [C, h, w] that an image of `height` x `width` takes when it is fitted in and centred."""
-    outer = SizeDict(height=scores.shape[1], width=scores.shape[2])
-    inner = _fitted_size(height, width, outer)
-    top, left = _corner(inner["height"], inner["width"], outer)
-    return scores[:, top : top + inner["height"], left : left + inner["width"]]
-
-
-def _resized_labels(pixels: np.ndarray, size: SizeDict, padded: bool, ignored: int) -> np.ndarray:
-    """Masks [labels, H, W] as float32, shares of pixels that lie inside, or classes [H, W] as int64, at `size`.
-
-    Classes are the nearest pixel's, which moves edges by up to half a pixel; for thin structures that is a lot.
-    """
-    inner = _fitted_size(pixels.shape[-2], pixels.shape[-1], size) if padded else size
-    if pixels.ndim == 3:
-        return _centred(_resized(pixels.astype(np.float32), inner, PIL.Image.Resampling.BILINEAR), size)
-    classes = torch.from_numpy(pixels[None, None].astype(np.float32))
-    resized = F.interpolate(classes, size=(inner["height"], inner["width"]), mode="nearest-exact")[0].numpy()
-    return _centred(resized, size, beyond=ignored)[0].astype(np.int64)
 
 
 def _matched_sizes(
@@ -638,19 +431,10 @@ def _matched_sizes(
     return known, torch.where(swapped[:, None, None], known, given)
 
 
-def _height_and_width(image: Any, input_data_format: str | None) -> tuple[int, int]:
-    """Of an image of any kind, upright."""
-    if isinstance(image, PIL.Image.Image):
-        image = ImageOps.exif_transpose(image)
-        return image.height, image.width
-    height, width = _channels_last(_as_numpy(image), input_data_format).shape[:2]
-    return height, width
-
-
 def _own_mean_and_std(image: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation over all pixels and channels; of an image of one value such that it becomes 0."""
     mean, std = float(image.mean(dtype=np.float64)), float(image.std(dtype=np.float64))
-    if std <= _ROUNDING * float(np.abs(image).max()):
+    if std <= ROUNDING * float(np.abs(image).max()):
         return mean, math.inf
     return mean, std
 
@@ -688,4 +472,4 @@ def _is_finite(number: Any) -> bool:
 
 EdenImageProcessor.register_for_auto_class("AutoImageProcessor")
 
-__all__ = ["EdenImageProcessor", "full_range", "pil_pixels", "split_alpha", "unit_intensity"]
+__all__ = ["EdenImageProcessor"]

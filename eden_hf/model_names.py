@@ -47,8 +47,14 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> NamedModel:
         if not fresh:
             raise ValueError(f"{name} is an architecture, not a model; {FRESH}{name} gives it fresh weights")
         return NamedModel(origin, fresh, EdenConfig(backbone_config=origin), EdenImageProcessor())
-    config = AutoConfig.from_pretrained(origin, trust_remote_code=trust_remote_code)
-    processor = AutoImageProcessor.from_pretrained(origin, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(origin, trust_remote_code=trust_remote_code)
+        processor = AutoImageProcessor.from_pretrained(origin, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"no image model at {origin}: give a folder with config.json and preprocessor_config.json, or a Hub id "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     return NamedModel(origin, fresh, getattr(config, "vision_config", config), processor)
 
 

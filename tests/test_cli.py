@@ -3,6 +3,8 @@ import sys
 
 import pytest
 
+from eden_hf import cli
+
 from .launching import ENVIRONMENT, REPOSITORY
 
 
@@ -72,6 +74,57 @@ def test_each_command_explains_its_options(command, option):
     finished = eden(command, "--help")
     assert finished.returncode == 0, finished.stderr
     assert option in finished.stdout
+    assert finished.stdout.startswith(f"usage: eden {command} ")
+
+
+MISTAKES = [
+    "gallery --model {0}/model --source {0}/images",
+    "gallery --model {0}/model --source phantoms:4 --images 9",
+    "evaluate --model {0}/images --source phantoms:4",
+    "evaluate --model {0}/images --source {0}/none --output {0}/out",
+    "evaluate --model {0}/images --source phantoms:4 --evaluations tsne",
+    "probe --model {0}/model --source phantoms:4",
+    "few-shot --config configs/few_shot_scr.yaml --encoders {0}/model --task.data_dir {0}/none --output {0}/out",
+    "audit --run {0}/model --source phantoms:4 --images 4",
+    "one-shot --model {0}/model --source {0}/none --protocol uod",
+    "crops --source {0}/none --output {0}/out",
+    "pretrain --data.source {0}/none --run.output_dir {0}/run",
+    "pretrain --resume --run.output_dir {0}/run",
+    "finetune --task.source {0}/none --run.output_dir {0}/run",
+    "finetune --task.source phantoms:8 --run.output_dir {0}/run",
+    "finetune --task.source phantoms:8 --task.mask_columns [heart] --model.name {0}/model --run.output_dir {0}/run",
+    "embed --model {0}/model --images {0}/images --output {0}/out.parquet",
+    "search --model {0}/model --query {0}/a.png --embeddings {0}/none.parquet --output {0}/out.png",
+    "landmarks --model {0}/model --references {0}/none --images {0}/images --output {0}/out",
+    "match --model {0}/model {0}/a.png {0}/b.png",
+    "masks --model {0}/model --references {0}/none --images {0}/images --output {0}/out",
+    "stage --source {0}/none --card {0}/none.yaml --output {0}/out",
+    "card write {0}/none",
+    "push --source {0}/none --repo_id user/name --dry_run",
+    "convert --source {0}/none.pth --output {0}/out",
+    "export --model {0}/model --output {0}/out.onnx",
+]
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistakes_end_every_command_with_one_message(line, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "images").mkdir()
+    command, *arguments = line.format(tmp_path).split()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.COMMANDS[command](arguments)
+    *_, last = (row for row in capsys.readouterr().err.splitlines() if row.startswith("eden "))
+    assert last.startswith(f"eden {command}: ")
+    assert len(last) > len(f"eden {command}: ") + 10
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    def fails(model, images, points, output):
+        return {}[model]
+
+    monkeypatch.setattr("eden_hf.matching.pairs.match_images", fails)
+    with pytest.raises(KeyError):
+        cli.match(["--model", "a", "a.png", "b.png"])
 
 
 def test_a_misspelt_setting_exits_with_a_suggestion():

@@ -11,6 +11,8 @@ ORDER = (
     {"modeling_eden_base"},
     {"modeling_eden_heads", "modeling_eden_matching", "modeling_eden_pretraining"},
     {"modeling_eden"},
+    {"image_processing_eden_pixels", "image_processing_eden_resizing"},
+    {"image_processing_eden_labels"},
     {"image_processing_eden"},
     {"model_names"},
     {"data"},

@@ -145,7 +145,11 @@ def test_masks_are_outlined_in_a_panel_each():
     assert [axes.get_title() for axes in figure.axes[:4]] == list("abcd")
     outlined = figure.axes[0].collections
     assert len(outlined) == 2  # of the heart, found and true; nothing of the lung, which is nowhere or everywhere
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["heart", "lung", "predicted", "true"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "heart, predicted", "lung, predicted", "true",
+    ]  # fmt: skip
+    true, found = ({tuple(edge) for edge in lines.get_edgecolor()} for lines in outlined)
+    assert true.isdisjoint(found), "what is true and what was found look alike"
 
 
 def test_densities_and_groups_show_every_sample():

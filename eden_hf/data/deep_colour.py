@@ -15,7 +15,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PLANAR_CONFIGURATION, TiffImageFile
 
 from eden_hf.data.errors import DecodeError
-from eden_hf.image_processing_eden import full_range
+from eden_hf.image_processing_eden_pixels import full_range
 
 _READABLE = re.compile(r"(RGB|RGBA|RGBX|LA);16[BLN]")  # of PIL's raw modes
 _PLANES = 2  # of TIFF's planar configurations

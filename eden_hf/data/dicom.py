@@ -20,7 +20,7 @@ import PIL.Image
 
 from eden_hf.data.errors import DecodeError, NoPixelsError
 from eden_hf.data.pixel_size import PixelSize, pixel_size
-from eden_hf.image_processing_eden import full_range
+from eden_hf.image_processing_eden_pixels import full_range
 
 if TYPE_CHECKING:
     from pydicom import DataElement, Dataset, FileDataset

@@ -1,10 +1,9 @@
 """Reading image files: all PIL knows, DICOM and raw `.IMG` of JSRT, as 8-bit grey or RGB, or as one error saying why.
 
-Intensities follow the rule of `EdenImageProcessor` (`eden_hf.image_processing_eden.unit_intensity`): 8-bit images are
-taken as they are, wider integers, grey or colour, are stretched from their own minimum to their own maximum, floats
-must lie in [0, 1], alpha is blended over black. The orientation that EXIF asks for is applied. Pixels are made square,
-and millimetres kept, as `eden_hf.data.pixel_size` tells, which also says how coordinates count. `eden_hf.data.dicom`
-tells how DICOM is shown.
+Intensities follow the rule of `EdenImageProcessor` (`unit_intensity`): 8-bit images are taken as they are, wider
+integers, grey or colour, are stretched from their own minimum to their own maximum, floats must lie in [0, 1], alpha
+is blended over black. The orientation that EXIF asks for is applied. Pixels are made square, and millimetres kept, as
+`eden_hf.data.pixel_size` tells, which also says how coordinates count. `eden_hf.data.dicom` tells how DICOM is shown.
 
 JSRT's radiographs (Shiraishi et al., AJR 174, 2000) are raw squares, 2048 x 2048, of big-endian 16-bit integers of
 which 12 bits are used, without header. They grow with the film's optical density, so air is high and bone is low:
@@ -29,7 +28,7 @@ from eden_hf.data.deep_colour import deep_intensity
 from eden_hf.data.dicom import dicom_image, dicom_pixel_size, dicom_size, frame_count, open_dicom
 from eden_hf.data.errors import DecodeError, NoPixelsError
 from eden_hf.data.pixel_size import PixelSize, square_size, stated_pixel_size, with_square_pixels
-from eden_hf.image_processing_eden import full_range, pil_pixels, split_alpha, unit_intensity
+from eden_hf.image_processing_eden_pixels import full_range, pil_pixels, split_alpha, unit_intensity
 
 _QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
 _WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations

@@ -126,6 +126,21 @@ def load_source(
     return data.to_iterable_dataset() if streaming and isinstance(data, datasets.Dataset) else data
 
 
+def first_pictures(
+    source: Any, count: int, *, split: str = "train", id_column: str | None = None
+) -> tuple[list[str], list[PIL.Image.Image]]:
+    """Ids and pictures of the first `count` images of a source, which are compared with one another.
+
+    Raises:
+        SourceError: as `load_source`, or `count` is below 2 or more than there are.
+    """
+    rows = load_source(source, split=split, id_column=id_column)
+    if not 2 <= count <= len(rows):
+        raise SourceError(f"{source} has {len(rows)} images and at least 2 are compared, got images={count}")
+    rows = rows.select(range(count))
+    return list(rows["source_id"]), [read_cell(row["image"], row["source_id"]) for row in rows]
+
+
 def find_source(source: Any, *, list_file: str | Path | None = None) -> Source:
     """Look a source over without reading its images: its splits and its fingerprint. Arguments as `load_source`.
 

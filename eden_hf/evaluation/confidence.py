@@ -8,9 +8,9 @@ from tqdm.auto import tqdm
 
 from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, shared_landmarks
 from eden_hf.encoders import Encoder
-from eden_hf.evaluation.correspondence import SCR_SIDE_MM, as_reference
-from eden_hf.evaluation.results import Evaluation, estimate
-from eden_hf.matching import AnatomyMatcher, FoundPoint, embed_image
+from eden_hf.evaluation.correspondence import SCR_SIDE_MM, single_references
+from eden_hf.evaluation.results import Evaluation, estimate, ratio_of_means
+from eden_hf.matching import FoundPoint, embed_image
 from eden_hf.plots import plot_confidence
 
 BLANKED = 3  # points of a target
@@ -45,13 +45,10 @@ def confidence(
     Raises:
         ValueError: there are no targets left, or too few landmarks.
     """
-    names = shared_landmarks(images)
-    if len(images) <= references or len(names) <= BLANKED:
-        raise ValueError(f"{len(images)} images with {len(names)} landmarks are too few for {references} references")
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(images))
-    matchers = [AnatomyMatcher(encoder, [as_reference(images[i], names)]) for i in order[:references]]
-    targets = [images[i] for i in order[references:]]
+    names, rng = shared_landmarks(images), np.random.default_rng(seed)
+    if len(names) <= BLANKED:
+        raise ValueError(f"more than {BLANKED} landmarks are needed, since so many are blanked out; got {len(names)}")
+    matchers, targets = single_references(encoder, images, names, references, rng)
     shape = len(targets), references, len(names)
     sure, error, found, blanked = np.zeros(shape), np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
     sure_without, found_without = np.zeros(shape), np.zeros(shape, bool)
@@ -70,7 +67,7 @@ def confidence(
     values = {
         "least_confident_mm": estimate(halves[:, 0], seed),
         "others_mm": estimate(halves[:, 1], seed),
-        "least_confident_ratio": estimate(halves, seed, statistic=_ratio),
+        "least_confident_ratio": estimate(halves, seed, statistic=ratio_of_means),
         "blanked_not_found": estimate(_means(sure_without < threshold, blanked), seed),
         "not_found": estimate(_means(~found_without, blanked), seed),
         "false_alarms": estimate((~found).mean(axis=(1, 2)), seed),
@@ -107,7 +104,3 @@ def _means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     number = chosen.sum(axis=(1, 2))
     total = np.where(chosen, values, 0).sum(axis=(1, 2))
     return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
-
-
-def _ratio(halves: np.ndarray) -> float:
-    return float(halves[:, 0].mean() / halves[:, 1].mean())

@@ -161,6 +161,25 @@ def as_reference(item: LandmarkedImage, names: Sequence[str]) -> Reference:
     )
 
 
+def single_references(
+    encoder: Encoder,
+    images: Sequence[LandmarkedImage],
+    names: Sequence[str],
+    count: int,
+    rng: np.random.Generator,
+) -> tuple[list[AnatomyMatcher], list[LandmarkedImage]]:
+    """A matcher for each of `count` images drawn at random, for the landmarks `names`; and the others, its targets.
+
+    Raises:
+        ValueError: no target is left.
+    """
+    if len(images) <= count:
+        raise ValueError(f"{count} references leave no targets of {len(images)} images")
+    order = rng.permutation(len(images))
+    matchers = [AnatomyMatcher(encoder, [as_reference(images[i], names)]) for i in order[:count]]
+    return matchers, [images[i] for i in order[count:]]
+
+
 def find_landmarks(
     encoder: Encoder,
     images: Sequence[LandmarkedImage],

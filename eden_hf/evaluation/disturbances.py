@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 
 from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, shared_landmarks
 from eden_hf.encoders import Encoder
-from eden_hf.evaluation.correspondence import SCR_SIDE_MM, as_reference
-from eden_hf.evaluation.results import Evaluation, estimate
-from eden_hf.matching import AnatomyMatcher, embed_image
+from eden_hf.evaluation.correspondence import SCR_SIDE_MM, single_references
+from eden_hf.evaluation.results import Evaluation, estimate, ratio_of_means
+from eden_hf.matching import embed_image
 from eden_hf.plots import plot_found
 
 BORDER = 28 / 256  # of the side
@@ -114,11 +114,7 @@ def disturbances(
         ValueError: there are no targets left.
     """
     names = shared_landmarks(images)
-    if len(images) <= references:
-        raise ValueError(f"{references} references leave no targets of {len(images)} images")
-    order = np.random.default_rng(seed).permutation(len(images))
-    matchers = [AnatomyMatcher(encoder, [as_reference(images[i], names)]) for i in order[:references]]
-    targets = [images[i] for i in order[references:]]
+    matchers, targets = single_references(encoder, images, names, references, np.random.default_rng(seed))
     errors = {name: np.full((len(targets), references, len(names)), np.nan) for name in DISTURBANCES}
     shown = []
     for index, target in enumerate(tqdm(targets, desc=f"{encoder.name}, disturbed", unit="image", leave=False)):
@@ -136,7 +132,7 @@ def disturbances(
         if name != "undisturbed":
             same = np.where(np.isnan(own), np.nan, errors["undisturbed"])
             pair = np.stack([np.nanmean(of, axis=(1, 2)) for of in (own, same)], axis=1)
-            values[f"{name}_ratio"] = estimate(pair, seed, statistic=_ratio)
+            values[f"{name}_ratio"] = estimate(pair, seed, statistic=ratio_of_means)
     figure = plot_found(
         [image for _, image, *_ in shown], [name for name, *_ in shown], [points for *_, points, _, _ in shown],
         [torch.from_numpy(_through(affine, true.numpy())) for *_, true, affine in shown],
@@ -173,8 +169,3 @@ def _errors(
     back = (points.numpy() - affine[:, 2]) @ np.linalg.inv(affine[:, :2]).T
     true = landmark_pixels(target, names).numpy()
     return np.linalg.norm(back - true, axis=-1) * side_mm / target.image.width
-
-
-def _ratio(pairs: np.ndarray) -> float:
-    """Mean of the first column over that of the second."""
-    return float(pairs[:, 0].mean() / pairs[:, 1].mean())

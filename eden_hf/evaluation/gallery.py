@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from eden_hf.anatomy import grid_shape, part_boxes
-from eden_hf.data.sources import load_source, read_cell
+from eden_hf.data.sources import first_pictures
 from eden_hf.encoders import Encoder, load_encoder, nearest_neighbours
 from eden_hf.evaluation.embeddings import part_embeddings, tsne
 from eden_hf.matching import AnatomyMatcher, Reference
@@ -58,20 +58,14 @@ def draw_gallery(
         ValueError: `images` is below 2 or more than there are.
     """
     encoder = load_encoder(model)
-    rows = load_source(source, split=split, id_column=id_column)
-    if not 2 <= images <= len(rows):
-        raise ValueError(f"{source} has {len(rows)} images and at least 2 are compared, got images={images}")
-    rows = rows.select(range(images))
-    pictures = [
-        read_cell(row["image"], row["source_id"]).convert("L").resize((side, side), Image.Resampling.BOX)
-        for row in rows
-    ]
+    names, pictures = first_pictures(source, images, split=split, id_column=id_column)
+    pictures = [picture.convert("L").resize((side, side), Image.Resampling.BOX) for picture in pictures]
     embeddings = part_embeddings(encoder, pictures, level)
     figures = {
         "levels": plot_levels(pictures[0], [0, 1, 2, 3, 4]),
         "tsne": _tsne_figure(embeddings, level),
         "correspondence": _correspondence_figure(encoder, pictures),
-        "neighbours": _neighbours_figure(embeddings, pictures, rows["source_id"], level),
+        "neighbours": _neighbours_figure(embeddings, pictures, names, level),
     }
     metrics = Path(model).parent / "metrics.jsonl"
     if metrics.exists():

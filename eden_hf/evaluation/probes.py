@@ -33,7 +33,7 @@ def probe(
     model: list[str],
     source: str,
     output: str = "outputs/probe",
-    label_column: str | None = "label",
+    label_column: str | None = None,
     label_columns: list[str] | None = None,
     kind: Literal["single_label", "multi_label", "regression"] = "single_label",
     id_column: str | None = None,
@@ -49,7 +49,7 @@ def probe(
         model: Encoders, as for `load_encoder`.
         source: Images with labels, with the splits `train` and `test`.
         output: Folder for one `results.json` an encoder, and `probe.md` with all side by side.
-        label_column: Column with the class (`single_label`).
+        label_column: Column with the class (`single_label`; folders name it otherwise).
         label_columns: Columns with a number each (`multi_label`, `regression`).
         kind: What is learned.
         id_column: Column whose values name the images.

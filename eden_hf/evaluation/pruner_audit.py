@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
 from eden_hf.anatomy import part_boxes
-from eden_hf.data.sources import load_source, read_cell
+from eden_hf.data.sources import first_pictures
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.results import Results, data_hash, estimate, table
 from eden_hf.modeling_eden import EdenForPreTraining
@@ -62,12 +62,8 @@ def audit_pruner(
         FileNotFoundError: there is no pretraining model in `run`.
         ValueError: the source has fewer images, or the model is no `EdenForPreTraining`.
     """
-    rows = load_source(source, split=split, id_column=id_column)
-    if not 2 <= images <= len(rows):
-        raise ValueError(f"{source} has {len(rows)} images and at least 2 are compared, got images={images}")
-    rows = rows.select(range(images))
-    pictures = [read_cell(row["image"], row["source_id"]) for row in rows]
-    digest = data_hash(rows["source_id"], pictures)
+    names, pictures = first_pictures(source, images, split=split, id_column=id_column)
+    digest = data_hash(names, pictures)
     results, scores = [], {}
     for step, model in _saved_models(Path(run)):
         encoder = Encoder(model, AutoImageProcessor.from_pretrained(_model_folder(Path(run))), step)

@@ -185,3 +185,8 @@ def data_hash(ids: Iterable[str], images: Iterable[Any]) -> str:
         digest.update(f"{name} {pixels.shape} {pixels.dtype}\n".encode())
         digest.update(pixels.tobytes())
     return digest.hexdigest()[:12]
+
+
+def ratio_of_means(pairs: np.ndarray) -> float:
+    """Mean of the first column of `[N, 2]` over that of the second: a statistic for `estimate`."""
+    return float(pairs[:, 0].mean() / pairs[:, 1].mean())

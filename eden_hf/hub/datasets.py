@@ -1,16 +1,16 @@
 """Data sets on the Hub: Parquet and card as `build_anatomy_crops` wrote them, and what the publisher declares."""
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from huggingface_hub import DatasetCard
 
 from eden_hf.hub.cards import CardError, read_declared, require_license
-from eden_hf.hub.publishing import Push, upload
-from eden_hf.hub.refusals import Override, Refusal, file_refusals, local_files, refuse
+from eden_hf.hub.refusals import Refusal
+from eden_hf.hub.upload import Push, PushOptions, publish
 from eden_hf.training.arguments import require
 
 TERMS = """
@@ -73,11 +73,7 @@ def publish_dataset(
     folder: str | Path,
     repo_id: str,
     card: str | Path,
-    *,
-    public: bool = False,
-    tags: Sequence[str] = (),
-    dry_run: bool = False,
-    allow: Collection[Override] = (),
+    **options: Unpack[PushOptions],
 ) -> Push:
     """Publish a folder of `build_anatomy_crops` as a data set: then `load_dataset("user/name", "level-2")` works.
 
@@ -87,18 +83,17 @@ def publish_dataset(
         folder: Of `eden crops`. Hidden files stay behind.
         repo_id: `user/name`. A repository that is not there yet is made, private.
         card: What the publisher declares (see `EdenDatasetCardData`).
-        public, tags, dry_run, allow: as for `publish_model`.
+        options: How.
 
     Raises:
         CardError: no licence or provenance is declared, nor that the images may be shared; or the folder has no card.
         RefusedError: Parquet that the card names is missing, a file is a pickle or of no known kind, or an image or
             DICOM file lies loose.
-        PublishingError: as `publish_model`.
+        PublishingError: as `publish`.
     """
     folder = Path(folder)
     configs = write_dataset_card(folder, repo_id, EdenDatasetCardData.load(card))
-    refuse(folder, (*_missing(folder, configs), *file_refusals(folder, local_files(folder))), allow)
-    return upload(folder, repo_id, "dataset", public=public, tags=tags, dry_run=dry_run)
+    return publish(folder, repo_id, "dataset", _missing(folder, configs), **options)
 
 
 def write_dataset_card(folder: Path, repo_id: str, declared: EdenDatasetCardData) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ TRACED = (2, 128, 192)
 CHECKED = ((1, 224, 224), (3, 96, 160))
 
 
-class ExportError(Exception):
+class ExportError(ValueError):
     """A model that cannot be exported; the message says why."""
 
 

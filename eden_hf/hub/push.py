@@ -1,14 +1,15 @@
-"""What `eden push` and the end of a run call: stage what is named, check it, publish it."""
+"""What is published, by `eden push` and at the end of a run: a model with its card checked, or a data set."""
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
-from eden_hf.hub.cards import CardError, EdenModelCardData
+from eden_hf.hub.cards import CardError, EdenModelCardData, check_card
 from eden_hf.hub.datasets import publish_dataset
-from eden_hf.hub.publishing import Push, check_access, publish_model
-from eden_hf.hub.refusals import Override
+from eden_hf.hub.refusals import Override, Refusal
 from eden_hf.hub.repository import stage_model
+from eden_hf.hub.upload import Push, PushOptions, check_access, publish
 from eden_hf.training.arguments import HubArguments
 
 
@@ -45,21 +46,32 @@ def push_to_hub(
         CardError, StagingError, RefusedError: what is to be published is not as it must be.
         PublishingError: the Hub does not take it; no revision is left half made.
     """
-    options = {"public": public, "tags": tags, "dry_run": dry_run, "allow": allow}
+    options: PushOptions = {"public": public, "tags": tags, "dry_run": dry_run, "allow": allow}
     if dataset:
         if card is None:
             raise CardError("a data set needs `card`: a YAML file with license, provenance and images_may_be_shared")
-        return publish_dataset(source, repo_id, card, **options)  # type: ignore[arg-type]
+        return publish_dataset(source, repo_id, card, **options)
     if card is None:
         if not (Path(source) / "card.yaml").is_file():
             raise CardError(
                 f"{source} is not staged: give `card`, YAML with model_id, license, intended_use, training_data"
             )
-        return publish_model(source, repo_id, **options)  # type: ignore[arg-type]
+        return publish_model(source, repo_id, **options)
     with tempfile.TemporaryDirectory() as scratch:
         folder = output or Path(scratch) / "repository"
         stage_model(source, folder, card, results, pretraining, images="images" in allow)
-        return publish_model(folder, repo_id, **options)  # type: ignore[arg-type]
+        return publish_model(folder, repo_id, **options)
+
+
+def publish_model(folder: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> Push:
+    """Publish the folder of a model (see `stage_model`) on the Hub; arguments and errors of `publish`.
+
+    Raises:
+        RefusedError: the card lacks something or does not fit the files, besides.
+    """
+    folder = Path(folder)
+    problems = [Refusal(problem, "card") for problem in check_card(folder, model_id=repo_id)]
+    return publish(folder, repo_id, "model", problems, **options)
 
 
 def check_push(run: HubArguments) -> None:

@@ -85,5 +85,7 @@ def test_a_card_of_some_patients_alone(folder, tmp_path, capsys):
     results = Results.load(next(tmp_path.glob("out/*/locality/results.json")))
     assert results.settings["subgroup"] == {"sex": "F"}
     assert results.source.endswith("(train, 3 images)")
-    with pytest.raises(ValueError, match="nobody has sex 'X'"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         cli.evaluate([*named, "--subgroup.sex", "X"])
+    assert "eden evaluate: " in (said := capsys.readouterr().err)
+    assert "nobody has sex 'X'" in said

@@ -21,15 +21,12 @@ from eden_hf.hub.refusals import PICKLES
 from eden_hf.hub.repository import StagingError, _without_folders, stage_model
 from eden_hf.training.finetuning import finetune
 
+from ..launching import REPOSITORY
 from ..tiny import tiny_config
 from ..training.test_finetuning import phantoms, settings
 from .conftest import write_card_yaml
 
-CODE = {
-    "configuration_eden.py", "image_processing_eden.py", "modeling_eden.py", "modeling_eden_base.py",
-    "modeling_eden_dense.py", "modeling_eden_heads.py", "modeling_eden_matching.py", "modeling_eden_pretraining.py",
-    "modeling_eden_trunk.py",
-}  # fmt: skip
+CODE = {path.name for path in (REPOSITORY / "eden_hf").glob("*_eden*.py")}
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
 TRAINING = {
     f"training/{name}" for name in ("config.yaml", "data.json", "environment.json", "loss.png", "metrics.json")

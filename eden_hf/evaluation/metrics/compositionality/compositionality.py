@@ -1,35 +1,28 @@
-"""Compositionality as a metric of `evaluate`: `evaluate.load("eden_hf/evaluation/metrics/compositionality")`."""
+"""Compositionality as a metric of `evaluate`: `load_metric("compositionality")`."""
+
+from typing import ClassVar
 
 import datasets
-import evaluate
 import torch
 
+from eden_hf.evaluation import metrics
 from eden_hf.evaluation.compositionality import composition_cosines
 
-_DESCRIPTION = """
-Cosine of E(whole) to the mean of E(parts) (arXiv 2309.15358), against the parts of the next whole in the list, which
-should be another patient's. Good is a high `own` with a high `margin`; a collapsed encoder has a margin of 0.
-"""
-_INPUTS = """
-Args:
-    predictions: the embeddings of each whole's parts: a list of lists of floats.
-    references: the embedding of each whole: a list of floats.
-Returns:
-    own, own_std, others, others_std, margin.
-"""
 
+class Compositionality(metrics.AnatomyMetric):
+    """Cosine of E(whole) to the mean of E(parts) (arXiv 2309.15358), against the parts of the next whole in the
+    list, which should be another patient's. Good is a high `own` with a high `margin`; a collapsed encoder has a
+    margin of 0.
 
-class Compositionality(evaluate.Metric):
-    """See the module."""
+    Args:
+        predictions: the embeddings of each whole's parts: a list of lists of floats.
+        references: the embedding of each whole: a list of floats.
 
-    def _info(self) -> evaluate.MetricInfo:
-        vector = datasets.Sequence(datasets.Value("float32"))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": datasets.Sequence(vector), "references": vector}),
-        )
+    Returns:
+        own, own_std, others, others_std, margin.
+    """
+
+    inputs: ClassVar = {"predictions": datasets.Sequence(metrics.VECTOR), "references": metrics.VECTOR}
 
     def _compute(self, predictions: list[list[list[float]]], references: list[list[float]]) -> dict[str, float]:
         if len(references) < 2:

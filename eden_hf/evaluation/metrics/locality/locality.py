@@ -1,39 +1,33 @@
-"""Locality as a metric of `evaluate`: `evaluate.load("eden_hf/evaluation/metrics/locality")`, offline too."""
+"""Locality as a metric of `evaluate`: `load_metric("locality")`."""
+
+from typing import ClassVar
 
 import datasets
-import evaluate
 import numpy as np
 import torch
 
+from eden_hf.evaluation import metrics
 from eden_hf.evaluation.locality import locality_scores
 
-_DESCRIPTION = """
-Whether embeddings of patches tell anatomical landmarks apart across patients (arXiv 2309.15358): retrieval@1, k-NN,
-prototype and left-right accuracy, same-versus-other AUROC, silhouette. Near 1 is good; formulas and chance levels are
-those of `eden_hf.evaluation.locality.locality_scores`, which computes them.
-"""
-_INPUTS = """
-Args:
-    predictions: embeddings, one list of floats a patch (of any length; scaled to unit length here).
-    references: dicts with the patch's `patient` (string) and `landmark` (string). Every patient needs every landmark.
-Returns:
-    dict of means over patients.
-"""
 
+class Locality(metrics.AnatomyMetric):
+    """Whether embeddings of patches tell anatomical landmarks apart across patients (arXiv 2309.15358):
+    retrieval@1, k-NN, prototype and left-right accuracy, same-versus-other AUROC, silhouette. Near 1 is good;
+    formulas and chance levels are those of `eden_hf.evaluation.locality.locality_scores`, which computes them.
 
-class Locality(evaluate.Metric):
-    """See the module."""
+    Args:
+        predictions: embeddings, one list of floats a patch (of any length; scaled to unit length here).
+        references: dicts with the patch's `patient` (string) and `landmark` (string). Every patient needs
+            every landmark.
 
-    def _info(self) -> evaluate.MetricInfo:
-        reference = {"patient": datasets.Value("string"), "landmark": datasets.Value("string")}
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Sequence(datasets.Value("float32")), "references": reference}
-            ),
-        )
+    Returns:
+        dict of means over patients.
+    """
+
+    inputs: ClassVar = {
+        "predictions": metrics.VECTOR,
+        "references": {"patient": datasets.Value("string"), "landmark": datasets.Value("string")},
+    }
 
     def _compute(self, predictions: list[list[float]], references: list[dict[str, str]]) -> dict[str, float]:
         patients = list(dict.fromkeys(row["patient"] for row in references))

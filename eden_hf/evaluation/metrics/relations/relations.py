@@ -1,37 +1,29 @@
-"""Predicted embeddings against true ones as a metric: `evaluate.load("eden_hf/evaluation/metrics/relations")`."""
+"""Predicted embeddings against true ones as a metric: `load_metric("relations")`."""
 
-import datasets
-import evaluate
+from typing import ClassVar
+
 import numpy as np
 
+from eden_hf.evaluation import metrics
 from eden_hf.evaluation.relations import cosines
 from eden_hf.evaluation.results import own_against_other
 
-_DESCRIPTION = """
-Cosine of a predicted embedding (of a missing part, a place between or beyond, the other side, another scale) and the
-true one, against the true one of the next row, which should be another patient's (arXiv 2309.15358). Good is a high
-`own` with a high `margin`; a collapsed encoder has a margin of 0 and an AUROC of 0.5.
-"""
-_INPUTS = """
-Args:
-    predictions: predicted embeddings, a list of floats each.
-    references: true embeddings, a list of floats each.
-Returns:
-    own, others, margin, auroc.
-"""
 
+class Relations(metrics.AnatomyMetric):
+    """Cosine of a predicted embedding (of a missing part, a place between or beyond, the other side, another
+    scale) and the true one, against the true one of the next row, which should be another patient's (arXiv
+    2309.15358). Good is a high `own` with a high `margin`; a collapsed encoder has a margin of 0 and an AUROC of
+    0.5.
 
-class Relations(evaluate.Metric):
-    """See the module."""
+    Args:
+        predictions: predicted embeddings, a list of floats each.
+        references: true embeddings, a list of floats each.
 
-    def _info(self) -> evaluate.MetricInfo:
-        vector = datasets.Sequence(datasets.Value("float32"))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": vector, "references": vector}),
-        )
+    Returns:
+        own, others, margin, auroc.
+    """
+
+    inputs: ClassVar = {"predictions": metrics.VECTOR, "references": metrics.VECTOR}
 
     def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
         if len(references) < 2:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 
 import pytest
@@ -11,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from eden_hf import cli
-from eden_hf.hub import publishing
+from eden_hf.hub import upload
 from eden_hf.hub.cards import CardError
-from eden_hf.hub.publishing import PublishingError, publish_model
-from eden_hf.hub.push import check_push, push_to_hub
+from eden_hf.hub.push import check_push, publish_model, push_to_hub
 from eden_hf.hub.refusals import OVERRIDES, RefusedError
+from eden_hf.hub.upload import PublishingError
 from eden_hf.training.arguments import HubArguments
 
 from ..hub_server import READ_TOKEN, File
@@ -173,13 +174,13 @@ def test_a_tag_that_failed_is_set_by_the_next_push(hub, folder):
 
 
 def test_a_repository_that_is_deleted_meanwhile(hub, folder, monkeypatch):
-    commit = publishing._Pushing._commit
+    commit = upload._Pushing._commit
 
     def late(push, plan, remote):
         hub.repositories.clear()
         return commit(push, plan, remote)
 
-    monkeypatch.setattr(publishing._Pushing, "_commit", late)
+    monkeypatch.setattr(upload._Pushing, "_commit", late)
     with pytest.raises(PublishingError, match=r"there is no user/tiny that this token may see: .* \(404: "):
         publish_model(folder, "user/tiny")
 
@@ -187,14 +188,14 @@ def test_a_repository_that_is_deleted_meanwhile(hub, folder, monkeypatch):
 def test_somebody_elses_push_meanwhile_is_not_run_over(hub, folder, monkeypatch):
     publish_model(folder, "user/tiny")
     (folder / "notes.txt").write_text("Ours.\n")
-    commit = publishing._Pushing._commit
+    commit = upload._Pushing._commit
 
     def late(push, plan, remote):
         repository = hub.repository("user/tiny")
         repository.commit({**repository.files, "theirs.txt": File(b"Theirs.\n", large=False)}, "theirs")
         return commit(push, plan, remote)
 
-    monkeypatch.setattr(publishing._Pushing, "_commit", late)
+    monkeypatch.setattr(upload._Pushing, "_commit", late)
     with pytest.raises(PublishingError, match="somebody pushed to user/tiny meanwhile"):
         publish_model(folder, "user/tiny")
     assert "theirs.txt" in held(hub)
@@ -228,7 +229,7 @@ def test_an_existing_repository_that_the_token_may_only_read(hub, folder, monkey
 
 
 def test_a_repository_that_stays_hidden(hub, folder, monkeypatch):
-    monkeypatch.setattr(publishing._Pushing, "_remote", lambda push: None)
+    monkeypatch.setattr(upload._Pushing, "_remote", lambda push: None)
     with pytest.raises(PublishingError, match="user/tiny is there, but this token may not see it"):
         publish_model(folder, "user/tiny")
 
@@ -371,14 +372,22 @@ def test_a_finished_pretraining_run_is_published_if_asked(hub, tmp_path):
     assert (tmp_path / "run" / "last").exists()
 
 
-def test_a_run_with_a_bad_card_does_not_start(hub, tmp_path):
+def refused(command, *arguments, capsys):
+    """What a command says that ends with status 2."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        command(list(arguments))
+    return capsys.readouterr().err
+
+
+def test_a_run_with_a_bad_card_does_not_start(hub, tmp_path, capsys):
     card = write_card_yaml(tmp_path, license=None)
-    with pytest.raises(SystemExit, match=r"eden pretrain: .*declared\.yaml: .*license"):
-        cli.pretrain(["--config", str(settings_file(tmp_path, run={"push_to_hub": True, "card": str(card)}))])
+    config = settings_file(tmp_path, run={"push_to_hub": True, "card": str(card)})
+    said = refused(cli.pretrain, "--config", str(config), capsys=capsys)
+    assert re.search(r"eden pretrain: .*declared\.yaml: .*license", said)
     recipe = settings(tmp_path / "tuned", phantoms(), run={"push_to_hub": True, "card": str(card)})
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    with pytest.raises(SystemExit, match=r"eden finetune: .*declared\.yaml: .*license"):
-        cli.finetune(["--config", str(tmp_path / "recipe.yaml")])
+    said = refused(cli.finetune, "--config", str(tmp_path / "recipe.yaml"), capsys=capsys)
+    assert re.search(r"eden finetune: .*declared\.yaml: .*license", said)
     with pytest.raises(ValueError, match=r"`run\.card` must be given with run\.push_to_hub"):
         settings(tmp_path, phantoms(), run={"push_to_hub": True})
     assert {file.name for file in tmp_path.iterdir()} <= {"declared.yaml", "run.yaml", "recipe.yaml"}
@@ -398,10 +407,10 @@ def test_the_commands_stage_check_and_push(hub, run, report, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         cli.card(["check", str(folder)])
     assert done.value.code == 1
-    with pytest.raises(SystemExit, match=r"eden push: .*is not published:\n"):
-        cli.push(["--source", str(folder), "--repo_id", "user/tiny"])
-    with pytest.raises(SystemExit, match=r"eden stage: .*neither a model folder"):
-        cli.stage(["--source", str(tmp_path), "--card", card, "--output", str(tmp_path / "other")])
+    said = refused(cli.push, "--source", str(folder), "--repo_id", "user/tiny", capsys=capsys)
+    assert re.search(r"eden push: .*is not published:\n", said)
+    other = ["--source", str(tmp_path), "--card", card, "--output", str(tmp_path / "other")]
+    assert re.search(r"eden stage: .*neither a model folder", refused(cli.stage, *other, capsys=capsys))
     cli.card(["write", str(folder)])
     assert publish_model(folder, "user/tiny").changes == []
 

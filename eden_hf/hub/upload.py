@@ -1,4 +1,4 @@
-"""Publishing on the Hub: one commit a push, and nothing where nothing changed.
+"""How a folder comes to the Hub: one commit a push, and nothing where nothing changed.
 
 A push compares the folder with the repository's last revision, uploads what differs, and makes one commit of it, so
 that a stranger sees the old revision or the new one and nothing between. Interrupted, it is simply done again.
@@ -7,10 +7,10 @@ that a stranger sees the old revision or the new one and nothing between. Interr
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, get_token
 from huggingface_hub.errors import (
@@ -23,7 +23,6 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from eden_hf.hub.cards import check_card
 from eden_hf.hub.refusals import Override, Refusal, file_refusals, local_files, refuse
 
 logger = logging.getLogger(__name__)
@@ -84,49 +83,45 @@ class _Remote:
     files: dict[str, RepoFile]
 
 
-def publish_model(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    public: bool = False,
-    tags: Sequence[str] = (),
-    dry_run: bool = False,
-    allow: Collection[Override] = (),
-) -> Push:
-    """Publish the folder of a model (see `stage_model`) on the Hub.
+class PushOptions(TypedDict, total=False):
+    """How a folder is published.
 
-    Args:
-        folder: The repository's content. Hidden files stay behind.
-        repo_id: `user/name`. A repository that is not there yet is made, private.
+    Attributes:
         public: Open the repository to everybody, once it is whole.
         tags: Names for the revision, such as `v1.0` or a stage's.
         dry_run: Send nothing; tell what would go.
         allow: What to publish although it should not be: `card`, `pickle`, `weights`, `images`, `files`.
+    """
+
+    public: bool
+    tags: Sequence[str]
+    dry_run: bool
+    allow: Collection[Override]
+
+
+def publish(
+    folder: Path, repo_id: str, repo_type: RepoType, problems: Iterable[Refusal], **options: Unpack[PushOptions]
+) -> Push:
+    """Bring a repository of the Hub to the content of `folder`.
+
+    Args:
+        folder: The repository's content. Hidden files stay behind.
+        repo_id: `user/name`. A repository that is not there yet is made, private.
+        repo_type: `model` or `dataset`.
+        problems: What speaks against it, beside the folder's files.
+        options: How.
 
     Raises:
-        RefusedError: the card lacks something or does not fit the files, a file is a pickle or of no known kind,
-            weights are not finite, or an image would go that is none of the package's figures.
+        RefusedError: there are problems, a file is a pickle or of no known kind, weights are not finite, or an image
+            would go that is none of the package's figures.
         PublishingError: no token, or one without rights; a wrong name; a tag that stands elsewhere; a Hub that fails.
             The repository's last revision is the old one or the new one, whole; another push completes it.
     """
-    folder = Path(folder)
-    problems = [Refusal(problem, "card") for problem in check_card(folder, model_id=repo_id)]
-    refuse(folder, (*problems, *file_refusals(folder, local_files(folder))), allow)
-    return upload(folder, repo_id, "model", public=public, tags=tags, dry_run=dry_run)
-
-
-def upload(
-    folder: Path,
-    repo_id: str,
-    repo_type: RepoType,
-    *,
-    public: bool = False,
-    tags: Sequence[str] = (),
-    dry_run: bool = False,
-) -> Push:
-    """Bring a repository of the Hub to the content of `folder`, unchecked; arguments and errors of `publish_model`."""
+    tags, dry_run = tuple(options.get("tags", ())), options.get("dry_run", False)
+    refuse(folder, (*problems, *file_refusals(folder, local_files(folder))), options.get("allow", ()))
     check_access(repo_id, tags, token=not dry_run)
-    push = _Pushing(HfApi(), folder, repo_id, repo_type, tuple(tags))
+    push = _Pushing(HfApi(), folder, repo_id, repo_type, tags)
+    public = options.get("public", False)
     return _retried((lambda: push.plan()[0]) if dry_run else (lambda: push.run(public)), repo_id)
 
 
