@@ -36,7 +36,7 @@ check: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-style: $(VENV)/.dev ## Mend what `make check` can mend by itself
+style: $(VENV)/.dev ## Fix what `make check` can fix by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -76,7 +76,7 @@ class Encoder:
 
 def processed(processor: Any, images: Sequence[Image.Image | np.ndarray], size: int | None = None) -> Tensor:
     """`[B, 3, H, W]` float32 of images by any image processor, at `size` or its own."""
-    if not isinstance(processor, EdenImageProcessor):  # stock processors take grey images amiss
+    if not isinstance(processor, EdenImageProcessor):  # stock processors misread grey images
         images = [image.convert("RGB") if isinstance(image, Image.Image) else image for image in images]
     sized = {} if size is None else squares_of(processor, size)
     return processor(images=images, return_tensors="pt", **sized)["pixel_values"]

@@ -225,7 +225,7 @@ def _shown(values: np.ndarray, settings: "Dataset", name: str) -> np.ndarray:
 def _grey_levels(intensity: np.ndarray, settings: "Dataset") -> np.ndarray:
     """Intensities in [0, 1] as uint8, inverted where the file asks for it."""
     shape = str(settings.get("PresentationLUTShape", "")).upper()
-    inverted = settings.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"  # the one tells of the other
+    inverted = settings.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"  # either says so
     return _eight_bits(1 - intensity if inverted else intensity)
 
 

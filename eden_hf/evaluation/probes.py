@@ -151,7 +151,7 @@ def _check_labels(task: Task, train_y: np.ndarray, test_y: np.ndarray) -> None:
     if task.kind == "multi_label":
         known = (~np.isnan(train_y)).any(axis=0)
         if unknown := [label for label, is_known in zip(task.labels, known, strict=True) if not is_known]:
-            raise ValueError(f"no training image of {task.name} tells of {', '.join(unknown)}: leave the label out")
+            raise ValueError(f"no training image of {task.name} has {', '.join(unknown)}: leave the label out")
 
 
 def _balanced_accuracy(pairs: np.ndarray) -> float:

@@ -22,7 +22,7 @@ METHOD_CITATION = """@inproceedings{hosseinzadehtaher2023adam,
 
 _WHAT = {
     "EdenModel": "A {trunk} trunk that turns a medical image into an embedding and a feature map, with no head on it.",
-    "EdenForImageClassification": "A {trunk} trunk with a head that tells of a whole image: {labels}.",
+    "EdenForImageClassification": "A {trunk} trunk with a head that labels whole images: {labels}.",
     "EdenForSemanticSegmentation": "A {trunk} trunk with a U-Net decoder that outlines structures: {labels}.",
 }
 

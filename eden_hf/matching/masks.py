@@ -136,7 +136,7 @@ def _finder(
 
 
 def _origin(encoder: Encoder) -> dict[str, str]:
-    """What a file tells of the program and the model, without folders of this machine."""
+    """What a file says of the program and the model, without folders of this machine."""
     model = Path(encoder.name).name or "unknown"
     return {"version": eden_hf.__version__, "model": f"{model} {encoder.revision or ''}".strip()}
 

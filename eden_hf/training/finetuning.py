@@ -393,8 +393,8 @@ def _validation_metrics(task: Task, metric: str, found: EvalPrediction) -> dict[
     metrics = measure(task.kind, task.labels, found.predictions, found.label_ids)  # type: ignore[arg-type]
     if math.isnan(metrics[metric]):
         raise ValueError(
-            f"the {metric} of the {len(found.label_ids)} validation images of {task.name} is not defined, for want of "
-            "unlike labels among them; raise `task.validation_share`, or choose another `task.metric`"
+            f"the {metric} of the {len(found.label_ids)} validation images of {task.name} is not defined, since "
+            "their labels are all alike; raise `task.validation_share`, or choose another `task.metric`"
         )
     if absent := labels_without_auc(metrics, task.labels):
         logger.warning("no AUC for %s: the validation images do not have both classes", ", ".join(absent))

@@ -119,7 +119,7 @@ def test_what_test_images_do_not_define_is_left_out_and_logged(encoder, caplog):
 def test_labels_that_are_not_there_are_named(encoder):
     splits = DatasetDict(train=findings([None] * 8), test=findings([0.0, 1.0] * 4))
     task = load_source_task(splits, "multi_label", label_columns=["a", "b"])
-    with pytest.raises(ValueError, match="tells of b: leave"):
+    with pytest.raises(ValueError, match="has b: leave"):
         probe_scores(encoder, task)
     task = load_source_task(splits, "regression", label_columns=["a", "b"])
     with pytest.raises(ValueError, match=r"8 numbers .* are missing"):
