@@ -158,7 +158,7 @@ def finetune(arguments: list[str] | None, prog: str) -> None:
     settings, resume = parse_settings(FinetuneArguments, arguments, prog=prog)
     check_push(settings.run)
     folder = finetune(settings, resume)
-    if PartialState().is_main_process:
+    if (folder / "best").exists() and PartialState().is_main_process:  # a signal may have stopped it before
         results = [evaluate_finetuned(folder)]
         print(results[0].save(folder))
         if "dice" in results[0].values:

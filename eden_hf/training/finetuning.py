@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -66,6 +68,7 @@ from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneA
 from eden_hf.training.optimizers import decayed_names, same_groups
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_run
+from eden_hf.training.stop_request import StopRequest, StopTraining
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +88,7 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
             bit for bit. Only settings under `run` may differ from the run's own.
 
     Returns:
-        Folder of the run.
+        Folder of the run. SIGTERM or SIGINT saves a checkpoint and returns early, without `best`.
 
     Raises:
         FileExistsError: the folder holds a run already and `resume` is not set, or another program writes to it.
@@ -122,10 +125,14 @@ def _finetune(arguments: FinetuneArguments, folder: Path, resume: bool, processe
             images_skipped=total - sum(map(len, splits.values())),
             **_image_lists(task),
         )
-    model, history = fit(
-        model, processor, task, arguments, metric=metric, folder=folder / "checkpoints", resume=resume
-    )
-    if processes.is_main_process:
+    with StopRequest() as request:
+        stop, checkpoints = StopTraining(request, arguments.run.log_every), folder / "checkpoints"
+        model, history = fit(
+            model, processor, task, arguments, metric=metric, folder=checkpoints, resume=resume, callbacks=[stop]
+        )
+    if stop.stopped_at is not None:
+        logger.info("%s: stopped at step %d; --resume goes on from there", folder, stop.stopped_at)
+    elif processes.is_main_process:
 
         def write(best: Path) -> None:
             model.save_pretrained(best)
@@ -272,6 +279,7 @@ def fit(
     folder: Path,
     resume: bool = False,
     quiet: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """Train on the task's `train`, choosing by its `validation` where it has one.
 
@@ -284,6 +292,7 @@ def fit(
         folder: For checkpoints.
         resume: Go on from the newest checkpoint in `folder`; a run that ended before its first starts over.
         quiet: Show neither progress nor metrics.
+        callbacks: What else takes part.
 
     Returns:
         The model as it was at its best, without adapters, and the lines that Trainer logged.
@@ -302,6 +311,7 @@ def fit(
         model = _with_adapters(model, recipe.model.lora_rank)
     if recipe.training.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # transformers wraps `to`
+    patience = [EarlyStoppingCallback(recipe.training.patience)] if recipe.training.patience else []
     trainer = TaskTrainer(
         model=model,
         args=_training_arguments(recipe, len(images["train"]), "validation" in images, metric, folder, quiet),
@@ -309,7 +319,7 @@ def fit(
         eval_dataset=images.get("validation"),
         processing_class=processor,
         compute_metrics=lambda found: _validation_metrics(task, metric, found),
-        callbacks=[EarlyStoppingCallback(recipe.training.patience)] if recipe.training.patience else [],
+        callbacks=[*callbacks, *patience],
         task_kind=task.kind,
         scale=scale,
         augmentation=recipe.augmentation,

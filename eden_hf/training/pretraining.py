@@ -12,13 +12,11 @@ import functools
 import logging
 import math
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -42,6 +40,7 @@ from eden_hf.training.monitors import LossGuard, Monitor, health
 from eden_hf.training.optimizers import make_optimizer
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_changes, record_run
+from eden_hf.training.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +179,8 @@ class Pretraining:
             if progress.epoch == stage.epochs:
                 progress.stage, progress.epoch = index + 1, 0
                 self._checkpoint()
-                return not self._stop_requested() or index + 1 == len(self.arguments.stages)
-            if self._stop_requested():
+                return not self._stops() or index + 1 == len(self.arguments.stages)
+            if self._stops():
                 self._checkpoint()
                 return False
             if progress.step % self.arguments.run.checkpoint_every == 0:
@@ -278,6 +277,9 @@ class Pretraining:
         self.guard.check()
         self.guard.check_weights(self.student, self.progress.step)
 
+    def _stops(self) -> bool:
+        return self.stop.agreed(self.progress.step, self.arguments.run.log_every)
+
     def _checkpoint(self) -> None:
         since = time.perf_counter()
         self._check_finite()
@@ -295,31 +297,6 @@ class Pretraining:
                 processor.save_pretrained(folder)
 
             replace_folder(self.folder / name, write)
-
-    def _stop_requested(self) -> bool:
-        """Whether a signal asked any process to stop; several processes agree on it when they log."""
-        if self.accelerator.num_processes == 1:
-            return self.stop.requested
-        if self.progress.step % self.arguments.run.log_every:
-            return False
-        return bool(self.accelerator.reduce(torch.tensor([float(self.stop.requested)], device=self.device)).item())
-
-
-class StopRequest:
-    """SIGTERM or SIGINT as a request, answered after the optimiser step; a second one ends the process at once."""
-
-    def __enter__(self) -> "StopRequest":
-        self.requested = False
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(number, signal.SIG_DFL)
 
 
 #: What a model that is started from keeps of its own.

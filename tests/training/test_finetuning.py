@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -204,6 +206,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(segmented, eden_folder, tmp_p
     finetune(settings(folder, phantoms(), start=eden_folder, run={"keep_checkpoints": 9}), resume=True)
     for name in ("checkpoints/checkpoint-8", "checkpoints/checkpoint-12", "best"):
         assert_same_weights(segmented / name, folder / name)
+    assert logged(folder, "loss") == logged(segmented, "loss")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_run_that_a_signal_stopped_resumes_to_the_uninterrupted_one(
+    number, segmented, eden_folder, tmp_path, monkeypatch
+):
+    steps = iter(range(1, 100))
+    training_step = TaskTrainer.training_step
+
+    def signalled(*arguments, **options):
+        if next(steps) == 6:  # no step of a scheduled checkpoint
+            os.kill(os.getpid(), number)
+        return training_step(*arguments, **options)
+
+    monkeypatch.setattr(TaskTrainer, "training_step", signalled)
+    recipe = settings(tmp_path / "run", phantoms(), start=eden_folder, run={"keep_checkpoints": 9})
+    folder = finetune(recipe)
+    assert (folder / "checkpoints" / "checkpoint-6" / "trainer_state.json").exists()
+    assert not (folder / "best").exists()
+    finetune(recipe, resume=True)
+    assert_same_weights(segmented / "best", folder / "best")
     assert logged(folder, "loss") == logged(segmented, "loss")
 
 
