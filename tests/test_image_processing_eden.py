@@ -243,6 +243,18 @@ def test_rounding_does_not_count_as_outside():
 # Alpha and palettes
 
 
+def test_alpha_is_the_picture_where_all_is_black():
+    alpha = np.linspace(0, 255, GREY.size).reshape(GREY.shape).astype(np.uint8)
+    black = np.zeros_like(alpha)
+    for picture in (
+        PIL.Image.fromarray(np.dstack([black, black, black, alpha])),
+        PIL.Image.merge("LA", [PIL.Image.fromarray(black), PIL.Image.fromarray(alpha)]),
+    ):
+        np.testing.assert_allclose(plain(picture)[1], alpha / 255, atol=1e-6)
+    opaque = PIL.Image.fromarray(np.dstack([black, black, black, np.full_like(alpha, 255)]))
+    assert not plain(opaque).any()
+
+
 def test_alpha_is_blended_over_black():
     alpha = np.linspace(0, 255, GREY.size).reshape(GREY.shape).astype(np.uint8)
     rgba = np.dstack([COLOUR, alpha])

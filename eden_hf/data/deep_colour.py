@@ -91,9 +91,11 @@ def _decoded(reopen: Callable[[], ImageFile], mode_of: Callable[[str], str]) -> 
 
 
 def _blended(pixels: np.ndarray) -> np.ndarray:
-    """Colours with the alpha that follows them, if any, over black."""
+    """Colours with the alpha that follows them, if any, over black; of one colour throughout, its alpha."""
     colours = pixels.shape[-1] - 1 + pixels.shape[-1] % 2
     intensity = full_range(pixels[..., :colours])
     if colours < pixels.shape[-1]:
+        if not intensity.any():
+            intensity += 1
         intensity *= pixels[..., colours:] / np.float32(65535)
     return intensity[..., 0] if colours == 1 else intensity

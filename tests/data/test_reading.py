@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eden_hf.data.readers.masks import read_mask
 from eden_hf.data.reading import ImageReadError, decode_image, image_sizes, read_image
 from eden_hf.image_processing_eden import EdenImageProcessor
 
@@ -110,6 +111,17 @@ def test_floats_must_lie_in_0_to_1():
 
 
 # Modes
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_mask_that_is_in_alpha_alone_is_read(mode, tmp_path):
+    """As drawing programs save a black pen on nothing."""
+    alpha = np.zeros((12, 20), np.uint8)
+    alpha[3:7, 5:15] = 255
+    black = PIL.Image.fromarray(np.zeros_like(alpha))
+    bands = [black] * (len(mode) - 1) + [PIL.Image.fromarray(alpha)]
+    PIL.Image.merge(mode, bands).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(str(tmp_path / "mask.png"), (20, 12)), alpha > 0)
 
 
 def test_alpha_is_blended_over_black():

@@ -329,6 +329,23 @@ def test_columns_of_metadata_that_names_no_images_are_refused(tmp_path):
         load_source_task(tmp_path, "single_label", label_column="sick")
 
 
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ('{"file_names": ["a.png", "b.png"], "age": 1}', "file_names"),
+        ('{"file_name": ["a.png", "b.png"], "age": 1}', "file_name"),
+        ('{"file_name": "a.png", "age": 1, "heart_file_names": ["b.png"]}', "heart_file_names"),
+        ('{"file_name": "a.png", "age": 1, "heart_file_name": ["b.png"]}', "heart_file_name"),
+    ],
+)
+def test_several_files_in_a_cell_are_refused(row, column, tmp_path):
+    for name in "ab":
+        save(tmp_path / f"{name}.png", pixels(0))
+    (tmp_path / "metadata.jsonl").write_text(row)
+    with pytest.raises(TaskError, match=f"metadata.jsonl: row 1 names several files in {column}; .*`mask_columns`"):
+        load_source_task(tmp_path, "regression", label_columns=["age"])
+
+
 def test_folders_name_classes_beside_metadata_of_another_kind(tmp_path, caplog):
     for name in ("normal", "sick"):
         save(tmp_path / name / "a.png", pixels(0))

@@ -45,6 +45,8 @@ def with_metadata(folder: Path, needed: bool) -> DatasetDict | None:
     tables = {file: _read(folder / file) for file in files if PurePosixPath(file).name.lower() in NAMES}
     strangers = [file for file, rows in tables.items() if not any(FILE in row for row in rows)]
     if strangers:
+        if needed:
+            _refuse_lists(folder / strangers[0], tables[strangers[0]])
         has = ", ".join({column: None for row in tables[strangers[0]] for column in row})
         message = f"{folder / strangers[0]} has no column {FILE}, which says what image a row is of; it has {has}"
         if needed:
@@ -85,12 +87,25 @@ def _csv_rows(text: str) -> list[dict[str, Any]]:
 def _resolved(folder: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Rows with file names relative to `folder`."""
     here = posixpath.dirname(table)
+    _refuse_lists(folder / table, rows)
     for number, row in enumerate(rows, 1):
         if row.get(FILE) is None:
             raise TaskError(f"{folder / table}: row {number} has no {FILE}")
         names = {column for column in row if column == FILE or column.endswith(_OF_MASK)}
         paths = {name: str(row[name]).replace("\\", "/") for name in names if row[name] is not None}
         yield {**row, **{name: posixpath.normpath(posixpath.join(here, path)) for name, path in paths.items()}}
+
+
+def _refuse_lists(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse several files in one cell, which `imagefolder` calls `file_names`."""
+    for number, row in enumerate(rows, 1):
+        for column, value in row.items():
+            if column.endswith(f"{FILE}s") or (column.endswith(FILE) and isinstance(value, list)):
+                raise TaskError(
+                    f"{table}: row {number} names several files in {column}; give each image a row with its {FILE}, "
+                    f"and each mask a column NAME{_OF_MASK}: `mask_columns` unites those of one structure "
+                    "({heart: [heart_1, heart_2]})"
+                )
 
 
 def _by_split(folder: Path, rows: Sequence[Mapping[str, Any]], files: Sequence[str]) -> DatasetDict:
