@@ -67,7 +67,8 @@ class EdenImageProcessor(PilBackend):
     - other integers (16 and 32 bits) are stretched from the image's own minimum and maximum, since scanners use an
       unknown part of the range; an image of one value becomes black;
     - floats are taken as they are and must lie in [0, 1];
-    - alpha is blended over black; palettes are looked up; grey is repeated to three channels.
+    - alpha is blended over black, and is the picture where all colours are black; palettes are looked up; grey is
+      repeated to three channels.
 
     PIL images are turned as their EXIF orientation asks, like `eden_hf.data.reading.read_image` and
     `transformers.image_utils.load_image` do, so sizes are those of the upright image.

@@ -70,6 +70,9 @@ def pil_pixels(image: PIL.Image.Image) -> np.ndarray:
 def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | np.float32]:
     """Colours ([H, W], [H, W, 1] or [H, W, 3]) and alpha in [0, 1] of grey, RGB or either with alpha, channels last.
 
+    A picture that is black everywhere shows what it shows by its alpha, as masks of drawing programs do: it is given
+    as white.
+
     Raises:
         ValueError: alpha is of a type that does not tell what is opaque.
     """
@@ -81,7 +84,10 @@ def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | np.float32
             f"alpha must be uint8, or float in [0, 1], got {channels} channels of {pixels.dtype}: drop it"
         )
     colour = pixels[..., 0] if channels == 2 else pixels[..., :3]
-    return colour, unit_intensity(pixels[..., 1] if channels == 2 else pixels[..., 3:])
+    alpha = unit_intensity(pixels[..., 1] if channels == 2 else pixels[..., 3:])
+    if not colour.any() and alpha.min() < alpha.max():
+        colour = np.full_like(colour, 255 if colour.dtype == np.uint8 else 1)
+    return colour, alpha
 
 
 def flat(images: Any) -> Iterator[Any]:
