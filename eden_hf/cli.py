@@ -62,7 +62,8 @@ def _for_users(error: Exception) -> str | None:
     their first line.
     """
     *_, (frame, _) = walk_tb(error.__traceback__)
-    if frame.f_globals["__name__"].startswith("eden_hf.") and type(error) is not RuntimeError:
+    ours = frame.f_globals["__name__"].startswith("eden_hf.")
+    if ours and type(error) not in (RuntimeError, ModuleNotFoundError):  # which libraries and Python raise
         return str(error)
     return (str(error) or type(error).__name__).splitlines()[0] if isinstance(error, OSError) else None
 
@@ -320,12 +321,7 @@ def main() -> None:
     logging.getLogger("eden_hf").setLevel(logging.INFO)
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
-        try:
-            return COMMANDS[name](arguments)
-        except ImportError as error:
-            if error.name is not None:  # Python's own: nobody said what to install
-                raise
-            sys.exit(f"eden {name}: {error}")
+        return COMMANDS[name](arguments)
     asked = name in ("-h", "--help")
     lines = [f"  {command:10} {function.__doc__}" for command, function in COMMANDS.items()]
     complaint = "" if asked else f"eden: unknown command {name!r}\n"
