@@ -150,9 +150,8 @@ for name in COMMANDS:
     sys.argv = ["eden", name, "--help"]
     try:
         main()
-    except SystemExit as ended:
-        if ended.code:
-            print(ended.code, file=sys.stderr)
+    except SystemExit:  # its message is printed already
+        pass
 """
 
 
