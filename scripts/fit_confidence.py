@@ -3,8 +3,9 @@
 python scripts/fit_confidence.py --model model_cards/eden-resnet18-half-cxr \
     --sources '[phantoms:60,scr]' --images 50
 
-Points of each image are looked for in the next, once as it is and once with patches drawn over a fifth of them. A
-point counts as right when it is not covered and found within 5 % of the side. Prints the constants of
+Points of each image are looked for in the next, once as it is and once with patches drawn over a fifth of them: of one
+random grey or of noise, so that the fit has not seen the discs by which `eden evaluate --evaluations confidence`
+judges it. A point counts as right when it is not covered and found within 5 % of the side. Prints the constants of
 eden_hf/matching/matcher.py, the error of the least confident tenth over the rest, and the share of covered points
 below the threshold that 5 % of the rightly found ones fall below.
 """
