@@ -49,7 +49,7 @@ def probe(
         model: Encoders, as for `load_encoder`.
         source: Images with labels, with the splits `train` and `test`.
         output: Folder for one `results.json` an encoder, and `probe.md` with all side by side.
-        label_column: Column with the class (`single_label`; folders name it otherwise).
+        label_column: Column with the class (`single_label`): `label` if there is one, else the folders, by default.
         label_columns: Columns with a number each (`multi_label`, `regression`).
         kind: What is learned.
         id_column: Column whose values name the images.

@@ -16,7 +16,8 @@ class TaskArguments:
         data_dir: Folder with the files of `name`, as they are published.
         source: Where there is no `name`: a folder, Parquet, a Hub data set id, or `phantoms:N`.
         kind: Of a source: `single_label`, `multi_label`, `regression` or `segmentation`.
-        label_column: Of a source: column with the class of each image (folders name it otherwise).
+        label_column: Of a source: column with the class of each image; by default `label` if there is one, else its
+            folder.
         label_columns: Of a source: columns with a number each.
         mask_columns: Of a source: columns with a mask each, or for each structure the columns that make it up.
         image_column: Of a source: column that holds the images.

@@ -119,6 +119,7 @@ def test_classes_of_plain_values_are_sorted_over_all_splits():
     assert (task.labels, task.metric) == (("a", "b", "c"), "auc")
     assert list(task.splits["test"]["label"]) == [0, 1, 0, 0]
     numbers = load_source_task(table(label=[10, 9, 9, 10]), "single_label", label_column="label")
+    assert load_source_task(table(label=[10, 9, 9, 10]), "single_label").labels == numbers.labels
     assert numbers.labels == ("9", "10")
 
 

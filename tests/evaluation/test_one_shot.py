@@ -9,6 +9,7 @@ from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.evaluation.one_shot import PROTOCOLS, _last, one_shot, protocol_images
 from eden_hf.evaluation.results import Results
 from tests.tiny import tiny_config
+from tests.training.conftest import _fresh_accelerate  # noqa: F401 (adapting trains)
 
 UOD = PROTOCOLS["uod"]
 

@@ -43,7 +43,8 @@ def load_source_task(
     Args:
         source: Folder, Parquet, Hub id or object of `datasets` (no stream).
         kind: What is learned.
-        label_column: Column with the class of each image, a name or number (`single_label`).
+        label_column: Column with the class of each image, a name or number (`single_label`); `label` where the source
+            has a column of that name, and else the images' folders by default.
         label_columns: Columns with a number each (`multi_label`: 0, 1 or missing; `regression`).
         mask_columns: Columns with a mask each (`segmentation`), or for each structure the columns whose masks make
             it up: `{"clavicles": ["left_clavicle", "right_clavicle"]}`.
@@ -73,7 +74,7 @@ def load_source_task(
     splits = _checked(name, kind, needed, loaded)
     patients = _checked(name, kind, [patient_column], loaded) if patient_column else {}
     if kind == "single_label":
-        labels, splits = _with_classes(name, splits, label_column)
+        labels, splits = _with_classes(name, splits, label_column or _usual_column(splits))
     elif kind == "segmentation":
         labels = tuple(structures)
         splits = {split: _with_masks(f"split {split!r} of {name}", data, structures) for split, data in splits.items()}
@@ -107,6 +108,10 @@ def _checked(name: str, kind: Kind, needed: Sequence[str], loaded: Mapping[str, 
                 f"split {split!r} of {name} has no column {', '.join(absent)}; it has {', '.join(data.column_names)}"
             )
     return dict(loaded)
+
+
+def _usual_column(splits: Mapping[str, Dataset]) -> str | None:
+    return "label" if all("label" in data.column_names for data in splits.values()) else None
 
 
 def _with_classes(
