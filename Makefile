@@ -6,7 +6,7 @@ DATA ?= phantoms
 MODULES = $(filter-out %__init__,$(subst /,.,$(basename $(wildcard eden_hf/*.py eden_hf/data/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help cards demo docs test test-fast test-real check style clean
+.PHONY: help cards demo docs test test-fast test-mixins test-real check style clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,13 +15,17 @@ demo: $(VENV)/.demo ## Pretrain a small Adam and draw what it learned (DATA=fold
 	$(BIN)/python scripts/demo.py --data "$(DATA)"
 
 test: $(VENV)/.dev ## Run the tests that need no data
-	$(BIN)/python -m pytest -n 2 -m "not real_data"
+	$(BIN)/python -m pytest -n 2 -m "not real_data and not mixins"
 
 test-fast: $(VENV)/.dev ## Run the tests that take under ten seconds each
-	$(BIN)/python -m pytest -n 2 -m "not real_data and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not real_data and not mixins and not slow"
 
 test-real: $(VENV)/.dev ## Run the tests on the real images of ../shared/data
 	$(BIN)/python -m pytest -n 2 -m real_data
+
+test-mixins: $(VENV)/.dev ## Fetch transformers' own tests of models and processors, and run them over ours
+	$(BIN)/python scripts/fetch_mixins.py
+	$(BIN)/python -m pytest -n 2 tests/test_mixins.py
 
 docs: $(VENV)/.docs ## Generate the API reference from docstrings, to site/index.html
 	HF_HUB_OFFLINE=1 $(BIN)/python -W error::UserWarning -m pdoc --docformat google --output-directory site \

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_eden import EdenConfig
 from .modeling_eden_base import HEAD_KEYS, PRETRAINING_KEYS, EdenModel, EdenPreTrainedModel
 from .modeling_eden_dense import expected_places, match_smoothly, node_places, sample_embeddings
+from .modeling_eden_trunk import with_decoder_stages
 
 #: Points of the first image that are matched at most: larger maps are matched at every second node, or third ...
 _MOST_POINTS = 2500
@@ -112,6 +113,7 @@ class EdenForKeypointMatching(EdenPreTrainedModel):
                 "matching needs embeddings of points, and this configuration has no `dense_dim`: load a model whose "
                 "training had a dense stage"
             )
+        config = with_decoder_stages(config, "matching")
         super().__init__(config)
         self.eden = EdenModel(config)
         self.post_init()

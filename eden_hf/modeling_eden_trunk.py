@@ -120,7 +120,7 @@ _DECODER_STAGES = 4
 
 
 def with_decoder_stages(config: EdenConfig, purpose: str) -> EdenConfig:
-    """A copy of `config` whose trunk returns the maps that a decoder takes: its last stages, stem apart.
+    """`config`, or a copy, whose trunk returns the maps that a decoder takes: its last stages, stem apart.
 
     Raises:
         ValueError: the trunk's type has no feature maps in transformers.
@@ -130,10 +130,13 @@ def with_decoder_stages(config: EdenConfig, purpose: str) -> EdenConfig:
             f"{purpose} needs a trunk with feature maps, and transformers has none for model_type "
             f"{config.backbone_config.model_type!r}; use 'resnet', 'convnextv2', 'swin' or 'dinov2'"
         )
-    config = copy.deepcopy(config)  # others made from the same settings return their own stages
     stages = config.stage_names[1:]
     steps = np.linspace(0, len(stages) - 1, min(len(stages), _DECODER_STAGES)).round().astype(int).tolist()
-    config.out_features = [stages[step] for step in steps]
+    chosen = [stages[step] for step in steps]
+    if config.out_features == chosen:
+        return config
+    config = copy.deepcopy(config)  # others made from the same settings return their own stages
+    config.out_features = chosen
     return config
 
 

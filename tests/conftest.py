@@ -17,6 +17,13 @@ from eden_hf.encoders import Encoder
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+def pytest_configure(config):
+    """Know the markers of transformers' mixins (tests/test_mixins.py)."""
+    tests = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test")
+    for name in (*tests, "order"):
+        config.addinivalue_line("markers", f"{name}: of transformers' mixins")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.set_num_threads(1)

@@ -186,7 +186,7 @@ AutoModelForKeypointMatching.from_pretrained({str(tmp_path)!r}, trust_remote_cod
 
 @pytest.mark.parametrize("blocked", [["torchvision", "timm"], ["matplotlib", "sklearn", "pydicom", "tensorboard"]])
 def test_the_package_imports_without_what_is_optional(blocked):
-    modules = "eden_hf, eden_hf.cli, eden_hf.data, eden_hf.training.pretraining, eden_hf.evaluation.embeddings"
+    modules = "eden_hf, eden_hf.cli, eden_hf.data, eden_hf.encoders, eden_hf.training.pretraining"
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {modules}; eden_hf.EdenImageProcessor()"
     )

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,14 @@ def check_batch(pixel_values: Tensor) -> None:
         )
 
 
+def _selected(states: tuple[Tensor, ...] | None, asked: bool | Sequence[int] | None) -> tuple[Any, ...] | None:
+    """Hidden states as asked for: all, none, or those at some indices and `None` at the others."""
+    if not asked or states is None or asked is True:
+        return states if asked else None
+    indices = {index % len(states) for index in asked}
+    return tuple(state if index in indices else None for index, state in enumerate(states))
+
+
 class EdenModel(EdenPreTrainedModel):
     """The trunk: any image encoder of transformers with global average pooling, ready for `AutoModel`.
 
@@ -185,7 +194,7 @@ class EdenModel(EdenPreTrainedModel):
         return EdenModelOutput(
             last_hidden_state=maps[-1],
             pooler_output=average(self.backbone, maps, outputs),
-            hidden_states=outputs.hidden_states if kwargs.get("output_hidden_states") else None,
+            hidden_states=_selected(outputs.hidden_states, kwargs.get("output_hidden_states")),
             attentions=outputs.get("attentions"),
             dense_embeddings=dense_embeddings,
         )

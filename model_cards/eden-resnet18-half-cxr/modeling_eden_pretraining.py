@@ -22,6 +22,7 @@ from .modeling_eden_dense import (
     sample_embeddings,
     smooth_support,
 )
+from .modeling_eden_trunk import with_decoder_stages
 
 
 @dataclass
@@ -178,6 +179,8 @@ class EdenForPreTraining(EdenPreTrainedModel):
     bank_ptr: Tensor
 
     def __init__(self, config: EdenConfig) -> None:
+        if config.dense_dim is not None:
+            config = with_decoder_stages(config, "`dense_dim`")
         super().__init__(config)
         self.eden = EdenModel(config)
         self.projector = EdenProjector(self.eden.num_features, config.projection_dim)
