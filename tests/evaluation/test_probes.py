@@ -4,6 +4,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from eden_hf import cli
 from eden_hf.data.tasks import load_source_task
 from eden_hf.evaluation import downstream, results
 from eden_hf.evaluation.probes import PROBES, predict_by_probe, probe_scores
@@ -138,6 +139,27 @@ def test_impossible_probes_are_refused(encoder, splits):
     masks = load_source_task("phantoms:2", "segmentation", mask_columns=["heart"])
     with pytest.raises(ValueError, match="is segmentation with the splits train"):
         probe_scores(encoder, masks)
+
+
+def test_folders_name_the_classes(tmp_path):
+    for split, count in (("train", 12), ("test", 6)):
+        for number in range(count):
+            folder = tmp_path / "data" / split / ("dark", "bright")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (32, 32), 20 + number + 150 * (number % 2)).save(folder / f"{number}.png")
+    options = [
+        "--source",
+        str(tmp_path / "data"),
+        "--output",
+        str(tmp_path / "out"),
+        "--size",
+        "32",
+        "--probes",
+        "knn",
+    ]
+    cli.probe(["--model", "random:resnet18-half", *options])
+    found = results.Results.load(tmp_path / "out" / "encoder-0" / "results.json")
+    assert found.values["knn accuracy"].n == 6
 
 
 @pytest.mark.slow
