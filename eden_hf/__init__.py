@@ -4,61 +4,23 @@ Importing this package registers the Eden classes with transformers, so that `Au
 siblings load Eden folders.
 """
 
+import sys
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForKeypointMatching,
-    AutoModelForPreTraining,
-    AutoModelForSemanticSegmentation,
-)
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
-from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
-
-from .configuration_eden import EdenConfig
-from .image_processing_eden import EdenImageProcessor
-from .modeling_eden import (
-    EdenBackbone,
-    EdenForImageClassification,
-    EdenForKeypointMatching,
-    EdenForPreTraining,
-    EdenForSemanticSegmentation,
-    EdenModel,
-)
-
-AutoConfig.register("eden", EdenConfig)
-AutoModel.register(EdenConfig, EdenModel)
-AutoBackbone.register(EdenConfig, EdenBackbone)
-AutoModelForPreTraining.register(EdenConfig, EdenForPreTraining)
-AutoModelForImageClassification.register(EdenConfig, EdenForImageClassification)
-AutoModelForSemanticSegmentation.register(EdenConfig, EdenForSemanticSegmentation)
-AutoModelForKeypointMatching.register(EdenConfig, EdenForKeypointMatching)
-AutoImageProcessor.register(EdenConfig, image_processor_classes={"pil": EdenImageProcessor})
-# Pipelines look for a video processor beside every image processor, and ask whether remote code may run for it, unless
-# the configuration is known to have none.
-VIDEO_PROCESSOR_MAPPING.register(EdenConfig, {})  # type: ignore[arg-type]  # its own annotation is outdated
-
-
-def _let_auto_backbone_load_folders() -> None:
-    """Teach `AutoBackbone.from_pretrained` local folders; transformers (5.17 to 5.23) asks the Hub for any name."""
-    auto: Any = AutoBackbone
-    from_hub = auto.from_pretrained.__func__
-
-    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        if not Path(pretrained_model_name_or_path).is_dir():
-            return from_hub(cls, pretrained_model_name_or_path, *args, **kwargs)
-        kwargs.pop("use_timm_backbone", None)
-        return super(auto.__base__, cls).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-    from_pretrained.__doc__ = from_hub.__doc__
-    auto.from_pretrained = classmethod(from_pretrained)
-
-
-_let_auto_backbone_load_folders()
+if TYPE_CHECKING:
+    from eden_hf.auto_classes import (
+        EdenBackbone,
+        EdenConfig,
+        EdenForImageClassification,
+        EdenForKeypointMatching,
+        EdenForPreTraining,
+        EdenForSemanticSegmentation,
+        EdenImageProcessor,
+        EdenModel,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -71,3 +33,18 @@ __all__ = [
     "EdenImageProcessor",
     "EdenModel",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("eden_hf.auto_classes"), name)
+
+
+def _runs_a_command() -> bool:
+    """Whether this is `eden` or `python -m eden_hf`, which answer --help before torch and transformers are there."""
+    return Path(sys.argv[0]).stem == "eden" or ("-m", "eden_hf") in pairwise(sys.orig_argv)
+
+
+if not _runs_a_command():
+    import_module("eden_hf.auto_classes")

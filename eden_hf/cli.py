@@ -25,6 +25,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
 from traceback import walk_tb
@@ -44,6 +45,8 @@ def _command(function: Callable[[list[str] | None, str], None]) -> Command:
     @wraps(function)
     def run(arguments: list[str] | None = None) -> None:
         try:
+            if not {"-h", "--help"}.intersection(arguments or ()):
+                import_module("eden_hf.auto_classes")
             function(arguments, prog)
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             if (message := _for_users(error)) is None:
@@ -71,13 +74,14 @@ def _for_users(error: Exception) -> str | None:
 @_command
 def pretrain(arguments: list[str] | None, prog: str) -> None:
     """Pretrain by a YAML file of settings and --dotted.key overrides."""
+    from eden_hf.training.arguments import parse_arguments
+
+    settings, resume = parse_arguments(arguments, prog=prog)
     from accelerate import PartialState
 
     from eden_hf.hub.push import check_push, push_run
-    from eden_hf.training.arguments import parse_arguments
     from eden_hf.training.pretraining import Pretraining
 
-    settings, resume = parse_arguments(arguments, prog=prog)
     check_push(settings.run)
     run = Pretraining(settings, resume)
     folder = run.train()

@@ -16,7 +16,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.data.prepared import prepare_images
-from eden_hf.data.views import ViewArguments, draw_views, make_views
+from eden_hf.data.view_arguments import ViewArguments
+from eden_hf.data.views import draw_views, make_views
 
 
 def benchmark(

@@ -14,7 +14,7 @@ def python_program(*arguments):
 
 
 def eden(*arguments):
-    return python_program("-c", "from eden_hf.cli import main; main()", *arguments)
+    return python_program("-m", "eden_hf", *arguments)
 
 
 def test_help_lists_the_commands():
@@ -132,6 +132,26 @@ def test_a_misspelt_setting_exits_with_a_suggestion():
     assert finished.returncode == 2
     assert "training.batch_size" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+LIGHT = """
+import sys
+sys.argv = ["eden", *sys.argv[1:]]
+from eden_hf.cli import main
+try:
+    main()
+except SystemExit:
+    print(sorted({"torch", "transformers", "datasets"} & set(sys.modules)), file=sys.stderr)
+import eden_hf, transformers
+assert transformers.AutoModel._model_mapping[eden_hf.EdenConfig] is eden_hf.EdenModel  # registered once needed
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"]])
+def test_help_comes_before_torch_is_imported(arguments):
+    finished = python_program("-c", LIGHT, *arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.splitlines()[-1] == "[]"
 
 
 def test_both_modules_are_the_command():

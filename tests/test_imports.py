@@ -14,6 +14,7 @@ ORDER = (
     {"image_processing_eden_pixels", "image_processing_eden_resizing"},
     {"image_processing_eden_labels"},
     {"image_processing_eden"},
+    {"auto_classes"},
     {"model_names"},
     {"data"},
     {"encoders", "plots"},

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from eden_hf import EdenForImageClassification, EdenForPreTraining, EdenForSemanticSegmentation, EdenModel
-from eden_hf.data.point_views import PointArguments, make_point_views, plain_views
+from eden_hf.data.point_views import make_point_views, plain_views
+from eden_hf.data.view_arguments import PointArguments
 from eden_hf.modeling_eden_dense import (
     SmoothMap,
     expected_places,

@@ -6,78 +6,19 @@ drawn for an image depends on (seed, epoch, index of the image) only, as in `ede
 """
 
 import math
-from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eden_hf.data.view_arguments import STRIDE, PointArguments
 from eden_hf.data.views import standardise, uniforms
 from eden_hf.modeling_eden_dense import PointTargets
 
-STRIDE = 4  # pixels of a view between the nodes of its dense map
 _GAIN_NODES = 4
 _RECTANGLES = 3  # one large, two small
 _COUNTS = {"affine": 6, "intensity": 12, "rectangles": 5 * _RECTANGLES, "border": 10, "gain": _GAIN_NODES**2}
-
-
-@dataclass
-class PointArguments:
-    """How the dense stage makes its views, and how many points it looks for.
-
-    Shares are of the image's side; probabilities are those of a view.
-
-    Args:
-        size: Pixels a side of a view, a multiple of 4; the whole image is brought to about this size.
-        count: Points looked for in each view.
-        scale: What of the image a view shows, along a side, from and to.
-        aspect: Width over height changes by up to this factor's logarithm either way.
-        rotation_degrees: Views are turned by up to this angle either way.
-        shift: Views are moved by up to this share of half the side either way.
-        elastic: Largest standard deviation of the elastic field at its nodes, as a share of half the side.
-        elastic_nodes: Nodes a side of the elastic field.
-        gamma: Standard deviation of the logarithm of the exponent that intensities are raised to.
-        gain: Largest standard deviation of the logarithm of a smooth field that intensities are multiplied by.
-        noise: Largest standard deviation of the noise, of intensities in [0, 1]; a quarter of the views get three
-            times as much.
-        blur_probability: Share of views that lose resolution, by up to three times.
-        inversion_probability: Share of views with black and white exchanged, as MONOCHROME1 shown wrongly.
-        hole_probability: Share of views with a blank rectangle of up to two fifths of the side.
-        marker_probability: Share of views with a small black or white rectangle, twice.
-        border_probability: Share of views with a black or white border, as of a collimator.
-    """
-
-    size: int = 160
-    count: int = 64
-    scale: tuple[float, float] = (0.72, 1.42)
-    aspect: float = 0.13
-    rotation_degrees: float = 17.0
-    shift: float = 0.22
-    elastic: float = 0.05
-    elastic_nodes: int = 6
-    gamma: float = 0.4
-    gain: float = 0.35
-    noise: float = 0.06
-    blur_probability: float = 0.3
-    inversion_probability: float = 0.25
-    hole_probability: float = 0.5
-    marker_probability: float = 0.35
-    border_probability: float = 0.35
-
-    def __post_init__(self) -> None:
-        if self.size < STRIDE or self.size % STRIDE:
-            raise ValueError(f"`points.size` must be a multiple of {STRIDE}, got {self.size}")
-        for name, least in (("count", 1), ("elastic_nodes", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`points.{name}` must be at least {least}, got {getattr(self, name)}")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"`points.scale` must be a range from above 0 upwards, got {list(self.scale)}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            highest = 1 if field.name.endswith("_probability") else math.inf
-            if field.type is float and not 0 <= value <= highest:
-                raise ValueError(f"`points.{field.name}` must lie in [0, {highest}], got {value}")
 
 
 def make_point_views(

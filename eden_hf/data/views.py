@@ -6,8 +6,7 @@ for an image depends on (seed, epoch, index of the image) only: not on batches, 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,71 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eden_hf.anatomy import part_boxes
+from eden_hf.data.view_arguments import ViewArguments
 
 CROP_TRIES = 10
 _NUMBERS_PER_VIEW = 66  # the crop takes the first 22, the rest the last 16; those between are spare
 _CACHED_PIXELS = 2**19  # view pixels that a CPU works on at a time, so that they stay in its cache
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL
-
-
-@dataclass
-class ViewArguments:
-    """How views are made; the defaults are the paper's.
-
-    Args:
-        size: Pixels a side of a view.
-        crop_scale: Share of the part's area that a crop covers, from and to.
-        crop_ratio: Width over height of a crop, from and to.
-        rotation_degrees: Views are turned by up to this angle either way; what it uncovers is black.
-        brightness: Factors are drawn from 1 - brightness to 1 + brightness.
-        contrast: The same for the distance from the mean grey.
-        saturation: The same for the distance from grey (colour images only).
-        hue: Shifts are drawn from -hue to hue of the colour circle (colour images only).
-        jitter_probability: Share of views whose colours are jittered.
-        blur_sigma: Standard deviation of the Gaussian blur in pixels of the view, from and to.
-        blur_probability: Share of views that are blurred.
-        image_mean: Mean of each channel that `fixed` intensities are normalised by (ImageNet's).
-        image_std: Standard deviation of the same.
-        intensity: `fixed` normalises by `image_mean` and `image_std` (published); `per_image` standardises each view
-            by its own mean and standard deviation, as the image processor then does with each image.
-    """
-
-    size: int = 224
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    rotation_degrees: float = 30.0
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    jitter_probability: float = 0.8
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    blur_probability: float = 0.5
-    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    intensity: Literal["fixed", "per_image"] = "fixed"
-
-    def __post_init__(self) -> None:
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            limits = getattr(self, name)
-            if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
-                raise ValueError(f"`views.{name}` must be a range from above 0 upwards, got {list(limits)}")
-        bounds = {
-            "size": (1, math.inf), "rotation_degrees": (0, 180), "hue": (0, 0.5), "brightness": (0, math.inf),
-            "contrast": (0, math.inf), "saturation": (0, math.inf), "jitter_probability": (0, 1),
-            "blur_probability": (0, 1),
-        }  # fmt: skip
-        for name, (low, high) in bounds.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"`views.{name}` must lie in [{low}, {high}], got {getattr(self, name)}")
-        if self.crop_scale[1] > 1:
-            raise ValueError(f"`views.crop_scale` is a share of the part, at most 1, got {self.crop_scale[1]}")
-        if len(self.image_mean) != 3:
-            raise ValueError(f"`views.image_mean` must be three values, got {list(self.image_mean)}")
-        if len(self.image_std) != 3 or min(self.image_std) <= 0:
-            raise ValueError(f"`views.image_std` must be three values above 0, got {list(self.image_std)}")
-        if self.intensity not in ("fixed", "per_image"):
-            raise ValueError(f"`views.intensity` must be 'fixed' or 'per_image', got {self.intensity!r}")
 
 
 class ViewDraws(NamedTuple):

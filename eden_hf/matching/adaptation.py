@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from eden_hf.data.point_views import PointArguments
 from eden_hf.data.references import Reference
 from eden_hf.data.sources import load_source, read_cell
+from eden_hf.data.view_arguments import PointArguments
 from eden_hf.encoders import Encoder, load_encoder
 from eden_hf.matching.matcher import AnatomyMatcher
 from eden_hf.training.arguments import (

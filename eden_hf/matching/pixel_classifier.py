@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from eden_hf.data.point_views import PointArguments, make_annotated_copies
+from eden_hf.data.point_views import make_annotated_copies
 from eden_hf.data.references import Reference, mask_names
+from eden_hf.data.view_arguments import PointArguments
 from eden_hf.encoders import Encoder
 from eden_hf.matching.dense_maps import DenseMap, dense_maps
 

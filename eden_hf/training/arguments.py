@@ -10,16 +10,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from eden_hf.anatomy import finest_level
-from eden_hf.configuration_eden import EdenConfig
-from eden_hf.data.point_views import PointArguments
 from eden_hf.data.text_files import read_text
-from eden_hf.data.views import ViewArguments
+from eden_hf.data.view_arguments import PointArguments, ViewArguments
+
+if TYPE_CHECKING:
+    from eden_hf.configuration_eden import EdenConfig
 
 
 @dataclass
@@ -85,8 +86,10 @@ class ModelArguments:
     dense_tolerance: float = 0.014
     start: str | None = None
 
-    def to_config(self) -> EdenConfig:
+    def to_config(self) -> "EdenConfig":
         """The model configuration these settings stand for, but for `start`."""
+        from eden_hf.configuration_eden import EdenConfig  # heavy, and settings are parsed without it
+
         settings = dataclasses.asdict(self)
         del settings["start"]
         return EdenConfig(backbone_config=settings.pop("backbone"), **settings)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
@@ -110,7 +111,8 @@ def pruned_info_nce(
     With the cosine s_j of a query to bank row j, and gamma the threshold:
     `loss = -log(exp(q.k / T) / (exp(q.k / T) + sum over {j: s_j < gamma} of exp(s_j / T)))`, mean over the batch.
     Without a threshold this is MoCo's loss. With every negative pruned it is 0, and so is its gradient. Computed in
-    float32 whatever the inputs' dtype and autocast: bfloat16 cannot tell a cosine of 0.798 from 0.8.
+    float32 whatever the inputs' dtype and autocast: bfloat16 cannot tell a cosine of 0.798 from 0.8. Queries alone get
+    a gradient, which is formed in the forward pass: the bank may be written before the backward pass.
 
     Args:
         queries: Unit rows `(batch_size, dim)`.
@@ -123,25 +125,64 @@ def pruned_info_nce(
         `EdenForPreTrainingOutput` with every field set.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        query, key, bank = queries.float(), keys.float(), memory_bank.float()
-        positive = (query * key).sum(dim=1)
-        similarity = query @ bank.T  # [B, K]
-        filled = bank.any(dim=1)
-        kept = filled.expand_as(similarity)
-        if prune_threshold is not None:
-            kept = kept & (similarity.detach() < prune_threshold)
-        logits = torch.cat([positive[:, None], similarity.masked_fill(~kept, -math.inf)], dim=1) / temperature
-        loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
-        kept_negatives = kept.sum(dim=1)
-        candidates = filled.sum().clamp(min=1)
+        losses, positive, kept_negatives, filled = _PrunedInfoNCE.apply(
+            queries.float(),
+            keys.float(),
+            memory_bank,
+            temperature,
+            math.inf if prune_threshold is None else prune_threshold,
+        )
         return EdenForPreTrainingOutput(
-            loss=loss,
+            loss=losses.mean(),
             query_embeddings=queries,
             key_embeddings=keys,
-            positive_similarity=positive.detach(),
+            positive_similarity=positive,
             kept_negatives=kept_negatives,
-            pruned_share=(filled.sum() - kept_negatives.float().mean()) / candidates,
+            pruned_share=(filled - kept_negatives.float().mean()) / filled.clamp(min=1),
         )
+
+
+class _PrunedInfoNCE(torch.autograd.Function):
+    """Loss of each query, its gradient formed on the way, over tiles of the bank: no matrix of all cosines is kept.
+
+    With softmax weights w of the positive k and the kept rows b_j, the gradient is `(w_0 k + sum w_j b_j - k) / T`;
+    its sums grow with the loss's, tile by tile, relative to the largest logit so far.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, bank: Tensor, temperature: float, threshold: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        positive = (queries * keys).sum(dim=1)
+        largest, total, mixture = positive, torch.ones_like(positive), keys
+        kept_negatives = torch.zeros(len(queries), dtype=torch.long, device=queries.device)
+        filled = torch.zeros((), dtype=torch.long, device=queries.device)
+        for rows in bank.split(max(1, _TILE // len(queries))):
+            rows = rows.float()
+            is_filled = rows.norm(dim=1) > 0
+            similarity = queries @ rows.T
+            kept = similarity < torch.where(is_filled, threshold, -math.inf)
+            similarity.masked_fill_(~kept, -math.inf)
+            before, largest = largest, torch.maximum(largest, similarity.amax(dim=1))
+            weights = similarity.sub_(largest[:, None]).div_(temperature).exp_()
+            shrunk = ((before - largest) / temperature).exp()
+            total = total * shrunk + weights.sum(dim=1)
+            mixture = torch.addmm(mixture * shrunk[:, None], weights, rows)
+            kept_negatives += kept.sum(dim=1)
+            filled += is_filled.sum()
+        ctx.save_for_backward((mixture / total[:, None] - keys) / temperature)
+        ctx.mark_non_differentiable(positive, kept_negatives, filled)
+        return (largest - positive) / temperature + total.log(), positive, kept_negatives, filled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_losses: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * of_losses[:, None], None, None, None, None
+
+
+#: Cosines held at a time (8 MB in float32): larger tiles leave the caches of a CPU.
+_TILE = 2**21
 
 
 def _world_size() -> int:
@@ -327,8 +368,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
             keys, all_keys = self._encode_keys(key_pixel_values)
         else:  # evaluation talks to no other process: their numbers of batches may differ
             keys = self.teacher(key_pixel_values)
-        # The loss sees the bank as it was; a copy, because the ring is written in place before the backward pass.
-        output = pruned_info_nce(queries, keys, self.memory_bank.clone(), self.config.contrastive_temperature, gamma)
+        output = pruned_info_nce(queries, keys, self.memory_bank, self.config.contrastive_temperature, gamma)
         if self.training:
             self.enqueue(all_keys)
         return output

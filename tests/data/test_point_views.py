@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eden_hf.data.phantoms import draw_phantom
-from eden_hf.data.point_views import PointArguments, make_annotated_copies, make_point_views, plain_views
+from eden_hf.data.point_views import make_annotated_copies, make_point_views, plain_views
+from eden_hf.data.view_arguments import PointArguments
 
 CLEAN = {
     "gamma": 0.0, "gain": 0.0, "noise": 0.0, "blur_probability": 0.0, "inversion_probability": 0.0,

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from eden_hf.anatomy import part_boxes
-from eden_hf.data.views import TwoViews, ViewArguments, draw_views, make_views
+from eden_hf.data.view_arguments import ViewArguments
+from eden_hf.data.views import TwoViews, draw_views, make_views
 from eden_hf.image_processing_eden import EdenImageProcessor
 
 #: Nothing is drawn: the view is the part itself.
