@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import torch
 from PIL import ImageOps
@@ -49,16 +50,24 @@ def full_range(pixels: np.ndarray) -> np.ndarray:
     return ((pixels.astype(np.float64) - low) / (high - low)).astype(np.float32)
 
 
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """`image` turned as its EXIF orientation asks; itself where there is nothing to turn."""
+    turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
+
+
 def pil_pixels(image: PIL.Image.Image) -> np.ndarray:
     """Stored values of a PIL image of any mode, upright as its EXIF orientation asks.
 
     Returns:
         Grey [H, W] in the image's own depth, else 8 bits: grey and alpha [H, W, 2], RGB [H, W, 3], RGBA [H, W, 4].
     """
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return np.asarray(image)
     transparent = image.has_transparency_data
+    if image.mode == "L" and not transparent:
+        return np.asarray(image)
     if image.mode in ("1", "L", "LA", "La"):
         return np.asarray(image.convert("LA" if transparent else "L"))
     pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
@@ -145,7 +154,7 @@ def channels_last(pixels: np.ndarray, input_data_format: str | None) -> np.ndarr
 def height_and_width(image: Any, input_data_format: str | None) -> tuple[int, int]:
     """Of an image of any kind, upright."""
     if isinstance(image, PIL.Image.Image):
-        image = ImageOps.exif_transpose(image)
+        image = upright(image)
         return image.height, image.width
     height, width = channels_last(as_numpy(image), input_data_format).shape[:2]
     return height, width

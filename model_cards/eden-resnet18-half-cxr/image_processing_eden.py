@@ -344,12 +344,17 @@ class EdenImageProcessor(PilBackend):
         input_data_format: str | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """One image as float32 [C, H, W], C = 1 (grey) or 3 (RGB), not yet resized nor normalised."""
+        """One image as [C, H, W], C = 1 (grey) or 3 (RGB), not yet resized nor normalised.
+
+        float32 intensities, but for opaque 8-bit images, which stay as they are until they are small.
+        """
         if isinstance(image, PIL.Image.Image):
             pixels = pil_pixels(image)
         else:
             pixels = channels_last(as_numpy(image), input_data_format)
         colour, alpha = split_alpha(pixels)
+        if colour.dtype == np.uint8 and do_rescale and np.ndim(alpha) == 0:
+            return np.moveaxis(np.atleast_3d(colour), -1, 0)
         intensity = unit_intensity(colour)
         if not do_rescale and colour.dtype.kind in "iu":
             self._refuse_normalising_raw(colour, **kwargs)
@@ -385,14 +390,18 @@ class EdenImageProcessor(PilBackend):
         image_mean: float | tuple[float, ...],
         image_std: float | tuple[float, ...],
         return_tensors: str | None,
+        rescale_factor: float | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Resize, normalise and stack images [C, H, W]."""
+        """Resize, rescale what is still 8 bits, normalise and stack images [C, H, W]."""
         pixel_values = []
         for image in images:
+            scale = np.float32(rescale_factor) if image.dtype == np.uint8 else None
             if do_resize:
                 inner = fitted_size(image.shape[1], image.shape[2], size) if aspect_ratio == "pad" else size
                 image = resized(image, inner, resample)
+            if scale is not None:
+                image = image * scale
             if intensity == "per_image":
                 image_mean, image_std = _own_mean_and_std(image)  # before padding, which does not count
             if do_resize:
