@@ -33,6 +33,8 @@ from typing import Any, get_args
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from eden_hf.training.processor import let_threads_sleep
+
 Command = Callable[[list[str] | None], None]
 COMMANDS: dict[str, Command] = {}
 
@@ -323,6 +325,7 @@ def main() -> None:
     """Run `eden COMMAND [options]`; exits with status 2 and the list of commands if there is none of that name."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("eden_hf").setLevel(logging.INFO)
+    let_threads_sleep()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         return COMMANDS[name](arguments)

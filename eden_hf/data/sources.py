@@ -17,7 +17,9 @@ are `validation`. Nothing is decoded here: images stay `{bytes, path}` structs, 
 """
 
 import glob
+import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +150,7 @@ def find_source(source: Any, *, list_file: str | Path | None = None) -> Source:
         SourceError: nothing is there, it is empty, or `list_file` does not fit it.
     """
     if isinstance(source, str) and (phantoms := re.fullmatch(r"phantoms(?::([1-9]\d*))?", source)):
-        return _in_memory(source, {"train": phantom_dataset(int(phantoms[1] or PHANTOM_COUNT))})
+        return _phantoms(source, int(phantoms[1] or PHANTOM_COUNT))
     if isinstance(source, str | Path):
         path, config = _path_and_config(str(source))
         if path is not None and path.is_dir() and config is None:
@@ -282,6 +284,12 @@ def _hosted(source: str, path: str, config: str | None, **options: Any) -> Sourc
         return builder.as_dataset(names[split])
 
     return Source(source, in_order(names), Hasher.hash([path, builder.config_id, files]), open_split)
+
+
+def _phantoms(source: str, count: int) -> Source:
+    """Phantoms, which are drawn when they are read: what was prepared of them before is found without."""
+    fingerprint = Hasher.hash([inspect.getsource(sys.modules[phantom_dataset.__module__]), count])
+    return Source(source, ("train",), fingerprint, lambda split, streaming: phantom_dataset(count))
 
 
 def _in_memory(name: str, splits: Mapping[str, Data]) -> Source:

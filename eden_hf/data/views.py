@@ -232,41 +232,62 @@ def _blur(views: Tensor, sigma: Tensor, largest_sigma: float) -> Tensor:
 def _jitter(views: Tensor, draws: ViewDraws) -> Tensor:
     """Brightness, contrast, saturation and hue of views [B, C, S, S] in each view's own order; grey has the first two.
 
-    The first three move a view away from a centre, or towards it: black, its mean grey, and its own grey.
+    One after the other, each on the views whose turn it is: which they are is known on the CPU.
     """
-    kinds = 2 if views.shape[1] == 1 else 4
-    for kind in draws.order[draws.order < kinds].view(-1, kinds).T:
-        factor = draws.factors.gather(1, kind[:, None])[:, 0]
-        hue_rows = (draws.jittered & (kind == 3)).nonzero()[:, 0]
-        factor = torch.where(draws.jittered & (kind != 3), factor, 1)  # 1 changes no bit
-        weights = torch.stack([factor, (kind == 1) * (1 - factor), (kind == 2) * (1 - factor)])
-        scale, to_mean, to_grey = weights.to(views.device, non_blocking=True)[..., None, None, None]
-        grey = _luminance(views)
-        centre = to_mean * grey.mean(dim=(1, 2, 3), keepdim=True)
-        views = (views * scale).add_(centre if kinds == 2 else centre + to_grey * grey).clamp_(0, 1)
-        if len(hue_rows):
-            there = hue_rows.to(views.device, non_blocking=True)
-            shift = draws.factors[hue_rows, 3].to(views.device, non_blocking=True)
-            views[there] = _hue(views[there], shift[:, None, None, None])
+    changes = (_brightness, _contrast) if views.shape[1] == 1 else (_brightness, _contrast, _saturation, _hue)
+    for turn in draws.order[draws.order < len(changes)].view(-1, len(changes)).T:
+        for kind, change in enumerate(changes):
+            rows = (draws.jittered & (turn == kind)).nonzero()[:, 0]
+            if len(rows):
+                there = rows.to(views.device, non_blocking=True)
+                by = draws.factors[rows, kind].to(views.device, non_blocking=True)[:, None, None, None]
+                views[there] = change(views[there], by)
     return views
 
 
+def _brightness(views: Tensor, factor: Tensor) -> Tensor:
+    """Away from black, or towards it, in place."""
+    return views.mul_(factor).clamp_(0, 1)
+
+
+def _contrast(views: Tensor, factor: Tensor) -> Tensor:
+    """Away from the mean grey, or towards it, in place."""
+    centre = _luminance(views.mean(dim=(2, 3), keepdim=True))
+    return views.mul_(factor).add_(centre * (1 - factor)).clamp_(0, 1)
+
+
+def _saturation(views: Tensor, factor: Tensor) -> Tensor:
+    """Away from each pixel's own grey, or towards it, in place."""
+    centre = _luminance(views)
+    return views.mul_(factor).add_(centre.mul_(1 - factor)).clamp_(0, 1)
+
+
 def _hue(views: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of RGB by `shift` of the circle, value and saturation kept (HSV)."""
+    """Turn the hue of RGB by `shift` of the circle, value and saturation kept (HSV), in place.
+
+    A channel is the value less the chroma times a trapezoid of the hue's distance from the channel's complement: the
+    hue in sixths of the circle is found once, and never taken back to HSV's [0, 1).
+    """
     red, green, blue = views.split(1, dim=1)
-    value, chroma = views.amax(dim=1, keepdim=True), views.amax(dim=1, keepdim=True) - views.amin(dim=1, keepdim=True)
-    safe = chroma.clamp(min=1e-8)
-    sector = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
-    sector = torch.where(value == red, (green - blue) / safe, sector) + 6 * shift
-    k = (torch.arange(5.0, 0.0, -2.0, device=views.device).view(1, 3, 1, 1) + sector) % 6  # 5, 3, 1
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    value = views.amax(dim=1, keepdim=True)
+    chroma = value - views.amin(dim=1, keepdim=True)
+    is_red, is_green = value == red, value == green
+    ahead = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    sixths = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))
+    sixths.addcdiv_(ahead, chroma.clamp(min=1e-8)).add_(6 * shift)
+    for channel, place in zip((red, green, blue), (3, 1, -1), strict=True):  # the complement's, a half circle away
+        away = sixths + place
+        away.sub_((away / 6).round_(), alpha=6).abs_()  # 0 to 3 sixths
+        torch.addcmul(value, chroma, away.neg_().add_(2).clamp_(0, 1), value=-1, out=channel)
+    return views
 
 
 def _luminance(views: Tensor) -> Tensor:
     """Grey [B, 1, S, S] of grey or RGB views."""
     if views.shape[1] == 1:
         return views
-    return (views * torch.tensor(_GREY).to(views.device, non_blocking=True).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    red, green, blue = views.split(1, dim=1)
+    return (red * _GREY[0]).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
 
 
 def _rotate(views: Tensor, angle: Tensor) -> Tensor:

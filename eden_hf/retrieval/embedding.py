@@ -41,6 +41,7 @@ from eden_hf.data.stopping import undone_on_sigterm
 from eden_hf.encoders import Encoder, load_encoder, pooled, processed
 from eden_hf.matching.dense_maps import DenseMap, covered_share
 from eden_hf.modeling_eden_dense import node_places
+from eden_hf.training.processor import keep_freed_memory
 
 #: Key of the file's metadata.
 METADATA = "eden_hf"
@@ -104,6 +105,7 @@ def embed_images(
         SourceError: the source is absent, empty or not of the shape asked for, or the model has no dense decoder.
         TooManyUnreadable: more images than `max_skipped_share`, or all, cannot be read; no file is written then.
     """
+    keep_freed_memory()
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():  # it fetches what the others find
         encoder = load_encoder(model, size=size, intensity=intensity, trust_remote_code=trust_remote_code)

@@ -67,6 +67,7 @@ from eden_hf.training.downstream_metrics import (
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
 from eden_hf.training.optimizers import decayed_names, same_groups
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32
+from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_run
 from eden_hf.training.stop_request import StopRequest, StopTraining
 
@@ -97,6 +98,7 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
         ValueError: the settings differ from those of the run to resume, or do not fit the task.
     """
     check_precision(arguments.training.mixed_precision)
+    keep_freed_memory()
     folder = Path(arguments.run.output_dir)
     processes = PartialState(cpu=not torch.accelerator.is_available())
     with only_writer(folder, "--run.output_dir", processes):

@@ -39,6 +39,7 @@ from eden_hf.training.curriculum import Progress, StageBatches, enough_values, l
 from eden_hf.training.monitors import LossGuard, Monitor, health
 from eden_hf.training.optimizers import make_optimizer
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32
+from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_changes, record_run
 from eden_hf.training.stop_request import StopRequest
 
@@ -85,6 +86,7 @@ class Pretraining:
     def _start(self, resume: bool) -> None:
         """Make what trains, at the beginning or at the last checkpoint of the folder."""
         arguments, training = self.arguments, self.arguments.training
+        keep_freed_memory()
         set_seed(training.seed)
         model = _model(arguments.model)
         _freeze_unreached(model, arguments)

@@ -48,7 +48,7 @@ def _row_weights(length: int, target: int, resample: int) -> list[tuple[int, sli
     strips = []
     for top in range(0, length, _STRIP):
         strip = weights[:, top : top + _STRIP]
-        (rows,) = strip.any(axis=1).nonzero()
+        rows = np.flatnonzero(strip.any(axis=1))
         if len(rows):
             reached = slice(int(rows[0]), int(rows[-1]) + 1)
             strips.append((top, reached, torch.from_numpy(strip[reached].copy())))

@@ -278,3 +278,9 @@ def test_real_images(name, channels, shared_data, tmp_path):
     assert len(images) == {"cxr-pretrain": 2079, "chase": 8}[name]
     batch = images.get(range(8)).float()
     assert (batch.std(dim=(1, 2, 3)) > 10).all()
+
+
+def test_phantoms_prepared_before_are_not_drawn_again(tmp_path, monkeypatch):
+    first = prepare_images("phantoms:3", side=16, cache_dir=tmp_path)
+    monkeypatch.setattr("eden_hf.data.phantoms.draw_phantom", None)
+    assert prepare_images("phantoms:3", side=16, cache_dir=tmp_path).folder == first.folder
