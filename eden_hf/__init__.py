@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         EdenForSemanticSegmentation,
         EdenImageProcessor,
         EdenModel,
+        EdenV2ForPreTraining,
     )
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "EdenForSemanticSegmentation",
     "EdenImageProcessor",
     "EdenModel",
+    "EdenV2ForPreTraining",
 ]
 
 

@@ -24,12 +24,14 @@ from eden_hf.modeling_eden import (
     EdenForPreTraining,
     EdenForSemanticSegmentation,
     EdenModel,
+    EdenV2ForPreTraining,
 )
 
 AutoConfig.register("eden", EdenConfig)
 AutoModel.register(EdenConfig, EdenModel)
 AutoBackbone.register(EdenConfig, EdenBackbone)
-AutoModelForPreTraining.register(EdenConfig, EdenForPreTraining)
+# Of a folder that one of the two saved, transformers takes the one that `architectures` names.
+AutoModelForPreTraining.register(EdenConfig, (EdenForPreTraining, EdenV2ForPreTraining))
 AutoModelForImageClassification.register(EdenConfig, EdenForImageClassification)
 AutoModelForSemanticSegmentation.register(EdenConfig, EdenForSemanticSegmentation)
 AutoModelForKeypointMatching.register(EdenConfig, EdenForKeypointMatching)

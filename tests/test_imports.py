@@ -9,7 +9,7 @@ ORDER = (
     {"anatomy", "configuration_eden", "modeling_eden_dense"},
     {"modeling_eden_trunk"},
     {"modeling_eden_base"},
-    {"modeling_eden_heads", "modeling_eden_matching", "modeling_eden_pretraining"},
+    {"modeling_eden_heads", "modeling_eden_matching", "modeling_eden_pretraining", "modeling_eden_v2"},
     {"modeling_eden"},
     {"image_processing_eden_pixels", "image_processing_eden_resizing"},
     {"image_processing_eden_labels"},

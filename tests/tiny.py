@@ -79,3 +79,12 @@ def tiny_config(backbone: str = "resnet", **settings) -> EdenConfig:
     return EdenConfig(
         **{"backbone_config": BACKBONES[backbone], "projection_dim": 8, "memory_bank_size": 20, **settings}
     )
+
+
+def tiny_v2_config(backbone: str = "resnet", **settings) -> EdenConfig:
+    """The same for Adam-v2, with a head of 12 outputs."""
+    return tiny_config(
+        backbone,
+        **{"localizability_hidden_size": 16, "localizability_bottleneck_size": 8, "localizability_outputs": 12}
+        | settings,
+    )

@@ -49,6 +49,23 @@ class EdenConfig(PreTrainedConfig):
         prune_threshold (`float`, *optional*):
             Gamma of the Purposive Pruner: negatives whose cosine similarity to the anchor is at or above it are
             dropped. `None` prunes nothing.
+        localizability_hidden_size (`int`, *optional*, defaults to 2048):
+            Width of the hidden layers of Adam-v2's localizability head.
+        localizability_bottleneck_size (`int`, *optional*, defaults to 256):
+            Dimension of the unit vectors before its last layer.
+        localizability_outputs (`int`, *optional*, defaults to 65536):
+            Number of its outputs, cosines to as many unit rows.
+        student_temperature (`float`, *optional*, defaults to 0.1):
+            Temperature of the student's softmax over these outputs.
+        teacher_temperature (`float`, *optional*, defaults to 0.04):
+            Temperature of the teacher's.
+        center_momentum (`float`, *optional*, defaults to 0.9):
+            Momentum of the moving mean of the teacher's outputs, which is taken off them.
+        decomposition_norm (`str`, *optional*, defaults to `"whole"`):
+            `"whole"` brings the decomposed parts of an image to unit length together, as published; `"part"` each.
+        joined_parts (`bool`, *optional*, defaults to `False`):
+            Embed the parts of the images in one pass, with common BatchNorm statistics; faster. As published, the
+            first parts pass together, then the second ones ...
         dense_dim (`int`, *optional*):
             Dimension of the dense embeddings, of the point under each pixel. `None`: the model has no dense decoder.
         dense_hidden_size (`int`, *optional*, defaults to 64):
@@ -89,6 +106,14 @@ class EdenConfig(PreTrainedConfig):
     contrastive_temperature: float | int = 0.2
     teacher_momentum: float | int = 0.999
     prune_threshold: float | int | None = None
+    localizability_hidden_size: int = 2048
+    localizability_bottleneck_size: int = 256
+    localizability_outputs: int = 65536
+    student_temperature: float | int = 0.1
+    teacher_temperature: float | int = 0.04
+    center_momentum: float | int = 0.9
+    decomposition_norm: Literal["whole", "part"] = "whole"
+    joined_parts: bool = False
     dense_dim: int | None = None
     dense_hidden_size: int = 64
     dense_temperature: float | int = 0.07
@@ -138,6 +163,9 @@ class EdenConfig(PreTrainedConfig):
         """Check the sizes of embeddings, memory bank and decoders."""
         least = {"projection_dim": 1, "memory_bank_size": 1, "dense_hidden_size": 1}
         least |= {"decoder_hidden_size": 2, "decoder_detail_size": 0}
+        least |= dict.fromkeys(
+            ("localizability_hidden_size", "localizability_bottleneck_size", "localizability_outputs"), 1
+        )
         if self.dense_dim is not None:
             least["dense_dim"] = 1
         for name, size in least.items():
@@ -152,12 +180,12 @@ class EdenConfig(PreTrainedConfig):
                 f"settle it, got {self.problem_type!r}"
             )
 
-    def validate_contrastive_temperature(self) -> None:
-        """Check `contrastive_temperature`."""
-        if not self.contrastive_temperature > 0:
-            raise ValueError(
-                f"`contrastive_temperature` must be above 0 (published: 0.2), got {self.contrastive_temperature}"
-            )
+    def validate_temperatures(self) -> None:
+        """Check `contrastive_temperature` and those of Adam-v2's student and teacher."""
+        published = {"contrastive_temperature": 0.2, "student_temperature": 0.1, "teacher_temperature": 0.04}
+        for name, value in published.items():
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0 (published: {value}), got {getattr(self, name)}")
 
     def validate_dense_loss(self) -> None:
         """Check `dense_temperature` and `dense_tolerance`."""
@@ -166,12 +194,14 @@ class EdenConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
 
     def validate_teacher_momentum(self) -> None:
-        """Check `teacher_momentum`."""
+        """Check `teacher_momentum` and `center_momentum`."""
         if not 0 <= self.teacher_momentum <= 1:
             raise ValueError(
                 f"`teacher_momentum` must be between 0 (the teacher copies the student) and 1 (it stands still), "
                 f"got {self.teacher_momentum}"
             )
+        if not 0 <= self.center_momentum <= 1:
+            raise ValueError(f"`center_momentum` must be between 0 and 1 (published: 0.9), got {self.center_momentum}")
 
     def validate_prune_threshold(self) -> None:
         """Check `prune_threshold`."""

@@ -31,8 +31,9 @@ _AUTO_MAP = {
     "AutoModelForKeypointMatching": "modeling_eden.EdenForKeypointMatching",
 }
 
-#: What a pretraining folder holds beside the student's trunk, and what the heads put on it.
+#: What a pretraining folder holds beside the trunk that is used, and what the heads put on it.
 PRETRAINING_KEYS = [r"^teacher\.", r"^projector\.", r"^memory_bank$", r"^bank_ptr$"]
+PRETRAINING_KEYS += [r"^student\.", r"^head\.", r"^(de)?compose\.", r"^center$"]  # of Adam-v2
 HEAD_KEYS = [r"^classifier\.", r"^decoder\."]
 DENSE_KEYS = [r"^(eden\.)?dense_decoder\."]
 
@@ -82,7 +83,8 @@ class EdenPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):  # torch's own default, which the published recipe trains from
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(module.in_features)
-            init.uniform_(module.bias, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.Conv2d):  # of the decoder: He et al., for ReLU
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:

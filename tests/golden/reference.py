@@ -1,10 +1,11 @@
 """Models with the weights of the golden recordings: the recipe names tensors as torchvision does."""
 
+import functools
 import re
 
 import torch
 
-from eden_hf import EdenConfig, EdenForPreTraining
+from eden_hf import EdenConfig, EdenForPreTraining, EdenV2ForPreTraining
 
 from . import recipe
 
@@ -45,6 +46,50 @@ def tensors_by_torchvision_name(model: EdenForPreTraining, side: str) -> dict[st
     if side == "teacher":
         state = {name.removeprefix("teacher."): t for name, t in state.items() if name.startswith("teacher.")}
     return {torchvision_name(name): t for name, t in state.items() if not name.startswith("teacher.")}
+
+
+@functools.cache
+def golden_v2_model() -> EdenV2ForPreTraining:
+    """`EdenV2ForPreTraining` on a ResNet-18 in train mode with the recipe's weights and 256 outputs; copy it."""
+    model = EdenV2ForPreTraining(EdenConfig(backbone_config="resnet18", localizability_outputs=256)).train()
+    for side in ("student", "teacher"):
+        for name, tensor in v2_tensors_by_official_name(model, side).items():
+            drawn = recipe.weight(name, tuple(tensor.shape), prefix="k." if side == "teacher" else "")
+            tensor.copy_(torch.from_numpy(drawn))
+    return model
+
+
+def v2_tensors_by_official_name(model: EdenV2ForPreTraining, side: str) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of the `"student"`, with its part-whole heads, or of the `"teacher"`."""
+    encoder = model.student if side == "student" else model
+    tensors = {f"backbone.{torchvision_name(f'eden.{n}')}": t for n, t in encoder.eden.state_dict().items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in encoder.head.state_dict().items()}
+    tensors["head.last_layer.weight_v"] = tensors.pop("head.last_layer.weight")
+    if side == "student":
+        for name in ("compose", "decompose"):
+            tensors |= {f"{name}_head.{n}": tensor for n, tensor in getattr(model, name).state_dict().items()}
+    return tensors
+
+
+def v2_crops(tag: str) -> dict[str, torch.Tensor]:
+    """The recipe's 14 crops of a batch of 4 as Adam-v2's second stage takes them."""
+    small = range(2, 10)
+    sides = [32 if i in small else 64 for i in range(14)]
+    crops = [torch.from_numpy(recipe.images(f"{tag}.crop.{i}", (4, 3, side, side))) for i, side in enumerate(sides)]
+    return {
+        "whole_pixel_values": crops[0],
+        "global_pixel_values": crops[1][None],
+        "local_pixel_values": torch.stack(crops[2:10]),
+        "part_pixel_values": torch.stack(crops[10:]),
+    }
+
+
+def v2_crops_of_the_first_stage(tag: str) -> dict[str, torch.Tensor]:
+    """The recipe's first ten crops, of which the first two are global."""
+    crops = v2_crops(tag)
+    whole = crops.pop("whole_pixel_values")[None]
+    del crops["part_pixel_values"]
+    return crops | {"global_pixel_values": torch.cat([whole, crops["global_pixel_values"]])}
 
 
 def images(name: str) -> torch.Tensor:
