@@ -1,6 +1,6 @@
 """Image encoders of any kind behind one shape: an Eden folder, any transformers vision model, fresh weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any, Literal
@@ -16,7 +16,17 @@ from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import FRESH, adapted_processor, find_model, squares_of, weights_revision
 from eden_hf.modeling_eden_trunk import as_map
 
-__all__ = ["FRESH", "Encoder", "check_encoders", "embed", "load_encoder", "nearest_neighbours", "pooled", "processed"]
+__all__ = [
+    "FRESH",
+    "Encoder",
+    "check_encoders",
+    "embed",
+    "gains_from_bfloat16",
+    "load_encoder",
+    "nearest_neighbours",
+    "pooled",
+    "processed",
+]
 
 #: A token trunk has a state for each of many layers: this many, evenly spaced, are its "stages".
 TOKEN_STAGES = 4
@@ -193,6 +203,14 @@ def pooled(outputs: Any) -> Tensor:
         f"{type(outputs).__name__} has neither pooler_output nor last_hidden_state; "
         "load an encoder without a head, for example with AutoModel.from_pretrained"
     )
+
+
+def gains_from_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # from torch 2.11 on
+    return device.type == "cpu" and any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def nearest_neighbours(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:

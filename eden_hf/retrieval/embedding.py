@@ -16,7 +16,7 @@ launch` or `torchrun` each process embeds its part of the source (the folder of 
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,7 +38,7 @@ from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.data.stopping import undone_on_sigterm
-from eden_hf.encoders import Encoder, load_encoder, pooled, processed
+from eden_hf.encoders import Encoder, gains_from_bfloat16, load_encoder, pooled, processed
 from eden_hf.matching.dense_maps import DenseMap, covered_share
 from eden_hf.modeling_eden_dense import node_places
 from eden_hf.training.processor import keep_freed_memory
@@ -245,16 +245,8 @@ def _outputs(encoder: Encoder, batch: _Batch, **arguments: Any) -> Any:
     pixel_values = batch.pixel_values.to(
         device, encoder.model.dtype, non_blocking=True, memory_format=torch.channels_last
     )
-    with torch.autocast(device.type, torch.bfloat16, enabled=_gains_from_bfloat16(device)):
+    with torch.autocast(device.type, torch.bfloat16, enabled=gains_from_bfloat16(device)):
         return encoder.model(pixel_values=pixel_values, **arguments)
-
-
-def _gains_from_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # from torch 2.11 on
-    return device.type == "cpu" and any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _images(encoder: Encoder, batch: _Batch) -> pa.RecordBatch:

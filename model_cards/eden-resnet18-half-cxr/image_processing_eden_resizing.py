@@ -20,6 +20,8 @@ def resized(image: np.ndarray, size: SizeDict, resample: int) -> np.ndarray:
     Rows first, so that a large 8-bit image is never held in floats.
     """
     target = (size["width"], size["height"])
+    if image.shape[1:] == target[::-1]:
+        return image.astype(np.float32)
     return np.stack(
         [
             np.asarray(PIL.Image.fromarray(_fewer_rows(channel, size["height"], resample)).resize(target, resample))
