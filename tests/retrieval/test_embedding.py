@@ -51,7 +51,7 @@ def saved_model(tmp_path_factory):
 @pytest.fixture
 def exact(monkeypatch):
     """Float32 throughout."""
-    monkeypatch.setattr("eden_hf.retrieval.embedding._gains_from_bfloat16", lambda device: False)
+    monkeypatch.setattr("eden_hf.retrieval.embedding.gains_from_bfloat16", lambda device: False)
 
 
 READABLE = ["a.png", "b.png", "deep/c.png", "scan.dcm", "z.png"]
@@ -85,7 +85,7 @@ def test_low_precision_hardly_moves_embeddings(folder, saved_model):
     vectors = {}
     for gains in (False, True):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("eden_hf.retrieval.embedding._gains_from_bfloat16", lambda device, gains=gains: gains)
+            patch.setattr("eden_hf.retrieval.embedding.gains_from_bfloat16", lambda device, gains=gains: gains)
             (batch,) = embedding_rows(load_encoder(saved_model), load_source(str(folder)), unreadable=[])
         vectors[gains] = np.stack(batch["embedding"].to_numpy(zero_copy_only=False))
         assert np.linalg.norm(vectors[gains], axis=1) == pytest.approx(1, abs=1e-5)
