@@ -25,6 +25,9 @@ class ViewArguments:
         blur_probability: Share of views that are blurred.
         image_mean: Mean of each channel that `fixed` intensities are normalised by (ImageNet's).
         image_std: Standard deviation of the same.
+        resize_filter: How crops are resized, anti-aliased: `bilinear` (published) or `bicubic` (Adam-v2).
+        rotation_filter: How views are turned: `bilinear` (published) or `nearest` (Adam-v2).
+        blur_last: Blur after turning (Adam-v2), not before it (published).
         intensity: `fixed` normalises by `image_mean` and `image_std` (published); `per_image` standardises each view
             by its own mean and standard deviation, as the image processor then does with each image.
     """
@@ -42,6 +45,9 @@ class ViewArguments:
     blur_probability: float = 0.5
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    resize_filter: Literal["bilinear", "bicubic"] = "bilinear"
+    rotation_filter: Literal["bilinear", "nearest"] = "bilinear"
+    blur_last: bool = False
     intensity: Literal["fixed", "per_image"] = "fixed"
 
     def __post_init__(self) -> None:
@@ -65,6 +71,48 @@ class ViewArguments:
             raise ValueError(f"`views.image_std` must be three values above 0, got {list(self.image_std)}")
         if self.intensity not in ("fixed", "per_image"):
             raise ValueError(f"`views.intensity` must be 'fixed' or 'per_image', got {self.intensity!r}")
+
+
+@dataclass
+class AnchorArguments:
+    """What Adam-v2's views of an anchor have beside `views`, which makes its global crops; the defaults are published.
+
+    Args:
+        local_size: Pixels a side of a local crop.
+        local_count: Local crops of an anchor, at most 10.
+        local_scale: Share of the anchor's area that a local crop covers, from and to, in stages of objective
+            `localize`. In those of `part_whole` crop k covers (k - 1) / 10 to k / 10 (the first 0.05 to 0.1), centred.
+        global_blur: Share of the first and of the second global crop that is blurred.
+        local_blur: Share of the local crops that is blurred.
+        whole_blur: Share of wholes and of parts that is blurred.
+        rotation_degrees: In stages of objective `part_whole`, in place of `views.rotation_degrees`.
+        margin: Anchors of granularity 1 and finer keep this share of the image's side from its edges, where the range
+            of their places is more than twice that (50 pixels of 1,024).
+    """
+
+    local_size: int = 96
+    local_count: int = 8
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    global_blur: tuple[float, float] = (1.0, 0.1)
+    local_blur: float = 0.5
+    whole_blur: float = 0.1
+    rotation_degrees: float = 10.0
+    margin: float = 50 / 1024
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in {"local_size": (1, math.inf), "local_count": (1, 10)}.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"`anchors.{name}` must lie in [{low}, {high}], got {getattr(self, name)}")
+        if not 0 < self.local_scale[0] <= self.local_scale[1] <= 1:
+            raise ValueError(f"`anchors.local_scale` must be a range of shares, got {list(self.local_scale)}")
+        for name in ("global_blur", "local_blur", "whole_blur"):
+            share = getattr(self, name)
+            if not all(0 <= value <= 1 for value in (share if isinstance(share, (list, tuple)) else [share])):
+                raise ValueError(f"`anchors.{name}` must lie in [0, 1], got {share}")
+        if not 0 <= self.rotation_degrees <= 180:
+            raise ValueError(f"`anchors.rotation_degrees` must lie in [0, 180], got {self.rotation_degrees}")
+        if not 0 <= self.margin < 0.5:
+            raise ValueError(f"`anchors.margin` must lie in [0, 0.5), got {self.margin}")
 
 
 @dataclass

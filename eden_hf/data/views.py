@@ -5,7 +5,7 @@ for an image depends on (seed, epoch, index of the image) only: not on batches, 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from eden_hf.anatomy import part_boxes
 from eden_hf.data.view_arguments import ViewArguments
 
 CROP_TRIES = 10
-_NUMBERS_PER_VIEW = 66  # the crop takes the first 22, the rest the last 16; those between are spare
+NUMBERS_PER_VIEW = 66  # the crop takes the first 22, the rest the last 16; those between are spare
 _CACHED_PIXELS = 2**19  # view pixels that a CPU works on at a time, so that they stay in its cache
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL
 
@@ -77,22 +77,25 @@ def draw_views(
         width: Pixels of the images.
     """
     parts = np.array(part_boxes(width, height, level))
-    uniform = uniforms(indices.numpy(), seed, epoch, 1 + 2 * _NUMBERS_PER_VIEW)
+    uniform = uniforms(indices.numpy(), seed, epoch, 1 + 2 * NUMBERS_PER_VIEW)
     part = parts[(uniform[:, 0] * len(parts)).astype(int)]
-    query, key = np.split(uniform[:, 1:], 2, axis=1)
-    return _draw_view(part, query, arguments), _draw_view(part, key, arguments)
+    query, key = (
+        draw_view(crop_boxes(part, numbers, arguments.crop_scale, arguments.crop_ratio), numbers, arguments)
+        for numbers in np.split(uniform[:, 1:], 2, axis=1)
+    )
+    return query, key
 
 
-def _draw_view(part: np.ndarray, uniform: np.ndarray, arguments: ViewArguments) -> ViewDraws:
-    """One view's draws from uniform numbers [B, _NUMBERS_PER_VIEW]."""
-    crops, rest = uniform[:, : 2 * CROP_TRIES + 2], uniform[:, -16:]
+def draw_view(boxes: np.ndarray, uniform: np.ndarray, arguments: ViewArguments) -> ViewDraws:
+    """One view's draws, of the crops `boxes` [B, 4], from uniform numbers [B, NUMBERS_PER_VIEW]."""
+    rest = uniform[:, -16:]
     spread = np.array([arguments.brightness, arguments.contrast, arguments.saturation])
     low = np.maximum(0, 1 - spread)
     factors = low + rest[:, :3] * (1 + spread - low)
     shift = (2 * rest[:, 3:4] - 1) * arguments.hue
     sigma_low, sigma_high = arguments.blur_sigma
     return ViewDraws(
-        boxes=_float(_crop_boxes(part, crops, arguments)),
+        boxes=_float(boxes),
         angle=_float(np.radians(arguments.rotation_degrees) * (2 * rest[:, 4] - 1)),
         jittered=torch.from_numpy(rest[:, 5] < arguments.jitter_probability),
         order=torch.from_numpy(rest[:, 6:10].argsort(axis=1)),
@@ -106,11 +109,25 @@ def _float(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def _crop_boxes(part: np.ndarray, uniform: np.ndarray, arguments: ViewArguments) -> np.ndarray:
-    """Random resized crops [B, 4] of parts [B, 4]: the first try of ten that fits, else the largest in the middle."""
+def crop_boxes(
+    part: np.ndarray,
+    uniform: np.ndarray,
+    scale: tuple[float, float],
+    aspect: tuple[float, float],
+    centred: bool = False,
+) -> np.ndarray:
+    """Random resized crops [B, 4] of parts [B, 4]: the first try of ten that fits, else the largest in the middle.
+
+    Args:
+        part: Boxes.
+        uniform: Uniform numbers [B, NUMBERS_PER_VIEW], of which the first 22 are used.
+        scale: Share of the part's area, from and to.
+        aspect: Width over height, from and to.
+        centred: Put every crop in the middle.
+    """
     width, height = (part[:, 2:] - part[:, :2]).T[:, :, None]
-    scale_low, scale_high = arguments.crop_scale
-    ratio_low, ratio_high = np.log(arguments.crop_ratio)
+    scale_low, scale_high = scale
+    ratio_low, ratio_high = np.log(aspect)
     area = width * height * (scale_low + uniform[:, :CROP_TRIES] * (scale_high - scale_low))
     ratio = np.exp(ratio_low + uniform[:, CROP_TRIES : 2 * CROP_TRIES] * (ratio_high - ratio_low))
     tried = np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], axis=-1).round().clip(1)
@@ -118,11 +135,12 @@ def _crop_boxes(part: np.ndarray, uniform: np.ndarray, arguments: ViewArguments)
     first = fits.argmax(axis=1)
     size = tried[np.arange(len(tried)), first]
     whole = np.concatenate([width, height], axis=1).astype(float)
-    widest, highest = whole[:, 1] * arguments.crop_ratio[1], whole[:, 0] / arguments.crop_ratio[0]
+    widest, highest = whole[:, 1] * aspect[1], whole[:, 0] / aspect[0]
     largest = np.stack([np.minimum(whole[:, 0], widest), np.minimum(whole[:, 1], highest)], axis=1).round().clip(1)
     found = fits.any(axis=1)[:, None]
     size = np.where(found, size, largest)
-    offset = np.floor(np.where(found, uniform[:, 2 * CROP_TRIES :] * (whole - size + 1), (whole - size) / 2))
+    place = uniform[:, 2 * CROP_TRIES : 2 * CROP_TRIES + 2]
+    offset = np.floor(np.where(found & (not centred), place * (whole - size + 1), (whole - size) / 2))
     corner = part[:, :2] + offset
     return np.concatenate([corner, corner + size], axis=1)
 
@@ -173,32 +191,59 @@ def make_views(images: Tensor, draws: Sequence[ViewDraws], arguments: ViewArgume
 
 def _make_view(images: Tensor, draws: ViewDraws, arguments: ViewArguments, out: Tensor) -> None:
     """Write one view each of intensities [B, C, H, W] in [0, 1] to `out` [B, 3, S, S]."""
-    views = _jitter(_crop_and_resize(images, draws.boxes, arguments.size), draws)
+    views = _jitter(_crop_and_resize(images, draws.boxes, arguments), draws)
+    for change in (_turned, _blurred) if arguments.blur_last else (_blurred, _turned):
+        views = change(views, draws, arguments)
+    _normalise(views, arguments, out)
+
+
+def _blurred(views: Tensor, draws: ViewDraws, arguments: ViewArguments) -> Tensor:
     rows = draws.blurred.nonzero()[:, 0]
     if len(rows):
         there = rows.to(views.device, non_blocking=True)
         views[there] = _blur(views[there], draws.sigma[rows], arguments.blur_sigma[1])
-    if arguments.rotation_degrees:
-        views = _rotate(views, draws.angle)
-    _normalise(views, arguments, out)
+    return views
 
 
-def _crop_and_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Crops [B, 4] of images [B, C, H, W] at `size` x `size`, by the anti-aliased triangle filter that PIL uses."""
-    rows = _triangle_taps(boxes[:, 1], boxes[:, 3], size, images.device)
-    columns = _triangle_taps(boxes[:, 0], boxes[:, 2], size, images.device)
-    return _filter_rows(_filter_rows(images, *rows).mT, *columns).mT
+def _turned(views: Tensor, draws: ViewDraws, arguments: ViewArguments) -> Tensor:
+    return _rotate(views, draws.angle, arguments.rotation_filter) if arguments.rotation_degrees else views
 
 
-def _triangle_taps(start: Tensor, stop: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _crop_and_resize(images: Tensor, boxes: Tensor, arguments: ViewArguments) -> Tensor:
+    """Crops [B, 4] of images [B, C, H, W] at `size` x `size`, by the anti-aliased filters that PIL uses."""
+    kernel = _KERNELS[arguments.resize_filter]
+    rows = _taps(boxes[:, 1], boxes[:, 3], arguments.size, images.device, *kernel)
+    columns = _taps(boxes[:, 0], boxes[:, 2], arguments.size, images.device, *kernel)
+    views = _filter_rows(_filter_rows(images, *rows).mT, *columns).mT
+    return views.clamp_(0, 1) if arguments.resize_filter == "bicubic" else views  # which overshoots at edges
+
+
+def _triangle(distance: Tensor) -> Tensor:
+    return (1 - distance).clamp(min=0)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' kernel with a = -1/2, as PIL."""
+    near = (1.5 * distance - 2.5) * distance.square() + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
+
+
+#: Weight by distance, and the distance from which on it is 0, in pixels of the coarser of source and view.
+_KERNELS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {"bilinear": (_triangle, 1), "bicubic": (_cubic, 2)}
+
+
+def _taps(
+    start: Tensor, stop: Tensor, size: int, device: torch.device, kernel: Callable[[Tensor], Tensor], reach: int
+) -> tuple[Tensor, Tensor]:
     """Source positions and weights [B, size, K] that resize [start, stop) to `size`; K is the widest filter's need."""
-    taps = 2 * max(1, math.ceil((stop - start).max() / size)) + 1
+    taps = 2 * math.ceil(reach * max(1.0, float((stop - start).max()) / size)) + 1
     start, stop = (edge.to(device, non_blocking=True)[:, None, None] for edge in (start, stop))
     scale = (stop - start) / size
-    support = scale.clamp(min=1)
+    coarser = scale.clamp(min=1)
     centre = start + (torch.arange(size, device=device)[:, None] + 0.5) * scale  # [B, size, 1]
-    positions = (centre - support).floor() + torch.arange(taps, device=device)
-    weights = (1 - (positions + 0.5 - centre).abs() / support).clamp(min=0)
+    positions = (centre - reach * coarser).floor() + torch.arange(taps, device=device)
+    weights = kernel((positions + 0.5 - centre).abs() / coarser)
     weights = weights * ((positions >= start) & (positions < stop))  # pixels beyond the crop do not shine in
     return positions.clamp(start, stop - 1), weights / weights.sum(dim=-1, keepdim=True)
 
@@ -290,14 +335,14 @@ def _luminance(views: Tensor) -> Tensor:
     return (red * _GREY[0]).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
 
 
-def _rotate(views: Tensor, angle: Tensor) -> Tensor:
+def _rotate(views: Tensor, angle: Tensor, mode: str) -> Tensor:
     """Views [B, C, S, S] turned about their middle; black comes in from outside, as published."""
     size = views.shape[-1]
     axis = (torch.arange(size, device=views.device) * 2 + 1) / size - 1  # pixel centres from -1 to 1
     turn = torch.polar(torch.ones_like(angle), angle).to(views.device, non_blocking=True)
     plane = torch.complex(axis.expand(size, size), axis[:, None].expand(size, size))
     grid = torch.view_as_real(plane * turn[:, None, None])  # x + iy, turned by multiplication
-    return F.grid_sample(views, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(views, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def _normalise(views: Tensor, arguments: ViewArguments, out: Tensor) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from scipy import stats
+from scipy import ndimage, stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -185,14 +185,18 @@ def test_a_plain_view_of_a_level_is_a_part(level):
 
 
 @pytest.mark.parametrize(("source", "size"), [((64, 64), 20), ((97, 61), 32), ((50, 50), 75), ((64, 200), 17)])
-def test_resizing_is_antialiased_as_in_pil_and_torch(source, size):
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
+def test_resizing_is_antialiased_as_in_pil_and_torch(source, size, kind):
     images = noise(batch=2, height=source[0], width=source[1])
-    arguments = plain(size=size, crop_ratio=(source[1] / source[0],) * 2)
+    arguments = plain(size=size, crop_ratio=(source[1] / source[0],) * 2, resize_filter=kind)
     made = views(images, arguments=arguments)[0][:, :1]
-    expected = torch.nn.functional.interpolate(images.float() / 255, (size, size), mode="bilinear", antialias=True)
-    torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
-    pil = Image.fromarray(images[0, 0].numpy()).resize((size, size), Image.Resampling.BILINEAR)
-    assert np.abs(np.asarray(pil) / 255 - made[0, 0].numpy()).max() < 1.01 / 255
+    expected = torch.nn.functional.interpolate(images.float() / 255, (size, size), mode=kind, antialias=True)
+    torch.testing.assert_close(made, expected.clamp(0, 1), rtol=0, atol=1e-5)
+    pil = Image.fromarray(images[0, 0].numpy()).resize((size, size), Image.Resampling[kind.upper()])
+    error = np.abs(np.asarray(pil) / 255 - made[0, 0].numpy())
+    assert error.mean() < 0.5 / 255
+    if kind == "bilinear":  # PIL cuts off the overshoots of a cubic twice, in rows and in columns
+        assert error.max() < 1.01 / 255
 
 
 def test_a_checkerboard_becomes_grey_not_a_pattern():
@@ -222,6 +226,23 @@ def test_views_turn_as_pil_turns_and_black_comes_in(degrees):
         assert np.abs(np.asarray(expected) / 255 - made[index, 0].numpy()).mean() < 0.004
     white = torch.full_like(images, 255)
     assert (make_views(white, drawn, arguments)[0] == 0).any(dim=(1, 2, 3)).float().mean() > 0.9
+
+
+def test_views_turned_by_the_nearest_pixel_have_no_new_values_and_may_be_blurred_after_it():
+    image = torch.zeros(1, 1, 65, 65, dtype=torch.uint8)
+    image[..., 20:30, 10:50] = 255
+    settings = {"size": 65, "rotation_degrees": 30.0, "rotation_filter": "nearest"}
+    turned = views(image, arguments=plain(**settings))[0]
+    assert turned.unique().tolist() == [0.0, 1.0]
+    blur = {"blur_probability": 1.0, "blur_sigma": (2.0, 2.0)}
+    before, after = (views(image, arguments=plain(**settings, **blur, blur_last=last))[0] for last in (False, True))
+    assert len(before.unique()) > 2
+    torch.testing.assert_close(after[0, 0], gaussian(turned[0, 0], 2.0), rtol=0, atol=1e-3)
+    assert (before - after).abs().max() > 0.1  # the nearest pixel leaves steps in what was smooth
+
+
+def gaussian(view, sigma):
+    return torch.from_numpy(ndimage.gaussian_filter(view.double().numpy(), sigma, mode="mirror", truncate=3.0)).float()
 
 
 def test_blur_is_gaussian_with_mirrored_edges():
