@@ -1,10 +1,11 @@
-"""A small Hub on the loopback address, in memory, that speaks the endpoints `huggingface_hub` uses (without Xet).
+"""A small Hub on the loopback address, in memory, that speaks the endpoints `huggingface_hub` and `hf_xet` upload to.
 
     with LocalHub() as hub:
         HfApi(endpoint=hub.url, token=WRITE_TOKEN).create_repo("user/name", private=True)
 
 Programs of their own find it through `HF_ENDPOINT`. `hub.fault(...)` breaks requests to come; `hub.requests` lists
-those that came, with the range asked for, and the bytes of their bodies.
+those that came, with the range asked for, and the bytes of their bodies. With Xet, `XET_ENVIRONMENT` makes the client
+speak the one version of its protocol that is here, and not wait between its own tries.
 """
 
 import base64
@@ -12,11 +13,13 @@ import hashlib
 import json
 import re
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from huggingface_hub.utils.sha import git_hash
@@ -24,6 +27,15 @@ from huggingface_hub.utils.sha import git_hash
 WRITE_TOKEN, READ_TOKEN = "hf_may_write", "hf_may_read"
 #: As on the real Hub, these are kept as large files whatever their size.
 LARGE = (".safetensors", ".parquet", ".png")
+XET_ENVIRONMENT = {
+    "HF_XET_CLIENT_LEGACY_DIRECT_XORB_UPLOAD": "true",
+    "HF_XET_CLIENT_SHARD_API_VERSION": "1",
+    "HF_XET_XORB_COMPRESSION_POLICY": "none",
+    "HF_XET_DEDUPLICATION_GLOBAL_DEDUP_QUERY_ENABLED": "false",
+    "HF_XET_TELEMETRY_ENABLED": "false",
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "1ms",
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
+}
 
 
 class File(NamedTuple):
@@ -76,7 +88,7 @@ class Repository:
 class Fault:
     """Something that goes wrong with requests whose `METHOD /path` has a match of `pattern`, so many times."""
 
-    kind: Literal["500", "cut", "damage", "lost answer"]
+    kind: str  # a status, or `cut`, `damage`, `lost answer`
     pattern: str
     times: int
 
@@ -95,6 +107,7 @@ class LocalHub:
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.large_files: dict[str, bytes] = {}
+        self.xorbs: dict[bytes, list[bytes]] = {}
         self.requests: list[tuple[str, int]] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
@@ -113,7 +126,7 @@ class LocalHub:
     def repository(self, name: str, kind: str = "model") -> Repository:
         return self.repositories[kind, name]
 
-    def fault(self, kind: Literal["500", "cut", "damage", "lost answer"], pattern: str, times: int = 1) -> None:
+    def fault(self, kind: str, pattern: str, times: int = 1) -> None:
         self.faults.append(Fault(kind, pattern, times))
 
     def asked(self, pattern: str) -> list[tuple[str, int]]:
@@ -147,12 +160,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fault == "cut" and length:
             return self.hang_up()
         if self.fault == "damage":
-            self.body = bytes([self.body[0] ^ 1]) + self.body[1:]
+            self.body = self.body[:-1] + bytes([self.body[-1] ^ 1])
         with self.hub.lock:
             self.hub.requests.append((" ".join([request, self.headers.get("Range", "")]).strip(), length))
             try:
-                if self.fault == "500":
-                    raise HubError(500, "something broke")
+                if (self.fault or "").isdigit():
+                    raise HubError(int(self.fault), "something broke")
                 answer = self.answer()
                 if self.fault == "lost answer":
                     self.hang_up()
@@ -265,6 +278,38 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(400, "the sha256 of the uploaded object is another one")
         return {}
 
+    def xet_token(self, kind: str, name: str, revision: str) -> dict:
+        self.find(kind, name, write=True)
+        return {"accessToken": "xet", "exp": int(time.time()) + 900, "casUrl": self.hub.url}
+
+    def put_xorb(self, xorb: str) -> dict:
+        """Chunks, each behind 8 bytes: its version, its length (3 bytes), its compression, its length again."""
+        chunks, at = [], 0
+        while at < len(self.body):
+            length = int.from_bytes(self.body[at + 1 : at + 4], "little")
+            chunks.append(self.body[at + 8 : at + 8 + length])
+            at += 8 + length
+        words = [bytes.fromhex(xorb[i : i + 16])[::-1] for i in range(0, 64, 16)]
+        self.hub.xorbs[b"".join(words)] = chunks
+        return {"was_inserted": True}
+
+    def put_shard(self) -> dict:
+        """Records of 48 bytes: for each file a head, its ranges of chunks, as many checks, and its sha256."""
+        records = [self.body[at : at + 48] for at in range(48, len(self.body), 48)]
+        while records[0][:32] != b"\xff" * 32:
+            count = int.from_bytes(records[0][36:40], "little")
+            content = b"".join(
+                chunk
+                for part in records[1 : 1 + count]
+                for chunk in self.hub.xorbs[part[:32]][slice(*struct.unpack("<II", part[40:48]))]
+            )
+            sha256 = b"".join(records[1 + 2 * count][i : i + 8][::-1] for i in range(0, 32, 8)).hex()
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise HubError(400, "the sha256 of the uploaded object is another one")
+            self.hub.large_files[sha256] = content
+            records = records[2 + 2 * count :]
+        return {"result": 1}
+
     def commit(self, kind: str, name: str, revision: str) -> dict:
         repository = self.find(kind, name, write=True)
         header, *lines = [json.loads(line) for line in self.body.splitlines()]
@@ -327,6 +372,9 @@ ROUTES: tuple[tuple[str, str, Callable], ...] = (
     ("POST", _REPO + r"/tag/(?P<revision>[^/]+)", _Handler.tag),
     ("PUT", _REPO + r"/settings", _Handler.settings),
     ("POST", _PLAIN + r"\.git/info/lfs/objects/batch", _Handler.large_batch),
+    ("GET", _REPO + r"/xet-write-token/(?P<revision>[^/]+)", _Handler.xet_token),
+    ("POST", r"/v1/xorbs/default/(?P<xorb>\w+)", _Handler.put_xorb),
+    ("POST", r"/v1/shards", _Handler.put_shard),
     ("PUT", r"/large/(?P<oid>\w+)", _Handler.put_large),
     ("POST", r"/large/(?P<oid>\w+)/verify", _Handler.verify_large),
     ("GET HEAD", _PLAIN + r"/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.download),

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     HTTPError,  # the base class of the HTTP library that this version of huggingface_hub uses
+    OfflineModeIsEnabled,
+    OIDCError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -129,7 +131,7 @@ def check_access(repo_id: str, tags: Sequence[str] = (), token: bool = True) -> 
     """Check what can be told without asking the Hub: the names, and that there is a token.
 
     Raises:
-        PublishingError: a name is none, or there is no token.
+        PublishingError: a name is none, or there is no token, or none by OIDC where that is set.
     """
     try:
         validate_repo_id(repo_id)
@@ -140,7 +142,13 @@ def check_access(repo_id: str, tags: Sequence[str] = (), token: bool = True) -> 
     for tag in tags:
         if not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]*\w)?", tag) or tag == "main":
             raise PublishingError(f"{tag!r} is no name of a tag: use letters, digits, dots and dashes, such as v1.0")
-    if token and not get_token():
+    try:
+        found = get_token()
+    except (OIDCError, HTTPError) as error:
+        raise PublishingError(
+            f"no token by OIDC: {_first_line(error)}; check HF_OIDC_RESOURCE and the trusted publishers of {repo_id}"
+        ) from error
+    if token and not found:
         raise PublishingError("no Hugging Face token: run `hf auth login`, or set HF_TOKEN to one with write access")
 
 
@@ -232,42 +240,78 @@ def _is_same(file: Path, there: RepoFile) -> bool:
 
 
 def _retried(push: Callable[[], Push], repo_id: str) -> Push:
-    """Do `push`, again after a while where the Hub fails for now."""
+    """Do `push`, again after a while where the Hub fails for now; its errors as `PublishingError`."""
     for wait in (*WAITS, None):
         try:
             return push()
-        except (HTTPError, RuntimeError) as error:
-            if isinstance(error, PublishingError):
+        except (HTTPError, RuntimeError, OSError, OIDCError) as error:
+            if isinstance(error, PublishingError | OfflineModeIsEnabled) or _is_local(error):
                 raise
-            cause = _http_error(error)
-            if wait is None or cause is None or not _may_pass(cause):
-                raise PublishingError(_explained(cause or error, repo_id)) from error
-            logger.warning("the push failed (%s); trying again in %d s", _first_line(cause), wait)
+            fault = _fault(error)
+            if wait is None or not fault.passes:
+                raise PublishingError(_explained(fault, repo_id)) from error
+            logger.warning("the push failed (%s); trying again in %d s", fault.said, wait)
             time.sleep(wait)
     raise AssertionError("not reached: the last try returns or raises")
 
 
+def _is_local(error: Exception) -> bool:
+    """Whether an error is the operating system's, of a file here; the OSErrors of hf_xet carry no number."""
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, HTTPError)
+
+
+class _Fault(NamedTuple):
+    """What went wrong: the Hub's answer as far as there was one, and whether it may be gone on the next try.
+
+    Attributes:
+        status: HTTP status; `None` without an answer.
+        said: In one line.
+        passes: Of lost connections, a busy or broken Hub, and a token of its storage, which lives for minutes.
+        stored: Whether the storage of large files said it, which has tokens of its own, and not the Hub.
+    """
+
+    status: int | None
+    said: str
+    passes: bool
+    stored: bool = False
+
+
+#: How hf_xet tells of a status, and of the address that answered.
+_XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b.*?(?:domain: (\S+))?$")
+
+
+def _fault(error: Exception) -> _Fault:
+    """The fault behind an error: huggingface_hub wraps HTTP errors of large files, hf_xet has them in its words."""
+    http = _http_error(error)
+    if isinstance(http, HfHubHTTPError):
+        status = http.response.status_code
+        return _Fault(status, http.server_message or _first_line(http), _is_busy(status))
+    said = _first_line(http or error)
+    if match := _XET_STATUS.search(said):
+        status, stored = int(match[1]), "xet-write-token" not in (match[2] or "")
+        return _Fault(status, said, _is_busy(status) or (stored and status == 401), stored)
+    if isinstance(error, PermissionError):  # hf_xet's XetAuthenticationError
+        return _Fault(401, said, False)
+    return _Fault(None, said, http is not None or isinstance(error, ConnectionError | TimeoutError))
+
+
 def _http_error(error: BaseException | None) -> HTTPError | None:
-    """The HTTP error that an error came from: huggingface_hub wraps those of large files."""
     while error is not None and not isinstance(error, HTTPError):
         error = error.__cause__
     return error
 
 
-def _may_pass(error: HTTPError) -> bool:
-    """Whether an error may be gone on the next try: lost connections, and a Hub that is busy or broken."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    return status is None or status in (408, 429) or status >= 500
+def _is_busy(status: int) -> bool:
+    return status in (408, 429) or status >= 500
 
 
-def _explained(error: Exception, repo_id: str) -> str:
+def _explained(fault: _Fault, repo_id: str) -> str:
     """One line: what went wrong, and the mend."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    said = (error.server_message if isinstance(error, HfHubHTTPError) else None) or _first_line(error)
+    status, said, _, stored = fault
     owner, kept = repo_id.partition("/")[0], "no revision is left half made; push again"
     if status is None:
         return f"the push broke off ({said}); {kept}"
-    if status >= 500 or status in (408, 429):
+    if _is_busy(status):
         return f"the Hub answers {status} ({said}); {kept} later"
     mends = {
         401: "the Hub does not know this token: run `hf auth login --force`, or mend HF_TOKEN",
@@ -276,7 +320,8 @@ def _explained(error: Exception, repo_id: str) -> str:
         404: f"there is no {repo_id} that this token may see: check name and token",
         412: f"somebody pushed to {repo_id} meanwhile: look at it, then push again",
     }
-    return f"{mends.get(status, f'the Hub refused the push; {kept}')} ({status}: {said})"
+    mend = None if stored else mends.get(status)
+    return f"{mend or f'the Hub refused the push; {kept}'} ({status}: {said})"
 
 
 def _first_line(error: Exception) -> str:

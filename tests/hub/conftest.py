@@ -5,12 +5,13 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 from huggingface_hub import constants
+from huggingface_hub.utils import _xet
 
 from eden_hf.evaluation.results import Estimate, Results
 from eden_hf.hub.repository import stage_model
 from eden_hf.model_names import weights_revision
 
-from ..hub_server import WRITE_TOKEN, LocalHub
+from ..hub_server import WRITE_TOKEN, XET_ENVIRONMENT, LocalHub
 from ..training.test_pretraining import run_pretraining
 
 DECLARED = {
@@ -28,10 +29,14 @@ def write_card_yaml(folder: Path, **declared) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """A Hub of this process, without Xet and without waiting between tries."""
+def hub(request, monkeypatch, tmp_path_factory):
+    """A Hub of this process, with Xet unless its parameter is `plain`, and without waiting between tries."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", getattr(request, "param", "xet") == "plain")
+    monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
+    cache = str(tmp_path_factory.mktemp("xet"))  # what another Hub holds is not deduplicated with this one's
+    for name, value in (XET_ENVIRONMENT | {"HF_XET_CACHE": cache}).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
     with LocalHub() as hub:

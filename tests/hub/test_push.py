@@ -24,7 +24,8 @@ from ..training.test_finetuning import phantoms, settings
 from ..training.test_pretraining import settings_file
 from .conftest import write_card_yaml
 
-SENDS = "preupload|commit|PUT|batch|/tag/|create"
+SENDS = "preupload|commit|PUT|batch|/tag/|create|xet-write-token|xorbs|shards"
+XET = ("xet-write-token", "xorbs", "shards")
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_only_what_changed_is_sent_and_what_vanished_is_deleted(hub, folder):
     assert held(hub) == contents(folder)
     assert ".gitattributes" in hub.repository("user/tiny").files
     assert len(hub.asked("commit")) == 1
-    assert hub.asked("PUT /large") == []
+    assert hub.asked("PUT /large|xorbs") == []
 
 
 def test_a_dry_run_lists_sizes_and_sends_nothing(hub, folder, monkeypatch):
@@ -117,10 +118,16 @@ def test_tags_name_the_revision_and_stay_where_they_are(hub, folder):
 
 @pytest.mark.parametrize("kind", ["500", "cut"])
 @pytest.mark.parametrize(
-    "pattern", ["create", "GET .*tiny$", "/tree/", "preupload", "batch", "PUT", "verify", "commit", "/tag/"]
+    ("hub", "pattern"),
+    [
+        *(("plain", pattern) for pattern in ("create", "GET .*tiny$", "/tree/", "preupload", "commit", "/tag/")),
+        *(("plain", pattern) for pattern in ("batch", "PUT", "verify")),
+        *(("xet", pattern) for pattern in ("commit/", "xet-write-token", "xorbs", "shards")),
+    ],
+    indirect=["hub"],
 )
 def test_a_passing_fault_is_overcome(hub, folder, kind, pattern):
-    hub.fault(kind, pattern)
+    hub.fault(kind, pattern, times=3 if pattern in XET else 1)  # hf_xet tries twice by itself
     push = publish_model(folder, "user/tiny", tags=["v1.0"])
     repository = hub.repository("user/tiny")
     assert hub.faults[0].times == 0
@@ -136,13 +143,26 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "pattern", "message"),
+    ("hub", "kind", "pattern", "message"),
     [
-        ("500", "PUT", r"the Hub answers 500 \(.*no revision is left half made; push again later"),
-        ("500", "commit", r"the Hub answers 500 \(something broke\)"),
-        ("cut", "PUT", r"the push broke off \(.+\); no revision is left half made; push again"),
-        ("damage", "PUT", r"the Hub refused the push.*push again \(400: .*sha256"),
+        ("plain", "500", "PUT", r"the Hub answers 500 \(.*no revision is left half made; push again later"),
+        ("plain", "500", "commit", r"the Hub answers 500 \(something broke\)"),
+        ("plain", "cut", "PUT", r"the push broke off \(.+\); no revision is left half made; push again"),
+        ("plain", "damage", "PUT", r"the Hub refused the push.*push again \(400: .*sha256"),
+        ("xet", "401", "xet-write-token", r"the Hub does not know this token: run `hf auth login --force`.*\(401"),
+        ("xet", "403", "xet-write-token", r"this token may not write to user/tiny: .*\(403"),
+        ("xet", "404", "xet-write-token", r"there is no user/tiny that this token may see: .*\(404"),
+        ("xet", "503", "xet-write-token", r"the Hub answers 503 \(.*push again later"),
+        ("xet", "cut", "xet-write-token", r"the push broke off \(.+\); no revision is left half made; push again"),
+        ("xet", "401", "xorbs", r"the Hub refused the push; no revision .* \(401"),
+        ("xet", "403", "xorbs", r"the Hub refused the push; no revision .* \(403"),
+        ("xet", "503", "xorbs", r"the Hub answers 503 \(.*push again later"),
+        ("xet", "cut", "xorbs", r"the push broke off \(.+\)"),
+        ("xet", "503", "shards", r"the Hub answers 503 \("),
+        ("xet", "cut", "shards", r"the push broke off \(.+\)"),
+        ("xet", "damage", "xorbs", r"the Hub refused the push.*push again \(400"),
     ],
+    indirect=["hub"],
 )
 def test_a_push_that_fails_leaves_the_last_revision_and_the_next_completes_it(hub, folder, kind, pattern, message):
     first = publish_model(folder, "user/tiny")
@@ -217,6 +237,29 @@ def test_tokens_that_may_not_write(hub, folder, monkeypatch, tmp_path, token, me
         publish_model(folder, "user/tiny")
     assert "\n" not in str(caught.value)
     assert hub.repositories == {}
+
+
+def test_a_token_of_ci_that_cannot_be_had(hub, folder, monkeypatch):
+    monkeypatch.setenv("HF_OIDC_RESOURCE", "user/tiny")
+    for dry_run in (False, True):
+        with pytest.raises(PublishingError, match=r"no token by OIDC: HF_OIDC_RESOURCE is set .*HF_OIDC_ID_TOKEN"):
+            publish_model(folder, "user/tiny", dry_run=dry_run)
+    monkeypatch.setenv("HF_OIDC_ID_TOKEN", "of-another-repository")
+    with pytest.raises(PublishingError, match=r"no token by OIDC: .*404.*check HF_OIDC_RESOURCE"):
+        publish_model(folder, "user/tiny")
+    assert hub.asked(SENDS) == []
+
+
+def test_a_file_that_vanishes_meanwhile_is_no_fault_of_the_hub(hub, folder, monkeypatch):
+    commit = upload._Pushing._commit
+
+    def late(push, plan, remote):
+        (folder / "README.md").unlink()
+        return commit(push, plan, remote)
+
+    monkeypatch.setattr(upload._Pushing, "_commit", late)
+    with pytest.raises((FileNotFoundError, ValueError), match=r"README\.md"):
+        publish_model(folder, "user/tiny")
 
 
 def test_an_existing_repository_that_the_token_may_only_read(hub, folder, monkeypatch):
