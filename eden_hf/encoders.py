@@ -1,5 +1,6 @@
 """Image encoders of any kind behind one shape: an Eden folder, any transformers vision model, fresh weights."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -56,6 +57,13 @@ class Encoder:
     def is_dense(self) -> bool:
         """Whether the model has embeddings of points: an `EdenModel` with a dense decoder."""
         return getattr(getattr(self.model, "config", None), "dense_dim", None) is not None
+
+    @property
+    def architecture(self) -> str:
+        """What encoders share that differ in their weights alone: the trunk's class and a hash of its shapes."""
+        trunk = getattr(self.model, "backbone", self.model)
+        shapes = [(name, tuple(values.shape)) for name, values in trunk.state_dict().items()]
+        return f"{type(trunk).__name__} {hashlib.sha256(repr(shapes).encode()).hexdigest()[:8]}"
 
     def pixel_values(self, images: Sequence[Image.Image | np.ndarray], size: int | None = None) -> Tensor:
         """`[B, 3, H, W]` of images, on the model's device in its dtype, at `size` or the processor's own."""

@@ -85,7 +85,7 @@ def workspace(furnished, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("eden_hf.data.prepared.CACHE_DIR", tmp_path / "cache")
-    monkeypatch.setattr("eden_hf.evaluation.downstream.RESAMPLES", 50)
+    monkeypatch.setattr("eden_hf.evaluation.statistics.RESAMPLES", 50)
     return folder
 
 

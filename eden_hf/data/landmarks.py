@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eden_hf.data.patients import of_subgroup
+from eden_hf.data.patients import patient_names
 from eden_hf.data.phantoms import SIDES
 from eden_hf.data.sources import load_source, read_cell
 
@@ -26,12 +26,20 @@ TOUCH = 0.01  # outlines nearer than this share of the side run along one anothe
 class LandmarkedImage(NamedTuple):
     """A radiograph, mode L, and its `landmarks` by name: `(x, y)` in [0, 1] of width and height, none off the picture.
 
-    The pixel index in an image of side S is `x * S - 0.5`.
+    The pixel index in an image of side S is `x * S - 0.5`. `patient` and `origin` say whose it is and where it comes
+    from (hospital, device, data set), where that is known.
     """
 
     image: Image.Image
     source_id: str
     landmarks: dict[str, tuple[float, float]]
+    patient: str | None = None
+    origin: str | None = None
+
+    @property
+    def whose(self) -> str:
+        """The patient, or one of the image's own where that is not known."""
+        return self.source_id if self.patient is None else self.patient
 
 
 def _furthest(outline: Outline, x: float, y: float) -> Outline:
@@ -124,6 +132,18 @@ def scr_landmarks(outlines: Mapping[str, Any]) -> dict[str, tuple[float, float]]
     return {name: (float(x), float(y)) for name, (x, y) in points.items()}
 
 
+def patients_of(images: Sequence[LandmarkedImage]) -> list[str]:
+    """Whose each image is.
+
+    Raises:
+        ValueError: there are fewer than two patients.
+    """
+    patients = [item.whose for item in images]
+    if len(set(patients)) < 2:
+        raise ValueError(f"patients are compared: at least 2 are needed, got {len(images)} images of {set(patients)}")
+    return patients
+
+
 def shared_landmarks(images: Sequence[LandmarkedImage]) -> list[str]:
     """Names of the landmarks that all images have, in the order of the first.
 
@@ -149,8 +169,9 @@ def load_landmarked(
     split: str = "train",
     *,
     id_column: str | None = None,
+    patient_column: str | None = None,
+    origin_column: str | None = None,
     images: int | None = None,
-    subgroup: Mapping[str, str] | None = None,
 ) -> list[LandmarkedImage]:
     """Radiographs with their landmarks: SCR's Parquet, phantoms, or any source with a `landmarks` column.
 
@@ -159,8 +180,9 @@ def load_landmarked(
             column `landmarks` with `(x, y)` in [0, 1], or null, for each name.
         split: Split of the source.
         id_column: Column whose values name the images.
+        patient_column: Column that tells patients apart; images are taken for patients by default.
+        origin_column: Column that tells where images come from: hospital, device, data set.
         images: How many of the first images with landmarks; all of them by default.
-        subgroup: Which patients alone (see `of_subgroup`).
 
     Returns:
         Images of mode L with their landmarks. A landmark a little off the picture, as where a lung is cut off, counts
@@ -171,7 +193,7 @@ def load_landmarked(
     """
     if images is not None and images < 1:
         raise ValueError(f"at least one image is needed, got images={images}")
-    data = of_subgroup(load_source(source, split=split, id_column=id_column), subgroup or {})
+    data = load_source(source, split=split, id_column=id_column)
     columns = set(data.column_names)
     needed = {"landmarks_heart", *(f"landmarks_{side}_{s}" for side in SIDES for s in ("lung", "clavicle"))}
     if "landmarks" not in columns and not needed <= columns:
@@ -179,9 +201,19 @@ def load_landmarked(
             f"{source} has no landmarks: a column 'landmarks' or the columns {', '.join(sorted(needed))} are needed, "
             f"it has {', '.join(sorted(columns))}"
         )
+    told: dict[str, list] = {}
+    if patient_column:
+        told["patient"] = patient_names(data, patient_column)
+    if origin_column:
+        if origin_column not in columns:
+            raise ValueError(f"there is no column {origin_column!r}; {source} has {', '.join(sorted(columns))}")
+        told["origin"] = [None if value is None else str(value) for value in data[origin_column]]
     missing: list[str] = []
     off: list[str] = []
-    loaded = list(_landmarked(data, needed, images, missing, off))
+    loaded = [
+        item._replace(**{field: values[index] for field, values in told.items()})
+        for index, item in _landmarked(data, needed, images, missing, off)
+    ]
     if off:
         logger.warning("%s: %d landmarks lie off the picture and are left out: %s", source, len(off), off[:5])
     if missing:
@@ -194,10 +226,10 @@ def load_landmarked(
 
 def _landmarked(
     data: Iterable[Mapping[str, Any]], needed: set[str], images: int | None, missing: list[str], off: list[str]
-) -> Iterable[LandmarkedImage]:
-    """The first `images` rows that have landmarks; what is passed over goes to `missing` (ids) and `off`."""
+) -> Iterable[tuple[int, LandmarkedImage]]:
+    """The first `images` rows that have landmarks, with their numbers; those passed over go to `missing` and `off`."""
     count = 0
-    for row in data:
+    for index, row in enumerate(data):
         if count == images:
             return
         given = (row.get("landmarks") or {}).items()
@@ -216,4 +248,5 @@ def _landmarked(
             missing.append(row["source_id"])
             continue
         count += 1
-        yield LandmarkedImage(read_cell(row["image"], row["source_id"]).convert("L"), row["source_id"], landmarks)
+        picture = read_cell(row["image"], row["source_id"]).convert("L")
+        yield index, LandmarkedImage(picture, row["source_id"], landmarks)

@@ -130,8 +130,8 @@ def load_source(
 
 def first_pictures(
     source: Any, count: int, *, split: str = "train", id_column: str | None = None
-) -> tuple[list[str], list[PIL.Image.Image]]:
-    """Ids and pictures of the first `count` images of a source, which are compared with one another.
+) -> tuple[datasets.Dataset, list[PIL.Image.Image]]:
+    """The first `count` rows of a source, as of `load_source`, and their pictures, which are compared.
 
     Raises:
         SourceError: as `load_source`, or `count` is below 2 or more than there are.
@@ -140,7 +140,7 @@ def first_pictures(
     if not 2 <= count <= len(rows):
         raise SourceError(f"{source} has {len(rows)} images and at least 2 are compared, got images={count}")
     rows = rows.select(range(count))
-    return list(rows["source_id"]), [read_cell(row["image"], row["source_id"]) for row in rows]
+    return rows, [read_cell(row["image"], row["source_id"]) for row in rows]
 
 
 def find_source(source: Any, *, list_file: str | Path | None = None) -> Source:

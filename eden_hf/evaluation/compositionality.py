@@ -2,7 +2,10 @@
 
 Random wholes are cut into 2 parts side by side, 3 stacked or 4 quadrants, and E(whole) is compared with the mean of
 E(parts). An encoder to which all images are alike would look perfect, so the same wholes are compared with the parts
-of other patients' wholes as well: what counts is the margin between the two.
+of all other patients' wholes as well: what counts is the margin between the two.
+
+Cosines of one architecture spread wider than those of another with random weights already, so margins and AUROCs of
+different architectures are not to be set beside each other: compare an encoder with its own untrained trunk.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from eden_hf.anatomy import Box
-from eden_hf.data.landmarks import LandmarkedImage
+from eden_hf.data.landmarks import LandmarkedImage, patients_of
 from eden_hf.encoders import Encoder, embed
-from eden_hf.evaluation.results import Evaluation, estimate, other_patients, own_against_other
+from eden_hf.evaluation.results import Evaluation
+from eden_hf.evaluation.statistics import Estimate, Measured, by_patient, estimates, own_against_other
 from eden_hf.plots import plot_densities
 
 #: Columns and rows that a whole is cut into.
@@ -27,7 +31,7 @@ def compositionality(
     encoder: Encoder,
     images: Sequence[LandmarkedImage],
     *,
-    wholes: int = 4,
+    wholes: int = 16,
     scale: tuple[float, float] = (0.3, 0.7),
     seed: int = 0,
     batch_size: int = 64,
@@ -37,7 +41,7 @@ def compositionality(
     With c(w, p) = cos(E(w), mean of E(p_i)) over all random wholes w and cuts p:
 
     - `own`: mean of c for a whole and its own parts; `own_std`: its standard deviation.
-    - `others`, `others_std`: the same against the parts of another patient's whole.
+    - `others`, `others_std`: the same against the parts of other patients' wholes, in all pairs of patients.
     - `margin`: own - others. Near 0 for a collapsed encoder, however high `own` is.
     - `auroc`: probability that own parts fit better than another patient's. Chance 0.5.
     - `own` and `margin` for each of the three cuts.
@@ -46,46 +50,59 @@ def compositionality(
 
     Args:
         encoder: As in `embed`.
-        images: At least two patients; landmarks are not used.
+        images: Of at least two patients; landmarks are not used.
         wholes: Random wholes of each image.
         scale: Smallest and largest side of a whole, as a share of the image's smaller side.
-        seed: Of the wholes, of which patients are compared, and of the bootstrap.
+        seed: Of the wholes and of the bootstrap.
         batch_size: Windows in one forward pass.
 
     Raises:
-        ValueError: there are fewer than two images.
+        ValueError: there are fewer than two patients.
     """
-    if len(images) < 2:
-        raise ValueError(f"patients are compared: at least 2 images are needed, got {len(images)}")
+    patients = patients_of(images)
     rng = np.random.default_rng(seed)
     pictures = [item.image for item in images]
     boxes = [[random_window(picture.size, scale, rng) for _ in range(wholes)] for picture in pictures]
     windows = (picture.crop(box) for picture, own in zip(pictures, boxes, strict=True) for box in own)
     whole = embed(encoder, windows, batch_size).unflatten(0, (-1, wholes))  # [N, wholes, C]
-    other = other_patients(len(images), rng)
-    own_scores, other_scores = [], []
-    for columns, rows in CUTS.values():
-        mean = _mean_of_parts(encoder, pictures, boxes, columns, rows, batch_size)
-        own_scores.append(composition_cosines(whole, mean))
-        other_scores.append(composition_cosines(whole, mean[other]))
-    own, others = torch.stack(own_scores, dim=1).numpy(), torch.stack(other_scores, dim=1).numpy()  # [N, cuts, wholes]
-    values = {
-        "own": estimate(own, seed),
-        "own_std": estimate(own, seed, np.std),
-        "others": estimate(others, seed),
-        "others_std": estimate(others, seed, np.std),
-        "margin": estimate(own - others, seed),
-        "auroc": estimate([own_against_other(a, b) for a, b in zip(own, others, strict=True)], seed),
-    }
-    for index, name in enumerate(CUTS):
-        values[f"own, {name}"] = estimate(own[:, index], seed)
-        values[f"margin, {name}"] = estimate((own - others)[:, index], seed)
+    means = [_mean_of_parts(encoder, pictures, boxes, *cut, batch_size) for cut in CUTS.values()]
+    parts = torch.stack(means, dim=1)  # [N, cuts, wholes, C]
+    own = composition_cosines(whole[:, None], parts).numpy()  # [N, cuts, wholes]
+    others = np.stack([composition_cosines(one[None, None], parts).numpy() for one in whole])  # [N, N, cuts, wholes]
+    measured = _measured(own, others, patients)
+    values = estimates(measured, seed)
+    for name, scores, who in (("own", own, None), ("others", others, patients)):
+        squares = by_patient((scores - values[name].value) ** 2, patients, who)
+        values[f"{name}_std"] = _root(squares.estimate(seed))
+    apart = np.asarray(patients)[:, None] != np.asarray(patients)
+    drawn = rng.choice(others[apart].ravel(), own[:, 0].size)
     figure = plot_densities(
         {f"own parts, {name}": own[:, index].ravel() for index, name in enumerate(CUTS)}
-        | {"another patient's parts": others.ravel()},
+        | {"another patient's parts": drawn},
         "cosine of E(whole) and the mean of E(parts)",
     )
-    return Evaluation("compositionality", values, {"wholes": wholes, "scale": list(scale)}, figure)
+    return Evaluation("compositionality", values, {"wholes": wholes, "scale": list(scale)}, figure, measured)
+
+
+def _measured(own: np.ndarray, others: np.ndarray, patients: Sequence[str]) -> dict[str, Measured]:
+    """Measures from the cosines with own parts `[N, cuts, wholes]` and with all others' `[N, N, cuts, wholes]`."""
+    flat, margins = own.reshape(len(own), -1), own[:, None] - others
+    auroc = np.stack([own_against_other(a[None], b.reshape(len(b), -1)) for a, b in zip(flat, others, strict=True)])
+    measured = {
+        "own": by_patient(own, patients),
+        "others": by_patient(others, patients, patients),
+        "margin": by_patient(margins, patients, patients),
+        "auroc": by_patient(auroc, patients, patients),
+    }
+    for index, name in enumerate(CUTS):
+        measured[f"own, {name}"] = by_patient(own[:, index], patients)
+        measured[f"margin, {name}"] = by_patient(margins[:, :, index], patients, patients)
+    return measured
+
+
+def _root(squares: Estimate) -> Estimate:
+    """The standard deviation of which this is the square."""
+    return Estimate(*np.sqrt(squares[:3]).tolist(), squares.n)
 
 
 def composition_cosines(whole: Tensor, mean_of_parts: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from tqdm.auto import tqdm
 from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, shared_landmarks
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.correspondence import SCR_SIDE_MM, single_references
-from eden_hf.evaluation.results import Evaluation, estimate, ratio_of_means
+from eden_hf.evaluation.results import Evaluation
+from eden_hf.evaluation.statistics import by_patient, estimate, estimates
 from eden_hf.matching import FoundPoint, embed_image
 from eden_hf.plots import plot_confidence
 
@@ -63,20 +64,22 @@ def confidence(
         error[index] *= side_mm / target.image.width
     threshold = np.quantile(sure, FALSE_ALARMS)
     least = sure <= np.quantile(sure, 0.1)
-    halves = np.stack([_means(error, least), _means(error, ~least)], axis=1)
-    values = {
-        "least_confident_mm": estimate(halves[:, 0], seed),
-        "others_mm": estimate(halves[:, 1], seed),
-        "least_confident_ratio": estimate(halves, seed, statistic=ratio_of_means),
-        "blanked_not_found": estimate(_means(sure_without < threshold, blanked), seed),
-        "not_found": estimate(_means(~found_without, blanked), seed),
-        "false_alarms": estimate((~found).mean(axis=(1, 2)), seed),
+    per_target = {
+        "least_confident_mm": _means(error, least),
+        "others_mm": _means(error, ~least),
+        "blanked_not_found": _means(sure_without < threshold, blanked),
+        "not_found": _means(~found_without, blanked),
+        "false_alarms": (~found).mean(axis=(1, 2)),
     }
+    whose = [target.whose for target in targets]
+    measured = {name: by_patient(values, whose) for name, values in per_target.items()}
+    halves = (measured[name].values for name in ("least_confident_mm", "others_mm"))
+    values = estimates(measured, seed) | {"least_confident_ratio": estimate(next(halves), seed, over=next(halves))}
     settings = {
         "references": references, "targets": len(targets), "side_mm": side_mm, "landmarks": names,
         "threshold": float(threshold),
     }  # fmt: skip
-    return Evaluation("confidence", values, settings, plot_confidence(sure, error, sure_without[blanked]))
+    return Evaluation("confidence", values, settings, plot_confidence(sure, error, sure_without[blanked]), measured)
 
 
 def blank_out(item: LandmarkedImage, names: Sequence[str], chosen: Sequence[int] | np.ndarray) -> Image.Image:

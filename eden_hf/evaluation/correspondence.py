@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, shared_landmarks
+from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, patients_of, shared_landmarks
 from eden_hf.data.references import Reference
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.pixels import pixel_encoder
 from eden_hf.evaluation.registration import Registered, register
-from eden_hf.evaluation.results import Estimate, Evaluation, estimate, estimate_pairs
+from eden_hf.evaluation.results import Evaluation
+from eden_hf.evaluation.statistics import Measured, by_patient, estimates
 from eden_hf.matching import AnatomyMatcher, MatcherArguments, embed_image
 from eden_hf.plots import plot_correspondence
 
@@ -48,8 +49,8 @@ def correspondence(
 ) -> Evaluation:
     """Landmarks found in all other patients from k annotated references, by `AnatomyMatcher`.
 
-    Each image is in one set of k references, drawn at random (the few that are left over are in none), and the points
-    of a set are looked for in every image outside it: for k = 1 these are all pairs.
+    Each patient is in one set of k references, drawn at random (the few that are left over are in none), and the
+    points of a set are looked for in all images of other patients: for k = 1 these are all pairs.
 
     - `mean_radial_error_mm` (lower is better), and of each landmark;
     - `within_5_mm`, `within_10_mm`, `within_20_mm`: shares of landmarks (higher is better);
@@ -64,7 +65,7 @@ def correspondence(
 
     Args:
         encoder: As for `AnatomyMatcher`.
-        images: At least two patients.
+        images: Of at least two patients.
         shots: Numbers of references; those of which there are no two sets are left out with a warning.
         side_mm: Millimetres along an image's width.
         controls: Of `find_controls`, of the same images, shots and seed.
@@ -73,20 +74,23 @@ def correspondence(
     Raises:
         ValueError: there are too few images or landmarks.
     """
-    names = shared_landmarks(images)
-    shots = possible_shots(len(images), shots)
+    names, patients = shared_landmarks(images), patients_of(images)
+    shots = possible_shots(len(set(patients)), shots)
     found = find_landmarks(encoder, images, shots, seed)
-    values: dict[str, Estimate] = {}
+    measured: dict[str, Measured] = {}
     for k in shots:
         compared = {name: points[k] for name, points in (controls or {}).items()}
-        ours = _values(images, k, found[k], compared, side_mm, seed)
-        values |= {_of(k) + name: value for name, value in ours.items()}
+        values = _values(images, k, found[k], compared, side_mm, seed)
+        if k == shots[0]:
+            errors = errors_mm(images, found[k], side_mm)
+            values |= {f"{name}_mm": errors[..., i] for i, name in enumerate(names)}
+        sets = patients if k == 1 else [f"references {index}" for index in range(len(found[k]))]
+        measured |= {_of(k) + name: by_patient(of.T, patients, sets) for name, of in values.items()}
     few = shots[0]
-    errors = errors_mm(images, found[few], side_mm)
-    values |= {f"{_of(few)}{n}_mm": _over_pairs(errors[..., i], few, seed) for i, n in enumerate(names)}
     settings = {"shots": shots, "side_mm": side_mm, "landmarks": names, "pairs": _pairs(found)}
     settings["control_pairs"] = {name: _pairs(points) for name, points in (controls or {}).items()}
-    return Evaluation("correspondence", values, settings, _figure(images, names, found[few]))
+    figure = _figure(images, names, found[few])
+    return Evaluation("correspondence", estimates(measured, seed), settings, figure, measured)
 
 
 def _of(k: int) -> str:
@@ -111,46 +115,49 @@ def _figure(images: Sequence[LandmarkedImage], names: Sequence[str], found: Foun
 
 def _values(
     images: Sequence[LandmarkedImage], k: int, found: Found, controls: dict[str, Found], side_mm: float, seed: int
-) -> dict[str, Estimate]:
-    """Errors, shares, controls and gains over them of one number of references."""
+) -> dict[str, np.ndarray]:
+    """Errors, shares, controls and gains over them `[sets, images]` of one number of references."""
     own = errors_mm(images, found, side_mm)
-    values = {name: _over_pairs(scores.mean(axis=-1), k, seed) for name, scores in landmark_scores(own).items()}
-    copied = copied_landmarks(images, reference_sets(len(images), k, seed))
+    values = {name: scores.mean(axis=-1) for name, scores in landmark_scores(own).items()}
+    copied = copied_landmarks(images, reference_sets(patients_of(images), k, seed))
     for name, points in {"same_place": copied, **controls}.items():
         theirs = errors_mm(images, points, side_mm).mean(axis=-1)
-        gain = theirs - own.mean(axis=-1)
-        if name == "registration":  # no patient comes twice
-            values[f"{name}_mm"], values[f"gain_over_{name}_mm"] = (
-                estimate(v[~np.isnan(v)], seed) for v in (theirs, gain)
-            )
-        else:
-            values[f"{name}_mm"], values[f"gain_over_{name}_mm"] = (_over_pairs(v, k, seed) for v in (theirs, gain))
+        values |= {f"{name}_mm": theirs, f"gain_over_{name}_mm": theirs - own.mean(axis=-1)}
     return values
 
 
-def _over_pairs(values: np.ndarray, k: int, seed: int) -> Estimate:
-    """The mean over pairs of a set and an image; single references are the patients that are searched as well."""
-    return estimate_pairs(values, seed, same_patients=k == 1)
-
-
-def possible_shots(count: int, shots: Sequence[int]) -> list[int]:
-    """Those numbers of references of which `count` images make two sets.
+def possible_shots(patients: int, shots: Sequence[int]) -> list[int]:
+    """Those numbers of references of which so many patients make two sets.
 
     Raises:
         ValueError: there is none.
     """
-    possible = [k for k in shots if 1 <= k <= count // 2]
+    possible = [k for k in shots if 1 <= k <= patients // 2]
     if not possible:
-        raise ValueError(f"{count} images make no two sets of {', '.join(map(str, shots))} references")
+        raise ValueError(f"{patients} patients make no two sets of {', '.join(map(str, shots))} references")
     if left_out := [k for k in shots if k not in possible]:
-        logger.warning("%d images make no two sets of references for k = %s", count, ", ".join(map(str, left_out)))
+        too_many = ", ".join(map(str, left_out))
+        logger.warning("%d patients make no two sets of references for k = %s", patients, too_many)
     return possible
 
 
-def reference_sets(count: int, k: int, seed: int = 0) -> list[list[int]]:
-    """Disjoint sets of k images, drawn at random; for k = 1 set i is image i."""
-    order = np.arange(count) if k == 1 else np.random.default_rng([seed, k]).permutation(count)
-    return order[: count // k * k].reshape(-1, k).tolist()
+def reference_sets(patients: Sequence[str], k: int, seed: int = 0) -> list[list[int]]:
+    """Sets of k images by their places: each image for k = 1, else one image of each patient, dealt at random."""
+    if k == 1:
+        return [[index] for index in range(len(patients))]
+    order = np.random.default_rng([seed, k]).permutation(first_images(patients))
+    return order[: len(order) // k * k].reshape(-1, k).tolist()
+
+
+def first_images(patients: Sequence[str]) -> list[int]:
+    """The place of each patient's first image."""
+    return sorted({name: index for index, name in reversed(list(enumerate(patients)))}.values())
+
+
+def outside(patients: Sequence[str], members: Sequence[int]) -> np.ndarray:
+    """Whether each image is of a patient who has none among `members`, `[N]` bool."""
+    inside = {patients[index] for index in members}
+    return np.array([name not in inside for name in patients])
 
 
 def as_reference(item: LandmarkedImage, names: Sequence[str]) -> Reference:
@@ -168,16 +175,17 @@ def single_references(
     count: int,
     rng: np.random.Generator,
 ) -> tuple[list[AnatomyMatcher], list[LandmarkedImage]]:
-    """A matcher for each of `count` images drawn at random, for the landmarks `names`; and the others, its targets.
+    """A matcher for each of `count` patients drawn at random, for the landmarks `names`; and the others, its targets.
 
     Raises:
         ValueError: no target is left.
     """
-    if len(images) <= count:
-        raise ValueError(f"{count} references leave no targets of {len(images)} images")
-    order = rng.permutation(len(images))
-    matchers = [AnatomyMatcher(encoder, [as_reference(images[i], names)]) for i in order[:count]]
-    return matchers, [images[i] for i in order[count:]]
+    patients = patients_of(images)
+    drawn = rng.permutation(first_images(patients))[:count]
+    targets = np.flatnonzero(outside(patients, drawn))
+    if not len(targets):
+        raise ValueError(f"{count} references leave no targets of {len(set(patients))} patients")
+    return [AnatomyMatcher(encoder, [as_reference(images[i], names)]) for i in drawn], [images[i] for i in targets]
 
 
 def find_landmarks(
@@ -187,21 +195,21 @@ def find_landmarks(
     seed: int = 0,
     arguments: MatcherArguments | None = None,
 ) -> dict[int, Found]:
-    """The shared landmarks found from each set of `reference_sets` in every image outside it, for each k of `shots`.
+    """The shared landmarks found from each set of `reference_sets` in all other patients, for each k of `shots`.
 
     Every image is embedded once, and its smooth map from another is made once.
     """
-    names = shared_landmarks(images)
+    names, patients = shared_landmarks(images), patients_of(images)
     embedded = [embed_image(encoder, item.image, arguments) for item in images]
     references = [as_reference(item, names) for item in images]
     found = {}
     for k in shots:
-        sets = reference_sets(len(images), k, seed)
+        sets = reference_sets(patients, k, seed)
         found[k] = torch.full((len(sets), len(images), len(names), 2), torch.nan)
         for index, members in enumerate(tqdm(sets, desc=f"{encoder.name}, k = {k}", unit="set", leave=False)):
             at_hand = [embedded[i] for i in members]
             matcher = AnatomyMatcher(encoder, [references[i] for i in members], arguments, embedded=at_hand)
-            for target in set(range(len(images))).difference(members):
+            for target in np.flatnonzero(outside(patients, members)).tolist():
                 points = matcher.find(embedded[target])
                 found[k][index, target] = torch.tensor([points[name][:2] for name in names])
     return found
@@ -209,13 +217,13 @@ def find_landmarks(
 
 def copied_landmarks(images: Sequence[LandmarkedImage], sets: Sequence[Sequence[int]]) -> Found:
     """The control that copies the mean coordinates of each set's landmarks, as shares of the sides."""
-    names = shared_landmarks(images)
+    names, patients = shared_landmarks(images), patients_of(images)
     sizes = torch.tensor([item.image.size for item in images]).float()
     shares = torch.stack([landmark_pixels(item, names) + 0.5 for item in images]) / sizes[:, None]
     means = torch.stack([shares[members].mean(dim=0) for members in map(list, sets)])
     copied = means[:, None] * sizes[:, None] - 0.5  # [sets, images, landmarks, 2]
     for index, members in enumerate(sets):
-        copied[index, list(members)] = torch.nan
+        copied[index, torch.from_numpy(~outside(patients, members))] = torch.nan
     return copied
 
 
@@ -230,7 +238,7 @@ def find_controls(
     """
     if unknown := set(controls).difference(("pixels", "registration")):
         raise ValueError(f"unknown controls {sorted(unknown)}; there are pixels and registration")
-    shots, found = possible_shots(len(images), shots), {}
+    shots, found = possible_shots(len(set(patients_of(images))), shots), {}
     if "pixels" in controls:
         found["pixels"] = find_landmarks(pixel_encoder(), images, shots, seed)
     if "registration" in controls:
@@ -240,14 +248,15 @@ def find_controls(
 
 def _registered(images: Sequence[LandmarkedImage], k: int, seed: int) -> Found:
     """Landmarks by registration: the first sets, each with one image of the others, so that no patient comes twice."""
-    names = shared_landmarks(images)
-    sets = reference_sets(len(images), k, seed)
+    names, patients = shared_landmarks(images), patients_of(images)
+    sets = reference_sets(patients, k, seed)
+    rows = len(sets)
     if k == 1:
-        sets = [sets[i] for i in np.random.default_rng([seed, k]).permutation(len(images))]
+        sets = [sets[i] for i in np.random.default_rng([seed, k]).permutation(first_images(patients))]
     registered = [Registered(item.image) for item in images]
     number = len(sets) * k // (k + 1)
     targets = [member for members in sets[number:] for member in members][:number]
-    found = torch.full((len(sets), len(images), len(names), 2), torch.nan)
+    found = torch.full((rows, len(images), len(names), 2), torch.nan)
     for index, target in enumerate(tqdm(targets, desc=f"registration, k = {k}", unit="target", leave=False)):
         points = [register(registered[i], registered[target], landmark_pixels(images[i], names)) for i in sets[index]]
         found[sets[index][0] if k == 1 else index, target] = torch.stack(points).quantile(0.5, dim=0)

@@ -9,14 +9,14 @@ they are `x * width - 0.5`.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, shared_landmarks
+from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, patients_of, shared_landmarks
 from eden_hf.encoders import Encoder
-from eden_hf.evaluation.correspondence import SCR_SIDE_MM, landmark_scores
-from eden_hf.evaluation.results import Evaluation, estimate, other_patients
+from eden_hf.evaluation.correspondence import SCR_SIDE_MM, copied_landmarks, errors_mm, landmark_scores
+from eden_hf.evaluation.results import Evaluation
+from eden_hf.evaluation.statistics import by_patient, estimates
 from eden_hf.matching.windows import DenseEmbeddings, dense_embeddings, dilated_embeddings, point_embeddings
 from eden_hf.plots import plot_correspondence
 
@@ -32,11 +32,10 @@ def correspondence_windows(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Evaluation:
-    """Landmarks of one patient found in the next by the nearest dense embedding.
+    """Landmarks of each patient found in all others by the nearest dense embedding.
 
     For landmark l of patient p with its patch's embedding e, the found point is that of the window in patient q whose
-    embedding has the highest cosine with e; the error is its distance from q's own landmark l. Every patient is
-    searched once, for the landmarks of another.
+    embedding has the highest cosine with e; the error is its distance from q's own landmark l.
 
     - `mean_radial_error_mm` (lower is better), and of each landmark;
     - `within_5_mm`, `within_10_mm`, `within_20_mm`: shares of landmarks (higher is better);
@@ -47,35 +46,30 @@ def correspondence_windows(
 
     Args:
         encoder: As in `embed`.
-        images: At least two patients.
+        images: Of at least two patients.
         window: Side of the windows, as a share of the image's smaller side.
         steps: Windows along the image's smaller side.
         side_mm: Millimetres along an image's width.
         dilated: Use `dilated_embeddings` throughout; only for convolutional trunks.
-        seed: Of who is searched for whose landmarks, and of the bootstrap.
+        seed: Of the bootstrap.
         batch_size: Windows in one forward pass.
     """
-    names = shared_landmarks(images)
-    other = other_patients(len(images), np.random.default_rng(seed))
+    names, patients = shared_landmarks(images), patients_of(images)
     queries, dense = _query_and_dense(encoder, images, names, window, steps, dilated, batch_size)
-    found = [grid.find(queries[index])[0] for grid, index in zip(dense, other, strict=True)]
-    errors, baseline = [], []
-    for target, query, points in zip(images, (images[index] for index in other), found, strict=True):
-        mm = side_mm / target.image.width
-        true = landmark_pixels(target, names)
-        errors.append((points - true).norm(dim=1) * mm)
-        scale = torch.tensor(target.image.size) / torch.tensor(query.image.size)
-        baseline.append(((landmark_pixels(query, names) + 0.5) * scale - 0.5 - true).norm(dim=1) * mm)
-    per_patient = torch.stack(errors).numpy()
-    values = {name: estimate(scores, seed) for name, scores in landmark_scores(per_patient).items()}
-    values["same_place_mm"] = estimate(torch.stack(baseline).numpy(), seed)
-    values |= {f"{name}_mm": estimate(per_patient[:, index], seed) for index, name in enumerate(names)}
-    first = images[other[0]]
+    asked = torch.cat(queries)
+    found = torch.stack([grid.find(asked)[0].view(len(images), -1, 2) for grid in dense], dim=1)  # [from, in, L, 2]
+    errors = errors_mm(images, found, side_mm)
+    copied = errors_mm(images, copied_landmarks(images, [[index] for index in range(len(images))]), side_mm)
+    values = landmark_scores(errors) | {"same_place_mm": copied}
+    values |= {f"{name}_mm": errors[..., index] for index, name in enumerate(names)}
+    measured = {name: by_patient(of.swapaxes(0, 1), patients, patients) for name, of in values.items()}
+    source = next(index for index, name in enumerate(patients) if name != patients[0])
     figure = plot_correspondence(
-        first.image, images[0].image, landmark_pixels(first, names), found[0], landmark_pixels(images[0], names)
-    )
+        images[source].image, images[0].image,
+        landmark_pixels(images[source], names), found[source, 0], landmark_pixels(images[0], names),
+    )  # fmt: skip
     settings = {"window": window, "steps": steps, "side_mm": side_mm, "dilated": dilated, "landmarks": names}
-    return Evaluation("correspondence_windows", values, settings, figure)
+    return Evaluation("correspondence_windows", estimates(measured, seed), settings, figure, measured)
 
 
 def _query_and_dense(

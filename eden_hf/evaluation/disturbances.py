@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, shared_landmarks
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.correspondence import SCR_SIDE_MM, single_references
-from eden_hf.evaluation.results import Evaluation, estimate, ratio_of_means
+from eden_hf.evaluation.results import Evaluation
+from eden_hf.evaluation.statistics import by_patient, estimate, estimates
 from eden_hf.matching import embed_image
 from eden_hf.plots import plot_found
 
@@ -126,19 +127,20 @@ def disturbances(
             errors[name][index][:, visible] = _errors(points, affine, target, names, side_mm)[:, visible]
             if index == 0:
                 shown.append((name, image, points[0][visible], landmark_pixels(target, names)[visible], affine))
-    values = {}
+    whose = [target.whose for target in targets]
+    measured = {f"{name}_mm": by_patient(np.nanmean(own, axis=(1, 2)), whose) for name, own in errors.items()}
+    values = estimates(measured, seed)
     for name, own in errors.items():
-        values[f"{name}_mm"] = estimate(np.nanmean(own, axis=(1, 2)), seed)
         if name != "undisturbed":
-            same = np.where(np.isnan(own), np.nan, errors["undisturbed"])
-            pair = np.stack([np.nanmean(of, axis=(1, 2)) for of in (own, same)], axis=1)
-            values[f"{name}_ratio"] = estimate(pair, seed, statistic=ratio_of_means)
+            same = np.nanmean(np.where(np.isnan(own), np.nan, errors["undisturbed"]), axis=(1, 2))
+            ratio = estimate(measured[f"{name}_mm"].values, seed, over=by_patient(same, whose).values)
+            values[f"{name}_ratio"] = ratio
     figure = plot_found(
         [image for _, image, *_ in shown], [name for name, *_ in shown], [points for *_, points, _, _ in shown],
         [torch.from_numpy(_through(affine, true.numpy())) for *_, true, affine in shown],
     )  # fmt: skip
     settings = {"references": references, "targets": len(targets), "side_mm": side_mm, "landmarks": names}
-    return Evaluation("disturbances", values, settings, figure)
+    return Evaluation("disturbances", values, settings, figure, measured)
 
 
 def disturb(

@@ -11,7 +11,8 @@ from transformers import AutoModelForImageClassification, AutoModelForSemanticSe
 
 from eden_hf.data.patients import patient_names
 from eden_hf.data.tasks import Task
-from eden_hf.evaluation.results import RESAMPLES, Estimate, Results, data_hash
+from eden_hf.evaluation.results import Results, data_hash
+from eden_hf.evaluation.statistics import Estimate, resampled
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import weights_revision
 from eden_hf.plots import plot_masks
@@ -155,17 +156,9 @@ def intervals(
         patients: Whose each image is, `[N]`; images are taken for patients by default.
         seed: Of the bootstrap.
     """
-    _, patient = np.unique(np.arange(len(truths)) if patients is None else patients, return_inverse=True)
-    images = np.split(np.argsort(patient, kind="stable"), np.cumsum(np.bincount(patient))[:-1])  # of each patient
-    drawn = np.random.default_rng(seed).integers(len(images), size=(RESAMPLES, len(images)))
-    resampled = []
-    for draw in drawn:
-        chosen = np.concatenate([images[index] for index in draw])
-        resampled.append(measure(task.kind, task.labels, predictions[chosen], truths[chosen]))
-    estimates = {}
-    for name, value in measure(task.kind, task.labels, predictions, truths).items():
-        draws = np.array([metrics[name] for metrics in resampled])
-        # A draw without both classes of a label has no AUC for it.
-        low, high = (np.nan, np.nan) if np.isnan(draws).all() else np.nanpercentile(draws, [2.5, 97.5])
-        estimates[name] = Estimate(value, float(low), float(high), len(images))
-    return estimates
+
+    def measured(chosen: np.ndarray) -> dict[str, float]:
+        return measure(task.kind, task.labels, predictions[chosen], truths[chosen])
+
+    whose = np.arange(len(truths)) if patients is None else patients
+    return {name: found.estimate() for name, found in resampled(measured, whose, seed).items()}

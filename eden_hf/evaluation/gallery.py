@@ -58,14 +58,14 @@ def draw_gallery(
         ValueError: `images` is below 2 or more than there are.
     """
     encoder = load_encoder(model)
-    names, pictures = first_pictures(source, images, split=split, id_column=id_column)
+    rows, pictures = first_pictures(source, images, split=split, id_column=id_column)
     pictures = [picture.convert("L").resize((side, side), Image.Resampling.BOX) for picture in pictures]
     embeddings = part_embeddings(encoder, pictures, level)
     figures = {
         "levels": plot_levels(pictures[0], [0, 1, 2, 3, 4]),
         "tsne": _tsne_figure(embeddings, level),
         "correspondence": _correspondence_figure(encoder, pictures),
-        "neighbours": _neighbours_figure(embeddings, pictures, names, level),
+        "neighbours": _neighbours_figure(embeddings, pictures, list(rows["source_id"]), level),
     }
     metrics = Path(model).parent / "metrics.jsonl"
     if metrics.exists():

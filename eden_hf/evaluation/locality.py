@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score, silhouette_samples
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, mirror_of, shared_landmarks
+from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, mirror_of, patients_of, shared_landmarks
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.embeddings import tsne
-from eden_hf.evaluation.results import Evaluation, estimate
+from eden_hf.evaluation.results import Evaluation
+from eden_hf.evaluation.statistics import TIED, by_patient, estimates
 from eden_hf.matching.windows import point_embeddings
 from eden_hf.plots import plot_tsne
 
@@ -31,17 +32,19 @@ def locality(
 
     Args:
         encoder: As in `embed`.
-        images: At least two patients; landmarks that not all of them have are left out.
+        images: Of at least two patients; landmarks that not all of them have are left out.
         window: Side of the patches, as a share of the image's smaller side.
         seed: Of the bootstrap and of t-SNE.
         batch_size: Patches in one forward pass.
     """
+    patients = patients_of(images)
     vectors, names = landmark_embeddings(encoder, images, window=window, batch_size=batch_size)
-    values = {name: estimate(scores, seed) for name, scores in locality_scores(vectors, names).items()}
+    scores = locality_scores(vectors, names, patients)
+    measured = {name: by_patient(values, patients) for name, values in scores.items()}
     labels = np.tile(np.arange(len(names)), len(vectors))
     figure = plot_tsne(tsne(vectors.flatten(0, 1), seed=seed), labels, [name.replace("_", " ") for name in names])
     settings = {"window": window, "landmarks": names, "chance": 1 / len(names), "neighbours": NEIGHBOURS}
-    return Evaluation("locality", values, settings, figure)
+    return Evaluation("locality", estimates(measured, seed), settings, figure, measured)
 
 
 def landmark_embeddings(
@@ -50,7 +53,7 @@ def landmark_embeddings(
     """Unit vectors `[N, L, C]` of the patches round the landmarks that all N images have, and the landmarks' names.
 
     Raises:
-        ValueError: there are fewer than two images, or two landmarks in common.
+        ValueError: there are no images, or fewer than two landmarks in common.
     """
     names = shared_landmarks(images)
     vectors = [
@@ -66,10 +69,13 @@ def landmark_embeddings(
     return torch.stack(vectors), names
 
 
-def locality_scores(vectors: Tensor, names: Sequence[str]) -> dict[str, np.ndarray]:
+def locality_scores(
+    vectors: Tensor, names: Sequence[str], patients: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """Scores of landmark embeddings: is a patch like those of the same landmark in *other* patients?
 
-    With v_pl the vector of landmark l in patient p, and s the cosine:
+    Patches of one patient's images are never compared. Where several are equally near, each is as likely to be taken
+    as the nearest, so a collapsed encoder scores at chance.
 
     - `retrieval_at_1`: share of patches whose nearest patch is of the same landmark. Chance 1 / L.
     - `knn_accuracy`: the landmark by vote of the 5 nearest patches, weighted by similarity. Chance 1 / L.
@@ -80,52 +86,78 @@ def locality_scores(vectors: Tensor, names: Sequence[str]) -> dict[str, np.ndarr
       is good; chance 1 / L. Beside 1 - `prototype_accuracy` it says how many errors are left taken for right.
     - `auroc`: probability that a patch of the same landmark is more alike than one of another. Chance 0.5.
     - `silhouette`: (b - a) / max(a, b) with a the mean cosine distance to the own landmark and b to the nearest
-      other one; from -1 to 1, above 0 where landmarks form clusters of their own. By scikit-learn's definition, so b
-      takes in the patient's own patches too, one of N.
+      other one; from -1 to 1, above 0 where landmarks form clusters of their own.
 
     Near 1 is good in all others. A random trunk on well-aligned images already reaches 0.9 in some: compare with it.
 
     Args:
-        vectors: `[N, L, C]`, unit rows, N >= 2 patients.
+        vectors: `[N, L, C]`, unit rows, of N images.
         names: Of the L landmarks.
+        patients: Whose each image is; each is of a patient of its own by default.
 
     Returns:
-        For each score `[N]`, the mean over each patient's patches; `side_accuracy` and `mirror_confusion` only where
+        For each score `[N]`, the mean over each image's patches; `side_accuracy` and `mirror_confusion` only where
         there are mirrored landmarks.
     """
-    patients, landmarks = vectors.shape[:2]
+    images, landmarks = vectors.shape[:2]
+    _, number = np.unique(np.arange(images) if patients is None else patients, return_inverse=True)
+    apart = torch.from_numpy(number[:, None] != number)  # [N, N]
     rows = F.normalize(vectors, dim=2).flatten(0, 1)
-    label = torch.arange(landmarks).repeat(patients)
-    patient = torch.arange(patients).repeat_interleave(landmarks)
-    similarity = (rows @ rows.T).masked_fill(patient[:, None] == patient, -torch.inf)
-    nearest = similarity.topk(min(NEIGHBOURS, (patients - 1) * landmarks))
-    votes = torch.zeros(len(rows), landmarks).scatter_add(1, label[nearest.indices], nearest.values + 1)
-    prototypes = F.normalize(vectors.sum(dim=0) - vectors, dim=2)  # [N, L, C]: of all patients but this one
+    label = torch.arange(landmarks).repeat(images)
+    others = apart.repeat_interleave(landmarks, dim=0).repeat_interleave(landmarks, dim=1)
+    similarity = (rows @ rows.T).masked_fill(~others, -torch.inf)
+    prototypes = F.normalize(torch.einsum("nm,mlc->nlc", apart.to(vectors), vectors), dim=2)
     to_prototypes = torch.einsum("nlc,nkc->nlk", vectors, prototypes)
     own = torch.arange(landmarks)
     scores = {
-        "retrieval_at_1": label[nearest.indices[:, 0]] == label,
-        "knn_accuracy": votes.argmax(dim=1) == label,
-        "prototype_accuracy": to_prototypes.argmax(dim=2) == own,
+        "retrieval_at_1": _chance_of(similarity, label[:, None] == label),
+        "knn_accuracy": _chance_of(_votes(similarity, label), label[:, None] == own),
+        "prototype_accuracy": _chance_of(to_prototypes, (own[:, None] == own).expand_as(to_prototypes)),
     }
     pairs = [(names.index(name), names.index(mirror)) for name in names if (mirror := mirror_of(name)) in names]
     if pairs:
         here, there = torch.tensor(pairs).T
-        scores["side_accuracy"] = to_prototypes[:, here, here] > to_prototypes[:, here, there]
-        scores["mirror_confusion"] = to_prototypes.argmax(dim=2)[:, here] == there
-    found = {name: hits.double().view(patients, -1).mean(dim=1).numpy() for name, hits in scores.items()}
-    found["auroc"] = _auroc(similarity, label, patient)
-    silhouettes = silhouette_samples(
-        (1 - rows @ rows.T).clamp(min=0).fill_diagonal_(0).numpy(), label, metric="precomputed"
-    )
-    return found | {"silhouette": silhouettes.reshape(patients, -1).mean(axis=1)}
+        both = torch.stack([to_prototypes[:, here, here], to_prototypes[:, here, there]], dim=2)
+        scores["side_accuracy"] = _chance_of(both, torch.tensor([True, False]).expand_as(both))
+        among_all = to_prototypes[:, here]
+        scores["mirror_confusion"] = _chance_of(among_all, (there[:, None] == own).expand_as(among_all))
+    found = {name: hits.double().view(images, -1).mean(dim=1).numpy() for name, hits in scores.items()}
+    found["auroc"] = _auroc(similarity, label, others)
+    found["silhouette"] = _silhouettes(rows, label, others).view(images, -1).mean(dim=1).numpy()
+    return found
 
 
-def _auroc(similarity: Tensor, label: Tensor, patient: Tensor) -> np.ndarray:
-    """For each patient, the AUROC of its patches' similarities to others' for telling the same landmark."""
-    same = label[:, None] == label
+def _chance_of(scores: Tensor, wanted: Tensor) -> Tensor:
+    """How likely the best of `scores` `[..., n]` is a wanted one, drawn among those that are equally good."""
+    best = scores >= scores.max(dim=-1, keepdim=True).values - TIED
+    return (best & wanted).sum(dim=-1).double() / best.sum(dim=-1)
+
+
+def _votes(similarity: Tensor, label: Tensor) -> Tensor:
+    """Votes `[n, L]` of each patch's nearest ones, weighted by similarity; equally near ones share the last places."""
+    k = min(NEIGHBOURS, int(similarity.isfinite().sum(dim=1).min()))
+    last = similarity.topk(k).values[:, -1:]
+    nearer, as_near = similarity > last + TIED, (similarity - last).abs() <= TIED
+    share = (k - nearer.sum(dim=1, keepdim=True)) / as_near.sum(dim=1, keepdim=True)
+    weights = nearer.double() + as_near * share.double()
+    return (weights * (similarity.clamp(min=-1).double() + 1)) @ F.one_hot(label).double()
+
+
+def _auroc(similarity: Tensor, label: Tensor, others: Tensor) -> np.ndarray:
+    """For each image, the AUROC of its patches' similarities to other patients' for telling the same landmark."""
+    same, landmarks = label[:, None] == label, int(label.max()) + 1
     values = []
-    for number in range(int(patient.max()) + 1):
-        own, others = patient == number, patient != number
-        values.append(roc_auc_score(same[own][:, others].flatten(), similarity[own][:, others].flatten()))
+    for start in range(0, len(label), landmarks):
+        own = slice(start, start + landmarks)
+        scores = (similarity[own][others[own]] / TIED).round()  # those that differ by rounding alone are ties
+        values.append(roc_auc_score(same[own][others[own]], scores))
     return np.array(values)
+
+
+def _silhouettes(rows: Tensor, label: Tensor, others: Tensor) -> Tensor:
+    """Silhouette of each patch by its mean cosine distances to other patients' patches of each landmark."""
+    of_landmark = F.one_hot(label).to(rows)
+    distance = ((1 - rows @ rows.T).clamp(min=0) * others) @ of_landmark / (others.to(rows) @ of_landmark)
+    own = of_landmark.bool()
+    a, b = distance[own], distance.masked_fill(own, torch.inf).min(dim=1).values
+    return (b - a) / torch.maximum(a, b).clamp(min=TIED)

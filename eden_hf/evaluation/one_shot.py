@@ -21,7 +21,8 @@ from eden_hf.encoders import Encoder, check_encoders, load_encoder
 from eden_hf.evaluation.correspondence import SCR_SIDE_MM, Control
 from eden_hf.evaluation.pixels import pixel_encoder
 from eden_hf.evaluation.registration import Registered, register
-from eden_hf.evaluation.results import Results, data_hash, estimate
+from eden_hf.evaluation.results import Results, data_hash
+from eden_hf.evaluation.statistics import by_patient, estimates
 from eden_hf.matching import AnatomyMatcher, adaptation
 from eden_hf.matching.adaptation import ADAPT_STEPS
 from eden_hf.training.run_folder import keeps_output
@@ -137,10 +138,14 @@ def one_shot(
     results = []
     for index, (name, (revision, find)) in enumerate(finders.items()):
         errors = np.stack([_errors(item, find(item.image), chosen) for item in tqdm(images, desc=name, unit="image")])
-        values = {"mean_radial_error_mm": estimate(errors, seed)}
-        values |= {f"within_{limit}_mm": estimate(errors <= limit, seed) for limit in chosen.within_mm}
-        values |= {f"{point}_mm": estimate(errors[:, i], seed) for i, point in enumerate(template.names)}
-        results.append(Results(f"one_shot {protocol}", name, revision, source, digest, seed, values, settings))
+        values = {"mean_radial_error_mm": errors}
+        values |= {f"within_{limit}_mm": errors <= limit for limit in chosen.within_mm}
+        values |= {f"{point}_mm": errors[:, i] for i, point in enumerate(template.names)}
+        measured = {measure: by_patient(of, settings["images"]) for measure, of in values.items()}
+        found = estimates(measured, seed)
+        results.append(
+            Results(f"one_shot {protocol}", name, revision, source, digest, seed, found, settings, measured)
+        )
         results[-1].save(Path(output) / f"method-{index}")
     page = Path(output) / "one_shot.md"
     page.write_text(_page(results, chosen), encoding="utf-8")

@@ -20,9 +20,11 @@ from torch import Tensor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
 from eden_hf.anatomy import part_boxes
+from eden_hf.data.patients import patient_names
 from eden_hf.data.sources import first_pictures
 from eden_hf.encoders import Encoder
-from eden_hf.evaluation.results import Results, data_hash, estimate, table
+from eden_hf.evaluation.results import Results, data_hash, table
+from eden_hf.evaluation.statistics import by_patient, estimates
 from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.plots import plot_pruner_audit
 from eden_hf.training.run_folder import keeps_output
@@ -37,6 +39,7 @@ def audit_pruner(
     output: str = "outputs/audit",
     split: str = "train",
     id_column: str | None = None,
+    patient_column: str | None = None,
     images: int = 32,
     level: int = 4,
     gammas: list[float] = list(GAMMAS),  # noqa: B006 (jsonargparse shows it)
@@ -50,6 +53,8 @@ def audit_pruner(
         output: Folder for `audit.md`, a figure and one folder with `results.json` a step.
         split: Split of the source.
         id_column: Column whose values name the images.
+        patient_column: Column that tells patients apart: parts of one patient's images are no negatives of each other.
+            Images are taken for patients by default.
         images: How many of the first images.
         level: Granularity; an image has 2^level parts.
         gammas: Thresholds to try.
@@ -60,23 +65,26 @@ def audit_pruner(
 
     Raises:
         FileNotFoundError: there is no pretraining model in `run`.
-        ValueError: the source has fewer images, or the model is no `EdenForPreTraining`.
+        ValueError: the source has fewer images, all of them are of one patient, or the model is no
+            `EdenForPreTraining`.
     """
-    names, pictures = first_pictures(source, images, split=split, id_column=id_column)
-    digest = data_hash(names, pictures)
+    rows, pictures = first_pictures(source, images, split=split, id_column=id_column)
+    patients = patient_names(rows, patient_column) if patient_column else list(rows["source_id"])
+    digest = data_hash(rows["source_id"], pictures)
     results, scores = [], {}
     for step, model in _saved_models(Path(run)):
         encoder = Encoder(model, AutoImageProcessor.from_pretrained(_model_folder(Path(run))), step)
-        scores[step] = pruner_scores(*queries_and_keys(encoder, pictures, level), gammas)
-        values = {
-            f"{name}, gamma {gamma:g}": estimate(per_patient[:, index], seed)
-            for name, per_patient in scores[step].items()
+        scores[step] = pruner_scores(*queries_and_keys(encoder, pictures, level), gammas, patients)
+        measured = {
+            f"{name}, gamma {gamma:g}": by_patient(of_images[:, index], patients)
+            for name, of_images in scores[step].items()
             for index, gamma in enumerate(gammas)
-            if not np.isnan(per_patient[:, index]).all()  # nothing pruned has no precision
+            if not np.isnan(of_images[:, index]).all()  # nothing pruned has no precision
         }
+        values = estimates(measured, seed)
         settings = {"level": level, "gammas": list(gammas), "same": 1 / 2**level}
         where = f"{source} ({split}, {images} images)"
-        results.append(Results("pruner audit", step, None, where, digest, seed, values, settings))
+        results.append(Results("pruner audit", step, None, where, digest, seed, values, settings, measured))
         results[-1].save(Path(output) / step)
     figure = plot_pruner_audit(scores, gammas, base_rate=1 / 2**level)
     figure.savefig(Path(output) / "figure.png", dpi=110)
@@ -108,8 +116,10 @@ def queries_and_keys(
     return torch.cat(queries).unflatten(0, shape), torch.cat(keys).unflatten(0, shape)
 
 
-def pruner_scores(queries: Tensor, keys: Tensor, gammas: Sequence[float]) -> dict[str, np.ndarray]:
-    """Precision, recall and share of what the pruner drops, for each patient's anchors.
+def pruner_scores(
+    queries: Tensor, keys: Tensor, gammas: Sequence[float], patients: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Precision, recall and share of what the pruner drops, for each image's anchors.
 
     A negative of an anchor is any part of any *other* patient; it is pruned where its cosine is at or above gamma,
     and it is the same anatomy where it is the same part. Precision = same and pruned / pruned (1 / parts by chance;
@@ -119,24 +129,32 @@ def pruner_scores(queries: Tensor, keys: Tensor, gammas: Sequence[float]) -> dic
         queries: `[N, parts, D]`, unit rows.
         keys: The same shape.
         gammas: Thresholds.
+        patients: Whose each image is; each is of a patient of its own by default.
 
     Returns:
         `precision`, `recall` and `pruned share`, `[N, len(gammas)]` each; precision is NaN where nothing is pruned.
+
+    Raises:
+        ValueError: all images are of one patient.
     """
-    patients, parts = queries.shape[:2]
-    part = torch.arange(parts).repeat(patients)
-    patient = torch.arange(patients).repeat_interleave(parts)
+    images, parts = queries.shape[:2]
+    _, number = np.unique(np.arange(images) if patients is None else patients, return_inverse=True)
+    others = (number[:, None] != number).sum(axis=1)  # images of other patients
+    if not others.all():
+        raise ValueError(f"negatives are of other patients: all {images} images are of one")
+    part = torch.arange(parts).repeat(images)
+    patient = torch.from_numpy(number).repeat_interleave(parts)
     similarity = queries.flatten(0, 1) @ keys.flatten(0, 1).T
     negative = patient[:, None] != patient
     same = (part[:, None] == part) & negative
     above = torch.stack([(similarity >= gamma) & negative for gamma in gammas])  # [gammas, anchors, keys]
     pruned, hit = (
-        chosen.sum(dim=2).view(len(gammas), patients, parts).sum(dim=2).T.double().numpy()
+        chosen.sum(dim=2).view(len(gammas), images, parts).sum(dim=2).T.double().numpy()
         for chosen in (above, above & same)
     )
-    of_patient = parts * (patients - 1)  # same-part negatives of all its anchors; times parts: all negatives
+    same_part = (parts * others)[:, None]  # same-part negatives of all its anchors; times parts: all negatives
     with np.errstate(invalid="ignore"):
-        return {"precision": hit / pruned, "recall": hit / of_patient, "pruned share": pruned / (of_patient * parts)}
+        return {"precision": hit / pruned, "recall": hit / same_part, "pruned share": pruned / (same_part * parts)}
 
 
 def _model_folder(run: Path) -> Path:

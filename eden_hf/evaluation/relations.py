@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from eden_hf.data.landmarks import LandmarkedImage, mirror_of
+from eden_hf.data.landmarks import LandmarkedImage, mirror_of, patients_of
 from eden_hf.encoders import Encoder, embed
 from eden_hf.evaluation.compositionality import random_window
 from eden_hf.evaluation.locality import landmark_embeddings
-from eden_hf.evaluation.results import Evaluation, estimate, other_patients, own_against_other
+from eden_hf.evaluation.results import Evaluation
+from eden_hf.evaluation.statistics import TIED, Measured, by_patient, estimates, own_against_other
 from eden_hf.plots import plot_densities
 
 #: How much larger the second window of a landmark is, for consistency over scales.
@@ -30,7 +31,7 @@ def relations(
     images: Sequence[LandmarkedImage],
     *,
     window: float = 0.25,
-    wholes: int = 4,
+    wholes: int = 16,
     seed: int = 0,
     batch_size: int = 64,
 ) -> Evaluation:
@@ -46,8 +47,9 @@ def relations(
     - *scale*: E(patch of a landmark) against E(patch 1.5 times as large, of the same landmark in another patient);
       others are that patient's other landmarks.
 
-    The first three are compared with the same windows' targets of another patient at another place. Each gives
-    `own` (under its plain name), `margin` and `auroc`; good are a high `own` and a high `margin` together.
+    The first three are compared with the same windows' targets of all other patients at other places; scale with all
+    other patients. Each gives `own` (under its plain name), `margin` and `auroc`; good are a high `own` and a high
+    `margin` together. Those of different architectures are not to be set beside each other (see `compositionality`).
 
     - `gain` of the first three: own - the target's cosine with what is known as it stands (whole; left and right, the
       mean of both cosines; middle). Overlapping windows are alike without any arithmetic: above 0 it has helped.
@@ -56,42 +58,57 @@ def relations(
 
     Args:
         encoder: As in `embed`.
-        images: At least two patients, with left and right landmarks for symmetry (left out where there are none).
+        images: Of at least two patients, with left and right landmarks for symmetry (left out where there are none).
         window: Side of the patches, as a share of the image's smaller side.
         wholes: Random places of each image.
-        seed: Of the places, of which patients are compared, and of the bootstrap.
+        seed: Of the places and of the bootstrap.
         batch_size: Patches in one forward pass.
     """
-    rng = np.random.default_rng(seed)
+    rng, patients = np.random.default_rng(seed), patients_of(images)
     found, gains = _of_neighbouring_windows(encoder, images, window, wholes, rng, batch_size)
+    apart = np.asarray(patients)[:, None] != np.asarray(patients)
+    measured: dict[str, Measured] = {}
+    shown = {}
+    for name, (own, others) in found.items():
+        rows = [_compared(a[None], b) for a, b in zip(own, others, strict=True)]
+        measured[name] = by_patient(own, patients)
+        measured |= {f"{name} {of}": by_patient(np.stack([r[of] for r in rows]), patients, patients) for of in rows[0]}
+        measured[f"{name} gain"] = by_patient(gains[name], patients)
+        shown |= {f"{name}, own": own.ravel(), f"{name}, others": rng.choice(others[apart].ravel(), own.size)}
     patches, names = landmark_embeddings(encoder, images, window=window, batch_size=batch_size)
     sides = [(name, mirror) for name in names if (mirror := mirror_of(name)) in names and name < mirror]
     if len(sides) > 1:
         flipped = [_mirrored(item) for item in images]
         left, right = ([names.index(pair[side]) for pair in sides] for side in (0, 1))
         mirrored_patches, _ = landmark_embeddings(encoder, flipped, window=window, batch_size=batch_size)
-        found["symmetry"] = _matched(mirrored_patches[:, left], patches[:, right])
+        own, others = _matched(mirrored_patches[:, left], patches[:, right])
+        scores = {"": own.mean(axis=1)} | _compared(own, others) | {"retrieval": _retrieved(own, others)}
+        measured |= {f"symmetry {of}".strip(): by_patient(values, patients) for of, values in scores.items()}
+        shown |= {"symmetry, own": own.ravel(), "symmetry, others": others.ravel()}
     larger, _ = landmark_embeddings(encoder, images, window=ZOOM * window, batch_size=batch_size)
-    found["scale"] = _matched(patches, larger[other_patients(len(images), rng)])
-    values = {}
-    for name, (own, others) in found.items():
-        values[name] = estimate(own, seed)
-        values[f"{name} margin"] = estimate(own.mean(axis=1) - others.mean(axis=1), seed)
-        values[f"{name} auroc"] = estimate([own_against_other(a, b) for a, b in zip(own, others, strict=True)], seed)
-        if name in gains:
-            values[f"{name} gain"] = estimate(gains[name], seed)
-        else:
-            nearest = others.reshape(*own.shape, -1).max(axis=2)
-            values[f"{name} retrieval"] = estimate((own > nearest).mean(axis=1), seed)
-    densities = {
-        f"{name}, {which}": pair[i].ravel()
-        for name, pair in found.items()
-        for i, which in enumerate(("own", "others"))
+    rows = []
+    for one in patches:
+        own, others = _matched(one.expand_as(larger), larger)
+        rows.append({"": own.mean(axis=1)} | _compared(own, others) | {"retrieval": _retrieved(own, others)})
+    measured |= {
+        f"scale {of}".strip(): by_patient(np.stack([row[of] for row in rows]), patients, patients) for of in rows[0]
     }
-    figure = plot_densities(densities, "cosine of prediction and embedding")
-    return Evaluation(
-        "relations", values, {"window": window, "wholes": wholes, "zoom": ZOOM, "landmarks": names}, figure
-    )
+    shown |= {"scale, own": own.ravel(), "scale, others": others.ravel()}  # of the last image with all
+    figure = plot_densities(shown, "cosine of prediction and embedding")
+    settings = {"window": window, "wholes": wholes, "zoom": ZOOM, "landmarks": names}
+    return Evaluation("relations", estimates(measured, seed), settings, figure, measured)
+
+
+def _compared(own: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+    """Margin and AUROC `[n]` of own cosines `[n, a]` (or `[1, a]`) over others' `[n, b]`."""
+    return {"margin": own.mean(axis=1) - others.mean(axis=1), "auroc": own_against_other(own, others)}
+
+
+def _retrieved(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Share `[n]` of `[n, a]` own cosines above all of their others, of `[n, a * b]`; equal ones share."""
+    apart = own[..., None] - others.reshape(*own.shape, -1)
+    tied = (np.abs(apart) <= TIED).sum(axis=2)
+    return np.where((apart >= -TIED).all(axis=2), 1 / (1 + tied), 0).mean(axis=1)
 
 
 def _of_neighbouring_windows(
@@ -102,7 +119,7 @@ def _of_neighbouring_windows(
     rng: np.random.Generator,
     batch_size: int,
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, np.ndarray]]:
-    """Decomposability, interpolation and extrapolation: own and others' cosines, and gains, all `[N, wholes]`.
+    """Decomposability, interpolation and extrapolation: own cosines and gains `[N, wholes]`, others' `[N, N, wholes]`.
 
     A whole is two windows wide: its left half, its middle and its right half are windows half a window apart.
     """
@@ -118,7 +135,6 @@ def _of_neighbouring_windows(
 
     vectors = embed(encoder, windows(), batch_size).unflatten(0, (len(images), wholes, 4))
     whole, left, middle, right = vectors.unbind(dim=2)  # [N, wholes, C] each
-    other = other_patients(len(images), rng)
     predicted = {  # guess, target, and what is known as it stands
         "decomposability": (2 * whole - left, right, (whole,)),
         "interpolation": (left + right, middle, (left, right)),
@@ -126,8 +142,8 @@ def _of_neighbouring_windows(
     }
     found, gains = {}, {}
     for name, (guess, target, known) in predicted.items():
-        own, others = (cosines(guess.numpy(), true.numpy()) for true in (target, target[other]))
-        found[name] = own, others
+        own = cosines(guess.numpy(), target.numpy())
+        found[name] = own, np.stack([cosines(one[None].numpy(), target.numpy()) for one in guess])
         gains[name] = own - np.mean([cosines(vector.numpy(), target.numpy()) for vector in known], axis=0)
     return found, gains
 
@@ -140,7 +156,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _mirrored(item: LandmarkedImage) -> LandmarkedImage:
     """The image flipped; its landmarks keep their names and move with the picture."""
     landmarks = {name: (1 - x, y) for name, (x, y) in item.landmarks.items()}
-    return LandmarkedImage(ImageOps.mirror(item.image), item.source_id, landmarks)
+    return item._replace(image=ImageOps.mirror(item.image), landmarks=landmarks)
 
 
 def _matched(queries: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:

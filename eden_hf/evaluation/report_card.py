@@ -3,6 +3,7 @@
 eden evaluate --model outputs/run/last random:outputs/run/last --source scr --split test --output outputs/report
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +12,9 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from eden_hf.data.landmarks import load_landmarked
+from eden_hf.data.landmarks import LandmarkedImage, load_landmarked, patients_of
+from eden_hf.data.patients import of_subgroup
+from eden_hf.data.sources import load_source
 from eden_hf.encoders import FRESH, check_encoders, load_encoder
 from eden_hf.evaluation.compositionality import compositionality
 from eden_hf.evaluation.confidence import confidence
@@ -20,7 +23,7 @@ from eden_hf.evaluation.correspondence_windows import correspondence_windows
 from eden_hf.evaluation.disturbances import disturbances
 from eden_hf.evaluation.locality import locality, locality_scores
 from eden_hf.evaluation.relations import relations
-from eden_hf.evaluation.results import Evaluation, Results, data_hash, table
+from eden_hf.evaluation.results import Evaluation, Results, data_hash, difference_table, table
 from eden_hf.training.run_folder import keeps_output
 
 EVALUATIONS: dict[str, Callable[..., Evaluation]] = {
@@ -45,6 +48,7 @@ def evaluate(
     output: str = "outputs/report",
     split: str = "train",
     id_column: str | None = None,
+    patient_column: str | None = None,
     images: int | None = None,
     evaluations: Sequence[str] = USUAL,
     size: int | None = None,
@@ -54,7 +58,7 @@ def evaluate(
     shots: Sequence[int] = SHOTS,
     controls: Sequence[Control] = ("pixels",),
     dilated: bool = False,
-    subgroup: dict[str, str] | None = None,
+    subgroup: dict[str, str | list[str]] | None = None,
     seed: int = 0,
 ) -> list[Path]:
     """Measure what encoders know of anatomy, on radiographs with landmarks.
@@ -65,6 +69,8 @@ def evaluate(
         output: Folder for the reports, one folder an encoder, and `comparison.md` of several.
         split: Split of the source.
         id_column: Column whose values name the images.
+        patient_column: Column that tells patients apart, who are what is compared and drawn. Images are taken for
+            patients by default.
         images: How many of the first images with landmarks; all by default.
         evaluations: Which of `locality`, `compositionality`, `relations`, `correspondence`, and of those that take
             long: `correspondence_windows` (the paper's definition), `disturbances`, `confidence` (for phantoms).
@@ -76,20 +82,23 @@ def evaluate(
         controls: What else looks for them: `pixels`, and `registration` (needs the extra of that name, and a second
             for each reference).
         dilated: Search windows in one pass over each image (`dilated_embeddings`; convolutional trunks only).
-        subgroup: Which patients alone, by columns of the source: `--subgroup.sex F`, `--subgroup.age 0-59`.
+        subgroup: Patients whose values are told apart as well, by columns of the source: `--subgroup.sex "[F, M]"`,
+            `--subgroup.age "[0-59, 60-120]"`. All are slices of the one run, compared with all other patients.
         seed: Of all that is drawn.
 
     Returns:
         The pages written, Markdown.
 
     Raises:
-        ValueError: the source has no landmarks or too few images, or two encoders would share a folder.
+        ValueError: the source has no landmarks or too few images, nobody is of a subgroup, or two encoders would share
+            a folder.
     """
     if unknown := set(evaluations).difference(EVALUATIONS):
         raise ValueError(f"unknown evaluations {sorted(unknown)}; there are {', '.join(EVALUATIONS)}")
     folders = _folders(model)
     check_encoders(model, size=size, intensity=intensity)
-    data = load_landmarked(source, split, id_column=id_column, images=images, subgroup=subgroup)
+    data = load_landmarked(source, split, id_column=id_column, patient_column=patient_column, images=images)
+    members = _members(data, source, split, id_column, subgroup or {})
     digest = data_hash([item.source_id for item in data], [item.image for item in data])
     patches = {"window": window}  # wholes of compositionality have sizes of their own
     searched = {**patches, "side_mm": side_mm, "dilated": dilated}
@@ -107,11 +116,14 @@ def evaluate(
         for chosen in tqdm(evaluations, desc=name):
             evaluation = EVALUATIONS[chosen](encoder, data, seed=seed, **options[chosen])
             settings = evaluation.settings | {"size": size, "intensity": intensity}
-            if subgroup:
-                settings["subgroup"] = subgroup
             where = f"{source} ({split}, {len(data)} images)"
-            result = Results(chosen, name, encoder.revision, where, digest, seed, evaluation.values, settings)
+            result = Results(
+                chosen, name, encoder.revision, where, digest, seed, evaluation.values, settings, evaluation.measured
+            )
             result.save(Path(output) / folder / chosen)
+            for (column, value), patients in members.items():
+                part = result.of(patients, subgroup={column: value})
+                part.save(Path(output) / folder / chosen / re.sub(r"[^\w.-]+", "-", f"{column}-{value}"))
             evaluation.figure.savefig(Path(output) / folder / chosen / "figure.png", dpi=110)
             results.append(result)
         everything += results
@@ -123,6 +135,26 @@ def evaluate(
         page.write_text(_comparison(everything, folders), encoding="utf-8")
         written.append(page)
     return written
+
+
+def _members(
+    data: Sequence[LandmarkedImage],
+    source: str,
+    split: str,
+    id_column: str | None,
+    subgroup: dict[str, str | list[str]],
+) -> dict[tuple[str, str], set[str]]:
+    """The patients of each subgroup, by column and value."""
+    whose = dict(zip((item.source_id for item in data), patients_of(data), strict=True))
+    members = {}
+    for column, wanted in subgroup.items():
+        for value in [wanted] if isinstance(wanted, str) else wanted:
+            rows = of_subgroup(load_source(source, split=split, id_column=id_column), {column: value})
+            patients = {whose[name] for name in rows["source_id"] if name in whose}
+            if len(patients) < 2:
+                raise ValueError(f"an interval needs 2 patients, and {len(patients)} have {column} {value!r}")
+            members[column, value] = patients
+    return members
 
 
 def _folders(names: Sequence[str]) -> dict[str, str]:
@@ -169,11 +201,16 @@ def _page(name: str, results: Sequence[Results]) -> str:
 
 def _comparison(results: Sequence[Results], folders: dict[str, str]) -> str:
     """All encoders side by side, with links to their pages."""
-    named = [Results(**vars(result) | {"encoder": folders[result.encoder]}) for result in results]
+    named = [dataclasses.replace(result, encoder=folders[result.encoder]) for result in results]
     first = results[0]
     links = [f"- [{folder}]({folder}/report.md): `{name}`" for name, folder in folders.items()]
     intro = f"Data: {first.source}, hash `{first.data_hash}`. Means over patients with bootstrap 95 % intervals."
-    return "\n".join(["# Anatomy report cards side by side", "", *links, "", intro, "", table(named)])
+    text = ["# Anatomy report cards side by side", "", *links, "", intro, "", table(named)]
+    text += [
+        f"Differences: `{named[0].encoder}` minus each other, in the same patients and pairs.",
+        "",
+    ]
+    return "\n".join([*text, difference_table(named)])
 
 
 def _meaning(name: str) -> str:

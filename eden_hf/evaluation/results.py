@@ -3,125 +3,32 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import norm
-from scipy.stats import t as student
-from sklearn.metrics import roc_auc_score
 
-RESAMPLES = 1000
+from eden_hf.evaluation.statistics import Estimate, Measured, estimates, load_values, save_values
 
-
-class Estimate(NamedTuple):
-    """A mean over patients: `value`, its bootstrap 95 % interval from `low` to `high`, and `n` patients."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        """Such as `0.812 (0.790, 0.833)`."""
-        digits = 3 if abs(self.value) < 10 else 1
-        return f"{self.value:.{digits}f} ({self.low:.{digits}f}, {self.high:.{digits}f})"
-
-
-def estimate(
-    per_patient: Sequence[float] | np.ndarray, seed: int = 0, statistic: Callable[..., Any] = np.mean
-) -> Estimate:
-    """The mean, or another statistic, of values of each patient, with its percentile bootstrap 95 % interval.
-
-    Patients are drawn, not points or pairs: those of one patient depend on one another. The percentiles lie as much
-    further out as those of Student's t (Hesterberg, The American Statistician 69, 2015): without that, intervals of
-    few patients are too narrow.
-
-    Args:
-        per_patient: `[N]`, or `[N, m]` for m values a patient; a patient with a NaN has no value and does not count.
-        seed: Of the bootstrap.
-        statistic: Of numpy's kind, such as `np.mean` or `np.std`.
-
-    Raises:
-        ValueError: no patient has a value.
-    """
-    values = np.asarray(per_patient, dtype=float)
-    values = values.reshape(len(values), -1)
-    values = values[~np.isnan(values).any(axis=1)]
-    if not len(values):
-        raise ValueError("no patient has a value to average")
-    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile([statistic(values[draw]) for draw in draws], _percentiles(len(values) - 1))
-    return Estimate(float(statistic(values)), float(low), float(high), len(values))
-
-
-def estimate_pairs(values: np.ndarray, seed: int = 0, *, same_patients: bool) -> Estimate:
-    """The mean over pairs of references (rows) and targets (columns), with a two-way bootstrap 95 % interval.
-
-    References and targets are drawn, not pairs: all pairs of a patient depend on one another, on both sides.
-
-    Args:
-        values: `[R, T]`, NaN where there is no such pair.
-        seed: Of the bootstrap.
-        same_patients: Row i and column i are of one patient, who is then drawn on both sides together.
-
-    Raises:
-        ValueError: no pair has a value, or there is one row or column alone.
-    """
-    values = np.asarray(values, dtype=float)
-    kept = ~np.isnan(values)
-    if not kept.any() or min(values.shape) < 2:
-        raise ValueError(f"pairs of at least 2 references and 2 targets are needed, got {values.shape}")
-    filled, mean, rng = np.where(kept, values, 0), np.nanmean(values), np.random.default_rng(seed)
-    targets = _times_drawn(values.shape[1], rng)
-    references = targets if same_patients else _times_drawn(values.shape[0], rng)
-    total, count = (((references @ matrix) * targets).sum(axis=1) for matrix in (filled, kept))
-    freedom = float(values.shape[1] - 1)
-    if not same_patients:  # Welch and Satterthwaite
-        parts = [np.nanvar(np.nanmean(values, axis=axis), ddof=1) / values.shape[1 - axis] for axis in (0, 1)]
-        weights = sum(part**2 / (values.shape[1 - axis] - 1) for axis, part in enumerate(parts))
-        freedom = sum(parts) ** 2 / weights if weights else freedom
-    low, high = np.percentile(total[count > 0] / count[count > 0], _percentiles(freedom))
-    return Estimate(float(mean), float(low), float(high), values.shape[1])
-
-
-def _times_drawn(patients: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each patient is in each resample, `[RESAMPLES, patients]`."""
-    return rng.multinomial(patients, np.full(patients, 1 / patients), size=RESAMPLES).astype(float)
-
-
-def _percentiles(freedom: float) -> tuple[float, float]:
-    """Those of bootstrap means between which 95 % lie, for estimates of so many degrees of freedom."""
-    freedom = max(1.0, freedom)
-    low = 100 * norm.cdf(-np.sqrt((freedom + 1) / freedom) * student.ppf(0.975, freedom))
-    return low, 100 - low
-
-
-def other_patients(count: int, rng: np.random.Generator) -> np.ndarray:
-    """For each of `count` patients another one: a random cycle through all."""
-    order = rng.permutation(count)
-    other = np.empty(count, int)
-    other[order] = np.roll(order, 1)
-    return other
-
-
-def own_against_other(own: np.ndarray, other: np.ndarray) -> float:
-    """AUROC of scores for telling a patient's own from another's; 0.5 where both are the same."""
-    truth = np.r_[np.ones(own.size), np.zeros(other.size)]
-    return float(roc_auc_score(truth, np.r_[own.ravel(), other.ravel()]))
+#: Values by patient, in a neighbour of `results.json`.
+VALUES = "values.parquet"
 
 
 @dataclass
 class Evaluation:
-    """What an evaluation of one encoder found: estimates by name, what they depend on, and a figure."""
+    """What an evaluation of one encoder found: estimates by name, what they depend on, a figure, values by patient.
+
+    Every mean among the estimates is that of the values of its name in `measured`; ratios and deviations have none.
+    """
 
     name: str
     values: dict[str, Estimate]
     settings: dict[str, Any]
     figure: Figure
+    measured: dict[str, Measured]
 
 
 @dataclass
@@ -137,6 +44,7 @@ class Results:
         seed: Of all that was drawn.
         values: The estimates by name.
         settings: What else the numbers depend on (window, stride ...).
+        measured: What the estimates are the means of, by patient: `values.parquet` beside `results.json`.
     """
 
     evaluation: str
@@ -147,22 +55,61 @@ class Results:
     seed: int
     values: dict[str, Estimate]
     settings: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict, compare=False, repr=False)
 
     def save(self, folder: str | Path) -> Path:
-        """Write `results.json` and `results.md` to `folder`, made if needed; returns the JSON's path."""
+        """Write `results.json`, `results.md` and `values.parquet` to `folder`, made if needed; returns the first.
+
+        `values.parquet` names patients: it is for one's own use, and is never published.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        plain = dataclasses.asdict(self) | {"values": {name: e._asdict() for name, e in self.values.items()}}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "measured"}
+        plain["values"] = {name: e._asdict() for name, e in self.values.items()}
         file = folder / "results.json"
+        if self.measured:
+            save_values(self.measured, self.encoder, folder / VALUES)
         file.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
         (folder / "results.md").write_text(table([self]), encoding="utf-8")
         return file
 
     @classmethod
     def load(cls, file: str | Path) -> "Results":
-        """Read a `results.json`."""
+        """Read a `results.json`, and the values by patient where they lie beside it."""
         plain = json.loads(Path(file).read_text(encoding="utf-8"))
-        return cls(**plain | {"values": {name: Estimate(**e) for name, e in plain["values"].items()}})
+        values = Path(file).with_name(VALUES)
+        measured = load_values(values) if values.exists() else {}
+        return cls(
+            **plain | {"values": {name: Estimate(**e) for name, e in plain["values"].items()}}, measured=measured
+        )
+
+    def of(self, patients: Collection[str], **settings: Any) -> "Results":
+        """The same of some patients alone, with further settings that say who they are: a slice of one run.
+
+        Raises:
+            ValueError: there are too few of them to give an interval.
+        """
+        measured = {name: values.of(patients) for name, values in self.measured.items()}
+        values = estimates({n: m for n, m in measured.items() if not np.isnan(m.values).all()}, self.seed)
+        return dataclasses.replace(self, values=values, settings=self.settings | settings, measured=measured)
+
+
+def differences(first: Results, other: Results) -> dict[str, Estimate]:
+    """How much more each measure of `first` is than that of `other`, in the same patients and pairs."""
+    common = first.measured.keys() & other.measured.keys()
+    paired = {name: first.measured[name] - other.measured[name] for name in first.measured if name in common}
+    return estimates({n: m for n, m in paired.items() if not np.isnan(m.values).all()}, first.seed)
+
+
+def difference_table(results: Sequence[Results]) -> str:
+    """Markdown: the first encoder's measures minus those of each other, in the same patients (`differences`)."""
+    first: Mapping[str, Results] = {r.evaluation: r for r in results if r.encoder == results[0].encoder}
+    rows = [
+        dataclasses.replace(r, encoder=f"- {r.encoder}", values=differences(first[r.evaluation], r))
+        for r in results
+        if r.encoder != results[0].encoder and r.evaluation in first
+    ]
+    return table(rows)
 
 
 def table(results: Sequence[Results]) -> str:
@@ -185,8 +132,3 @@ def data_hash(ids: Iterable[str], images: Iterable[Any]) -> str:
         digest.update(f"{name} {pixels.shape} {pixels.dtype}\n".encode())
         digest.update(pixels.tobytes())
     return digest.hexdigest()[:12]
-
-
-def ratio_of_means(pairs: np.ndarray) -> float:
-    """Mean of the first column of `[N, 2]` over that of the second: a statistic for `estimate`."""
-    return float(pairs[:, 0].mean() / pairs[:, 1].mean())

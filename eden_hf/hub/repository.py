@@ -196,7 +196,7 @@ def _copy_result(file: Path, output: Path, images: bool) -> None:
     names = {
         name: _without_folders(getattr(results, name)) for name in ("evaluation", "encoder", "source", "settings")
     }
-    replace(results, **names).save(output)
+    replace(results, **names, measured={}).save(output)  # what was measured in each patient stays behind
     figure = file.with_name("figure.png")
     if figure.is_file():
         if shows_images(json.loads(file.read_text())) and not images:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from eden_hf import EdenImageProcessor, EdenModel
-from eden_hf.data.landmarks import load_landmarked
+from eden_hf.data.landmarks import load_landmarked, patients_of
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.correspondence import (
     as_reference,
@@ -53,7 +53,7 @@ def test_what_a_set_finds_is_what_a_matcher_finds_anew(dense_encoder, phantoms):
     """The images embedded once, rows and columns in their places."""
     names = list(phantoms[0].landmarks)
     found = find_landmarks(dense_encoder, phantoms, (1, 2))
-    sets = reference_sets(6, 2)
+    sets = reference_sets(list("abcdef"), 2)
     assert not set(sets[1]) & set(sets[0])
     target = next(i for i in range(6) if i not in sets[1])
     fresh = AnatomyMatcher(dense_encoder, [as_reference(phantoms[i], names) for i in sets[1]])
@@ -68,13 +68,13 @@ def test_what_a_set_finds_is_what_a_matcher_finds_anew(dense_encoder, phantoms):
 def test_registration_uses_no_patient_twice(phantoms):
     for k, found in find_controls(phantoms, (1, 2), ["registration"], seed=3)["registration"].items():
         tried = found.isfinite().all(dim=-1).all(dim=-1)
-        sets = reference_sets(len(phantoms), k, seed=3)
+        sets = reference_sets(patients_of(phantoms), k, seed=3)
         patients = [patient for row, target in tried.nonzero().tolist() for patient in (*sets[row], target)]
         assert len(patients) == len(set(patients)) == 6
 
 
 def test_errors_are_in_millimetres_of_the_target(phantoms):
-    sets = reference_sets(6, 1)
+    sets = reference_sets(list("abcdef"), 1)
     small = errors_mm(phantoms, copied_landmarks(phantoms, sets), side_mm=100)
     larger = [item._replace(image=item.image.resize((128, 128))) if n % 2 else item for n, item in enumerate(phantoms)]
     assert np.allclose(small, errors_mm(larger, copied_landmarks(larger, sets), 100), atol=1e-3, equal_nan=True)

@@ -58,6 +58,30 @@ def test_patches_of_the_same_patient_are_never_neighbours():
         assert (scores[name] == 1).all(), name
 
 
+@pytest.mark.parametrize("noise", [0, 1e-8])
+def test_a_collapsed_encoder_scores_at_chance(noise):
+    """Where all are equally near, none is nearer: 0 and 1 were what rounding and order gave."""
+    torch.manual_seed(0)
+    vectors = F.normalize(torch.ones(6, 4, 8) + noise * torch.randn(6, 4, 8), dim=2)
+    scores = locality_scores(vectors, ["left_a", "right_a", "left_b", "right_b"])
+    for name in ("retrieval_at_1", "knn_accuracy", "prototype_accuracy", "mirror_confusion"):
+        assert scores[name] == pytest.approx(1 / 4), name
+    assert scores["side_accuracy"] == pytest.approx(0.5)
+    assert scores["auroc"] == pytest.approx(0.5)
+    assert scores["silhouette"] == pytest.approx(0, abs=0.2)
+
+
+def test_several_images_of_a_patient_are_never_compared():
+    torch.manual_seed(2)
+    vectors = F.normalize(torch.randn(5, 4, 8) + torch.randn(1, 4, 8), dim=2)
+    names = ["left_a", "right_a", "left_b", "right_b"]
+    once = locality_scores(vectors, names)
+    again = locality_scores(vectors.repeat_interleave(3, dim=0), names, [p for p in "abcde" for _ in range(3)])
+    for name, values in once.items():
+        if name != "knn_accuracy":  # whose 5 neighbours are then of 2 patients
+            assert again[name] == pytest.approx(values.repeat(3), abs=1e-6), name
+
+
 def test_scores_are_those_of_a_plain_loop():
     torch.manual_seed(1)
     vectors = F.normalize(torch.randn(4, 3, 8) + 2 * torch.randn(1, 3, 8), dim=2)

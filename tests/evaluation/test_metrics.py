@@ -27,6 +27,13 @@ def test_locality_needs_every_landmark_of_every_patient():
         metric.compute(predictions=np.eye(3).tolist(), references=references)
 
 
+def test_locality_refuses_rows_that_come_twice():
+    """Which were overwritten by the last of them."""
+    references = [{"patient": p, "landmark": name} for p in "aba" for name in "xy"]
+    with pytest.raises(ValueError, match=r"2 landmarks .* more than once, such as \('a', 'x'\)"):
+        load_metric("locality").compute(predictions=np.eye(6).tolist(), references=references)
+
+
 def test_compositionality():
     metric = load_metric("compositionality")
     parts = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[0, 0, 2.0], [0, 0, 1]]])

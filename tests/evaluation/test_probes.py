@@ -1,20 +1,21 @@
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from eden_hf import cli
+from eden_hf import EdenImageProcessor, EdenModel, cli
 from eden_hf.data.tasks import load_source_task
-from eden_hf.evaluation import downstream, results
-from eden_hf.evaluation.probes import PROBES, predict_by_probe, probe_scores
+from eden_hf.evaluation import results, statistics
+from eden_hf.evaluation.probes import PROBES, predict_by_probe, probe, probe_scores
 from tests.launching import python
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch):
-    for module in (downstream, results):
-        monkeypatch.setattr(module, "RESAMPLES", 50)
+    monkeypatch.setattr(statistics, "RESAMPLES", 50)
 
 
 def blobs(count, kind):
@@ -160,6 +161,80 @@ def test_folders_name_the_classes(tmp_path):
     cli.probe(["--model", "random:resnet18-half", *options])
     found = results.Results.load(tmp_path / "out" / "encoder-0" / "results.json")
     assert found.values["knn accuracy"].n == 6
+
+
+def of_folder(splits, folder, **options):
+    """The page of a probe of a small random trunk, and its results by the folder's name."""
+    for split, data in splits.items():
+        data.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    options = {"size": 32, "probes": ["linear", "knn"], "label_column": "label", "untrained": 0} | options
+    model = options.pop("model", ["random:resnet18-half"])
+    page = probe(model, str(folder / "data"), str(folder / "out"), **options)
+    files = sorted((folder / "out").glob("*/results.json"))
+    return page.read_text(), {file.parent.name: results.Results.load(file) for file in files}
+
+
+def test_controls_stand_beside_every_encoder(splits, tmp_path):
+    """Bright and dark pictures: pixels less their mean tell nothing, and half is what the majority reaches."""
+    text, found = of_folder(splits, tmp_path)
+    assert list(found) == ["encoder-0", "encoder-1", "majority"]
+    assert found["encoder-1"].encoder == "pixels"
+    assert found["majority"].values["knn accuracy"].value == 0.5
+    assert found["majority"].values["linear auc"].value == 0.5
+    assert "20 test images of 20 patients. The commonest class, `dark`, has 10 of them (50.0%)." in text
+    assert "| - pixels | - majority |" in text
+    assert "auc" in text
+    assert "auc dark" not in text  # of two classes the AUC comes once
+    own, none = (found[name].measured["knn accuracy"] for name in ("encoder-0", "majority"))
+    value = (own - none).estimate().value
+    assert f"| {value:.3f} (" in text.partition("Differences")[2]
+
+
+def test_untrained_trunks_are_a_column_of_several_seeds(splits, tmp_path):
+    """Beside trained weights; their mean, patient by patient, and how much seeds differ."""
+    torch.manual_seed(0)
+    model = tmp_path / "model"
+    EdenModel(tiny_config()).save_pretrained(model)
+    EdenImageProcessor(size={"height": 32, "width": 32}).save_pretrained(model)
+    text, found = of_folder(splits, tmp_path, model=[str(model)], untrained=2, probes=["knn"])
+    fresh = found["encoder-1"]
+    assert (fresh.encoder, fresh.revision) == (f"random:{model}", "seed 0, seed 1")
+    assert set(fresh.measured["knn accuracy"].values) <= {0, 0.5, 1}
+    assert fresh.settings["deviation_over_seeds"].keys() == fresh.values.keys()
+    assert "standard deviation over seeds" in text
+
+
+def test_images_of_a_patient_are_drawn_together(splits, tmp_path):
+    """Four images a patient: 5 are drawn, and those of the training images may not be among them."""
+    named = DatasetDict(
+        {
+            split: rows.add_column("who", [f"{split}-{n // 4}" for n in range(len(rows))])
+            for split, rows in splits.items()
+        }
+    )
+    text, found = of_folder(named, tmp_path, patient_column="who")
+    assert found["encoder-0"].values["knn accuracy"].n == 5
+    assert "20 test images of 5 patients" in text
+    assert len(found["encoder-0"].measured["knn accuracy"].patients) == 5
+    shared = DatasetDict({split: rows.add_column("one", ["p"] * len(rows)) for split, rows in splits.items()})
+    with pytest.raises(ValueError, match="splits share patients by one"):
+        of_folder(shared, tmp_path / "shared", patient_column="one")
+
+
+def test_a_class_of_one_training_image_is_named(encoder):
+    rows = [{"image": Image.new("L", (16, 16), 9 * n), "label": min(n, 1)} for n in range(9)]
+    data = Dataset.from_list(rows).cast_column("label", ClassLabel(names=["lone", "common"]))
+    task = load_source_task(DatasetDict(train=data, test=data), "single_label", label_column="label")
+    with pytest.raises(ValueError, match=r"one training image alone .* lone, .* `knn` alone"):
+        probe_scores(encoder, task)
+    assert "accuracy" in probe_scores(encoder, task, ["knn"])["knn"]
+
+
+def test_a_class_of_two_training_images_is_learned():
+    x, y = blobs(60, "single_label")
+    kept = np.flatnonzero(y != 2).tolist() + np.flatnonzero(y == 2)[:2].tolist()
+    predicted = predict_by_probe(PROBES["linear"], "single_label", 3, x[kept], y[kept], x)
+    assert (predicted.argmax(axis=1) == y).mean() > 0.9
 
 
 @pytest.mark.slow

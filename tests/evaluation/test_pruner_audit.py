@@ -42,6 +42,20 @@ def test_scores_are_those_of_a_plain_loop():
     assert scores["pruned share"][0, 0] == pytest.approx(pruned / 32)
 
 
+def test_images_of_one_patient_are_no_negatives():
+    """Copies of each patient's parts change nothing but how many images there are."""
+    torch.manual_seed(0)
+    queries, keys = (F.normalize(torch.randn(3, 4, 3), dim=2) for _ in range(2))
+    alone = pruner_scores(queries, keys, [0.3])
+    copies = pruner_scores(
+        queries.repeat_interleave(2, dim=0), keys.repeat_interleave(2, dim=0), [0.3], list("aabbcc")
+    )
+    for name, values in alone.items():
+        assert np.allclose(copies[name], values.repeat(2, axis=0)), name
+    with pytest.raises(ValueError, match="all 3 images are of one"):
+        pruner_scores(queries, keys, [0.3], list("aaa"))
+
+
 def test_a_model_is_audited_with_its_own_processor(tmp_path):
     torch.manual_seed(0)
     EdenForPreTraining(tiny_config()).save_pretrained(tmp_path / "run" / "last")

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 from PIL import ImageChops
 
-from eden_hf.evaluation.relations import _mirrored, relations
+from eden_hf.evaluation.relations import _mirrored, _retrieved, relations
 
 NAMES = ("decomposability", "interpolation", "extrapolation", "symmetry", "scale")
 
@@ -48,6 +49,13 @@ def test_a_collapsed_encoder_has_no_margins(collapsed, charts):
         assert abs(values[f"{name} margin"].value) < 1e-6
     for name in NAMES[:3]:
         assert abs(values[f"{name} gain"].value) < 1e-6
+
+
+def test_a_collapsed_encoder_retrieves_at_chance(charts):
+    alike = np.ones((3, 4), np.float32)
+    assert _retrieved(alike, np.ones((3, 12), np.float32)) == pytest.approx(1 / 4)
+    assert _retrieved(alike, np.zeros((3, 12), np.float32)) == pytest.approx(1)
+    assert _retrieved(alike, 2 * np.ones((3, 12), np.float32)) == pytest.approx(0)
 
 
 def test_symmetry_is_left_out_without_sides(places, charts):

@@ -77,15 +77,42 @@ def test_folders_are_named_by_the_end_of_the_encoders_name(names, folders):
     assert list(_folders(names).values()) == folders
 
 
-def test_a_card_of_some_patients_alone(folder, tmp_path, capsys):
+def test_subgroups_are_slices_of_all(folder, tmp_path, capsys):
+    """Half of the patients are women: all is the mean of both, since each is compared with all others."""
     rows = phantom_dataset(6, size=64).add_column("sex", ["F", "M", "F", "M", "F", "M"])
     rows.to_parquet(tmp_path / "data" / "train.parquet")
     named = ["--model", folder, "--source", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
-    cli.evaluate([*named, "--evaluations", "locality", "--subgroup.sex", "F"])
-    results = Results.load(next(tmp_path.glob("out/*/locality/results.json")))
-    assert results.settings["subgroup"] == {"sex": "F"}
-    assert results.source.endswith("(train, 3 images)")
+    cli.evaluate([*named, "--evaluations", "locality", "relations", "--subgroup.sex", "[F, M]"])
+    own = tmp_path / "out" / folder.rsplit("/", 1)[-1]
+    for chosen, measure in (("locality", "auroc"), ("relations", "scale margin")):
+        files = [own / chosen / part / "results.json" for part in ("", "sex-F", "sex-M")]
+        everyone, women, men = map(Results.load, files)
+        assert women.settings["subgroup"] == {"sex": "F"}
+        assert (everyone.values[measure].n, women.values[measure].n) == (6, 3)
+        mean = (women.values[measure].value + men.values[measure].value) / 2
+        assert everyone.values[measure].value == pytest.approx(mean)
     with pytest.raises(SystemExit, match=r"^2$"):
         cli.evaluate([*named, "--subgroup.sex", "X"])
     assert "eden evaluate: " in (said := capsys.readouterr().err)
     assert "nobody has sex 'X'" in said
+
+
+def test_images_are_not_taken_for_patients(folder, tmp_path):
+    """Two copies of each phantom: what is said of 3 patients is what one image of each says."""
+    once = phantom_dataset(3, size=64)
+    copies = once.select([0, 0, 1, 1, 2, 2]).add_column("patient", [f"p{index // 2}" for index in range(6)])
+    values = []
+    for name, rows, column in (("once", once, None), ("copies", copies.remove_columns("image_id"), "patient")):
+        rows.to_parquet(tmp_path / name / "train.parquet")
+        (page,) = evaluate(
+            [folder], str(tmp_path / name), str(tmp_path / f"out-{name}"), patient_column=column,
+            evaluations=["locality", "correspondence"], shots=[1], controls=[],
+        )  # fmt: skip
+        for chosen in ("locality", "correspondence"):
+            found = Results.load(page.parent / chosen / "results.json").values
+            values.append({measure: found[measure] for measure in found if measure != "knn_accuracy"})
+    for one, two in zip(values[:2], values[2:], strict=True):
+        for measure, found in one.items():
+            assert two[measure].value == pytest.approx(found.value, abs=1e-4), measure
+            assert two[measure].low == pytest.approx(found.low, abs=1e-4), measure
+            assert two[measure].n == 3

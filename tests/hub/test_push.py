@@ -459,7 +459,7 @@ def test_the_commands_stage_check_and_push(hub, run, report, tmp_path, capsys):
 
 
 def test_a_finished_fine_tuning_run_is_published_with_its_results(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr("eden_hf.evaluation.downstream.RESAMPLES", 50)
+    monkeypatch.setattr("eden_hf.evaluation.statistics.RESAMPLES", 50)
     card = write_card_yaml(tmp_path)
     recipe = settings(tmp_path / "tuned", phantoms(), steps=3, run={"push_to_hub": True, "card": str(card)})
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())

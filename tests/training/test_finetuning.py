@@ -26,7 +26,7 @@ from eden_hf.data.errors import SourceError
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.data.skips import TooManyUnreadable, skipped_entries
 from eden_hf.data.tasks import Task, TaskError, load_source_task
-from eden_hf.evaluation import downstream
+from eden_hf.evaluation import statistics
 from eden_hf.evaluation.downstream import evaluate_finetuned, evaluate_mean_mask, intervals
 from eden_hf.training import finetuning
 from eden_hf.training.arguments import parse_settings, read_settings
@@ -54,7 +54,7 @@ STILL = AugmentationArguments(rotation_degrees=0, scale=0, shift=0, contrast=0, 
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch):
-    monkeypatch.setattr(downstream, "RESAMPLES", 60)
+    monkeypatch.setattr(statistics, "RESAMPLES", 60)
 
 
 @pytest.fixture(scope="module")

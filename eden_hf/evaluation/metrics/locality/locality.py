@@ -1,5 +1,6 @@
 """Locality as a metric of `evaluate`: `load_metric("locality")`."""
 
+from collections import Counter
 from typing import ClassVar
 
 import datasets
@@ -18,7 +19,7 @@ class Locality(metrics.AnatomyMetric):
     Args:
         predictions: embeddings, one list of floats a patch (of any length; scaled to unit length here).
         references: dicts with the patch's `patient` (string) and `landmark` (string). Every patient needs
-            every landmark.
+            every landmark, once.
 
     Returns:
         dict of means over patients.
@@ -32,7 +33,13 @@ class Locality(metrics.AnatomyMetric):
     def _compute(self, predictions: list[list[float]], references: list[dict[str, str]]) -> dict[str, float]:
         patients = list(dict.fromkeys(row["patient"] for row in references))
         landmarks = list(dict.fromkeys(row["landmark"] for row in references))
-        vectors = {(row["patient"], row["landmark"]): v for row, v in zip(references, predictions, strict=True)}
+        given = [(row["patient"], row["landmark"]) for row in references]
+        if repeated := [pair for pair, count in Counter(given).items() if count > 1]:
+            raise ValueError(
+                f"{len(repeated)} landmarks of a patient are given more than once, such as {repeated[0]}: keep one "
+                "image of each patient, or call `locality_scores`, which takes several"
+            )
+        vectors = dict(zip(given, predictions, strict=True))
         wanted = [(patient, landmark) for patient in patients for landmark in landmarks]
         if missing := [pair for pair in wanted if pair not in vectors]:
             raise ValueError(f"every patient needs every landmark: {len(missing)} are missing, such as {missing[0]}")

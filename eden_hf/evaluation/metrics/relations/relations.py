@@ -6,7 +6,7 @@ import numpy as np
 
 from eden_hf.evaluation import metrics
 from eden_hf.evaluation.relations import cosines
-from eden_hf.evaluation.results import own_against_other
+from eden_hf.evaluation.statistics import own_against_other
 
 
 class Relations(metrics.AnatomyMetric):
@@ -34,5 +34,5 @@ class Relations(metrics.AnatomyMetric):
             "own": float(own.mean()),
             "others": float(others.mean()),
             "margin": float((own - others).mean()),
-            "auroc": own_against_other(own, others),
+            "auroc": float(own_against_other(own, others)),
         }

@@ -1,0 +1,167 @@
+"""Intervals cover what they should, patients are who is drawn, and differences are of the same patients."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eden_hf.evaluation.statistics import (
+    Measured,
+    averaged,
+    by_patient,
+    estimate,
+    estimate_pairs,
+    load_values,
+    own_against_other,
+    save_values,
+)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    monkeypatch.setattr("eden_hf.evaluation.statistics.RESAMPLES", 400)
+
+
+def test_the_interval_is_the_bootstraps():
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    found = estimate(values)
+    assert found.value == pytest.approx(values.mean())
+    assert found.n == 400
+    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert found == estimate(values)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=20), st.integers(0, 3))
+def test_patients_without_a_value_do_not_count(values, missing):
+    assert estimate([*values, *[float("nan")] * missing]) == estimate(values)
+
+
+def test_no_patient_with_a_value_is_an_error():
+    with pytest.raises(ValueError, match="no patient"):
+        estimate([float("nan")])
+
+
+def drawn_pairs(rng, references, targets, same):
+    """Errors of true mean 10 that depend on the reference, the target (the same patients if so) and the pair."""
+    target = rng.gamma(2, 1, targets) - 2
+    reference = 0.5 * target + rng.normal(0, 1, targets) if same else rng.normal(0, 0.6, references)
+    values = 10 + reference[:, None] + target + rng.normal(0, 2, (references, targets))
+    if same:
+        np.fill_diagonal(values, np.nan)
+    return values
+
+
+def named(targets, references, same):
+    """Names of targets and references, who are the same patients or not."""
+    return [f"patient {i}" for i in range(targets)], [f"{'patient' if same else 'set'} {i}" for i in range(references)]
+
+
+@pytest.mark.parametrize(("references", "targets", "same"), [(30, 30, True), (12, 60, False)])
+def test_intervals_over_pairs_cover_the_truth(references, targets, same, few_resamples):
+    rng, covered = np.random.default_rng(1), 0
+    for number in range(500):
+        values = drawn_pairs(rng, references, targets, same).T
+        found = estimate_pairs(values, *named(targets, references, same), number)
+        covered += found.low <= 10 <= found.high
+    assert 0.93 <= covered / 500 <= 0.97
+
+
+def test_intervals_of_few_patients_cover_the_truth(few_resamples):
+    rng, covered = np.random.default_rng(5), 0
+    for number in range(500):
+        found = estimate(rng.normal(0, 1, 12), seed=number)
+        covered += found.low <= 0 <= found.high
+    assert 0.93 <= covered / 500 <= 0.97
+
+
+def test_patients_of_pairs_are_drawn_and_not_pairs():
+    """Two groups of patients that differ as targets: an interval over pairs alone would be six times as narrow."""
+    values = np.repeat([[0.0] * 20 + [1.0] * 20], 40, axis=0).T
+    found = estimate_pairs(values, *named(40, 40, False))
+    assert found.n == 40
+    assert found.high - found.low == pytest.approx(2 * 2 * 0.5 / 40**0.5, rel=0.15)
+
+
+def test_pairs_need_both_sides():
+    with pytest.raises(ValueError, match="at least 2 patients"):
+        estimate_pairs(np.ones((5, 1)), *named(5, 1, False))
+    with pytest.raises(ValueError, match="at least 2 patients"):
+        estimate_pairs(np.full((3, 3), np.nan), *named(3, 3, True))
+
+
+def test_several_images_of_a_patient_are_one_value():
+    """Four copies of each patient: the same numbers as of one each, and no more patients."""
+    rng = np.random.default_rng(0)
+    alone, pairs = rng.normal(size=12), rng.normal(size=(12, 12))
+    patients = [f"p{i}" for i in range(12)]
+    four = np.repeat(np.arange(12), 4)
+    copies = [patients[i] for i in four]
+    assert by_patient(alone[four], copies).estimate() == by_patient(alone, patients).estimate()
+    once = by_patient(pairs, patients, patients)
+    again = by_patient(pairs[np.ix_(four, four)], copies, copies)
+    assert np.isnan(np.diag(once.values)).all()  # nobody is compared with himself
+    assert np.allclose(once.values, again.values, equal_nan=True)
+    assert again.estimate() == pytest.approx(once.estimate())
+    assert again.estimate().n == 12
+
+
+@pytest.mark.parametrize("members", [15, 20])
+def test_slices_of_pairs_cover_the_truth(few_resamples, members):
+    rng, covered = np.random.default_rng(3), 0
+    for number in range(300):
+        values = drawn_pairs(rng, 30, 30, True).T
+        names, _ = named(30, 30, True)
+        part = Measured(values, names, names).of(set(names[:members]))
+        found = part.estimate(number)
+        covered += found.low <= 10 <= found.high
+        assert found.n == members
+    assert 0.93 <= covered / 300 <= 0.97
+
+
+def test_differences_of_encoders_cover_the_truth(few_resamples):
+    """Pairs of patients measured by two encoders of which one is better by 0.5: paired, and none the wider for it."""
+    rng, covered, widths = np.random.default_rng(4), 0, []
+    names, _ = named(20, 20, True)
+    for number in range(300):
+        shared = drawn_pairs(rng, 20, 20, True)
+        better, worse = (Measured(shared + by + rng.normal(0, 0.5, shared.shape), names, names) for by in (0.5, 0))
+        found = (better - worse).estimate(number)
+        covered += found.low <= 0.5 <= found.high
+        widths.append((found.high - found.low) / (better.estimate(number).high - better.estimate(number).low))
+    assert covered / 300 >= 0.93  # nothing but noise of single pairs is left, which two-way intervals overstate
+    assert np.mean(widths) < 0.3
+
+
+def test_pairs_that_share_nobody_are_independent():
+    values = np.full((4, 8), np.nan)
+    alone = np.array([1.0, 2, 4, 9])
+    values[range(4), range(4, 8)] = alone
+    names = [f"p{i}" for i in range(8)]
+    assert estimate_pairs(values, names[:4], names) == estimate(alone)
+
+
+def test_ratios_are_of_means():
+    found = estimate([2.0, 6, np.nan], over=np.array([1.0, 3, 5]))
+    assert found == (2, 2, 2, 2)
+
+
+def test_ties_count_half():
+    own, others = np.array([[1.0, 0.5]]), np.array([[0.5, 0.5 + 1e-8, 0.0, 2.0]])
+    assert own_against_other(own, others)[0] == pytest.approx((3 + 2) / 8)
+
+
+def test_values_come_back_from_their_file(tmp_path):
+    pairs = np.arange(6.0).reshape(3, 2)
+    pairs[1, 0] = np.nan
+    measured = {"a": Measured(np.array([1.0, 2, 3]), list("xyz")), "b": Measured(pairs, list("xyz"), ["s", "t"])}
+    save_values(measured, "encoder", tmp_path / "values.parquet")
+    found = load_values(tmp_path / "values.parquet")
+    assert found.keys() == measured.keys()
+    for name, one in measured.items():
+        assert np.array_equal((found[name] - one).values, 0 * one.values, equal_nan=True)
+    assert found["b"].partners == ["s", "t"]
+
+
+def test_seeds_are_averaged_patient_by_patient():
+    mean = averaged([Measured(np.array([0.0, 1]), list("xy")), Measured(np.array([1.0, 1]), list("xy"))])
+    assert mean.values.tolist() == [0.5, 1]
