@@ -25,6 +25,7 @@ from eden_hf.data.reading import ImageReadError
 from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
 from eden_hf.data.sources import Data, SourceError, find_source, read_cell
+from eden_hf.data.workers import obey_parent
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def _decode_all(data: Any, decoder: _Decoder, num_proc: int | None) -> Iterator[
     workers = processors() if num_proc is None else num_proc
     if total is None or total < 64:  # a stream is read in order; a few images are faster than starting processes
         workers = 0
-    loader = DataLoader(data, batch_size=16, num_workers=workers, collate_fn=decoder)
+    loader = DataLoader(data, batch_size=16, num_workers=workers, collate_fn=decoder, worker_init_fn=obey_parent)
     with tqdm(total=total, desc="preparing images", unit="image", dynamic_ncols=True) as bar:
         for batch in loader:
             bar.update(len(batch))

@@ -38,6 +38,7 @@ from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.data.stopping import undone_on_sigterm
+from eden_hf.data.workers import obey_parent
 from eden_hf.encoders import Encoder, gains_from_bfloat16, load_encoder, pooled, processed
 from eden_hf.matching.dense_maps import DenseMap, covered_share
 from eden_hf.modeling_eden_dense import node_places
@@ -173,6 +174,7 @@ def embedding_rows(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_Reader(encoder.processor),
+        worker_init_fn=obey_parent,
         pin_memory=encoder.model.device.type == "cuda",
     )
     columns = _points if dense else _images

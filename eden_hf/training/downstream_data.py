@@ -24,6 +24,7 @@ from eden_hf.data.skips import SkipLog
 from eden_hf.data.sources import read_cell
 from eden_hf.data.splits import SPLIT_NAMES
 from eden_hf.data.tasks import Kind, Task, TaskError
+from eden_hf.data.workers import obey_parent
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.training.finetune_arguments import AugmentationArguments, TaskArguments
 
@@ -207,7 +208,9 @@ def without_unreadable(
     found = []
     for name, rows in splits.items():
         mine = rows.select(range(state.process_index, len(rows), state.num_processes))
-        batches = DataLoader(_Reasons(mine, kind), batch_size=16, num_workers=workers, collate_fn=list)
+        batches = DataLoader(
+            _Reasons(mine, kind), batch_size=16, num_workers=workers, collate_fn=list, worker_init_fn=obey_parent
+        )
         bar = tqdm(
             batches, desc=f"reading {name}", unit="batch", dynamic_ncols=True, disable=not state.is_main_process
         )

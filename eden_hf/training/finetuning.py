@@ -23,6 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModel,
     EarlyStoppingCallback,
@@ -39,6 +40,7 @@ from eden_hf.configuration_eden import EdenConfig
 from eden_hf.data.prepared import list_hash
 from eden_hf.data.skips import SKIPPED_FILE, skipped_entries
 from eden_hf.data.tasks import Kind, Task
+from eden_hf.data.workers import with_obeying_workers
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import adapted_processor, find_model
 from eden_hf.modeling_eden import EdenForImageClassification, EdenForSemanticSegmentation
@@ -377,6 +379,14 @@ class TaskTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in pretraining; Trainer's own finds no BatchNorm, and decays class tokens and positions."""
         return decayed_names(model)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As Trainer's; a signal to all processes leaves the workers at work."""
+        return with_obeying_workers(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As Trainer's; a signal to all processes leaves the workers at work."""
+        return with_obeying_workers(super().get_eval_dataloader(eval_dataset))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> FullBatches:
         dataset: Any = train_dataset or self.train_dataset

@@ -31,6 +31,7 @@ from eden_hf.data.point_views import make_point_views, plain_views
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
 from eden_hf.data.skips import SKIPPED_FILE
 from eden_hf.data.views import TwoViews
+from eden_hf.data.workers import obey_parent
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.modeling_eden import EdenForPreTraining, EdenModel
 from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainArguments, Stage
@@ -366,6 +367,7 @@ def _loader(images: PreparedImages, batches: StageBatches, workers: int, device:
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_fetched,
+        worker_init_fn=obey_parent,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else each loader made, on resuming too, would move the global random state
     )

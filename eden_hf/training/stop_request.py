@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C: a run saves a checkpoint and ends."""
 
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -9,12 +10,15 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+#: Seconds in which signals are one request: `timeout` and torchrun send theirs to the process and to its group.
+ONE_REQUEST = 1.0
+
 
 class StopRequest:
-    """SIGTERM or SIGINT as a request, answered after the optimiser step; a second one ends the process at once."""
+    """SIGTERM or SIGINT as a request, answered after the optimiser step; one more, later, ends the process at once."""
 
     def __enter__(self) -> "StopRequest":
-        self.requested = False
+        self.requested, self._since = False, 0.0
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -23,8 +27,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(number, signal.SIG_DFL)
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > ONE_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def agreed(self, step: int, every: int) -> bool:
         """Whether a signal asked any process to stop; several processes agree on it each `every` steps.

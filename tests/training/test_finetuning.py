@@ -3,10 +3,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset, Features, Image, Value
 from safetensors.torch import load_file
 from transformers import (
@@ -43,7 +46,7 @@ from eden_hf.training.finetune_arguments import (
 )
 from eden_hf.training.finetuning import TaskTrainer, finetune, finetune_few_shot, load_start
 
-from ..launching import torchrun
+from ..launching import ENVIRONMENT, torchrun
 from ..tiny import BACKBONES, ENCODERS, tiny_config
 
 STRUCTURES = ("heart", "left_lung")
@@ -229,6 +232,32 @@ def test_a_run_that_a_signal_stopped_resumes_to_the_uninterrupted_one(
     finetune(recipe, resume=True)
     assert_same_weights(segmented / "best", folder / "best")
     assert logged(folder, "loss") == logged(segmented, "loss")
+
+
+@pytest.mark.slow
+def test_sigterm_to_workers_too_ends_in_a_checkpoint(eden_folder, tmp_path):
+    file = tmp_path / "settings.yaml"
+    run = {"output_dir": str(tmp_path / "run"), "num_workers": 2, "log_every": 1}
+    training = {"steps": 500, "batch_size": 8, "evaluations": 1}
+    file.write_text(
+        yaml.safe_dump({
+            "task": {"source": "phantoms:20", "mask_columns": ["heart"], "id_column": "image_id"},
+            "model": {"name": str(eden_folder), "size": 32}, "training": training, "run": run,
+        })
+    )  # fmt: skip
+    command = [sys.executable, "-m", "eden_hf", "finetune", f"--config={file}"]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "'loss'" in line:  # a step of training is over
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    said.append(process.stdout.read())
+    assert process.wait(timeout=60) == 0, "".join(said)
+    assert list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/trainer_state.json")), "".join(said)
 
 
 def test_a_run_is_not_written_over_nor_gone_on_with_by_other_settings(segmented, eden_folder, tmp_path):

@@ -128,16 +128,23 @@ def test_metric_lines_follow_the_curriculum(uninterrupted):
     assert all(torch.equal(best[name], last[name]) for name in best) == improved_last
 
 
-def start_and_signal(file: Path, run: Path, number: int, after_line: int) -> int:
+def start_and_signal(file: Path, run: Path, number: int, after_line: int, whole_group: bool = False) -> int:
     """Start a run, send it a signal once `metrics.jsonl` has `after_line` lines, and give its exit status."""
     command = [sys.executable, "scripts/pretrain.py", f"--config={file}"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or len(metrics_lines(run)) < after_line:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline, "the run wrote no metrics"
         time.sleep(0.002)
-    process.send_signal(number)
+    if whole_group:  # as `timeout` does it: to the program, and to all of its group
+        process.send_signal(number)
+        time.sleep(0.05)
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     process.communicate(timeout=120)
     return process.returncode
 
@@ -157,6 +164,18 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(number, uninterru
     python("scripts/pretrain.py", f"--config={file}", "--resume")
     assert_equal_runs(tmp_path / "run", uninterrupted)
     assert_equal_states(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_to_workers_too_ends_in_a_checkpoint(number, uninterrupted, tmp_path):
+    file = settings_file(tmp_path, run={"num_workers": 2})
+    assert start_and_signal(file, tmp_path / "run", number, after_line=3, whole_group=True) == 0
+    steps = [line["step"] for line in metrics(tmp_path / "run") if "loss" in line]
+    assert steps[-1] < 16, "the run was over before the signal came"
+    assert (tmp_path / "run" / "checkpoints" / f"step-{steps[-1]:08}").exists()
+    python("scripts/pretrain.py", f"--config={file}", "--resume")
+    assert_equal_runs(tmp_path / "run", uninterrupted)
 
 
 def test_resuming_with_workers_is_the_same(uninterrupted, tmp_path):
