@@ -168,6 +168,30 @@ def check_encoders(
             raise ValueError(f"the image processor of {name} makes images of {made.shape[-2:]}, not of `size` {size}")
 
 
+def check_whole_images(encoder: Encoder) -> None:
+    """Raise if a processor cuts or pads images: maps would then not lie upon the images that masks are of.
+
+    Raises:
+        ValueError: lines at a quarter and three quarters of an image are elsewhere in what the processor gives.
+    """
+    image = np.zeros((128, 256), np.uint8)
+    for place in (1 / 4, 3 / 4):
+        for axis, length in enumerate(image.shape):
+            middle = round(place * length)
+            image.swapaxes(0, axis)[middle - 3 : middle + 3] = 255
+    given = processed(encoder.processor, [Image.fromarray(image)])[0, 0].float()
+    for profile in (given.mean(dim=0), given.mean(dim=1)):
+        bright = (profile > (profile.min() + profile.max()) / 2).nonzero() + 0.5
+        halves = (bright[bright < len(profile) / 2], bright[bright > len(profile) / 2])
+        found = torch.stack([half.mean() for half in halves]) / len(profile)
+        if not torch.allclose(found, torch.tensor([1 / 4, 3 / 4]), rtol=0, atol=1 / len(profile)):
+            raise ValueError(
+                f"the image processor of {encoder.name} cuts or pads images, so that its feature maps do not lie upon "
+                "them; load the encoder with `intensity`, which makes an EdenImageProcessor of it, with "
+                '`aspect_ratio="resize"`'
+            )
+
+
 def embed(encoder: Encoder, images: Iterable[Image.Image | np.ndarray], batch_size: int = 64) -> Tensor:
     """One unit vector for each image.
 

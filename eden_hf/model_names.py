@@ -58,6 +58,11 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> NamedModel:
     return NamedModel(origin, fresh, getattr(config, "vision_config", config), processor)
 
 
+def own_intensity(processor: Any) -> Literal["fixed", "per_image"]:
+    """How a processor normalises intensities; all but `EdenImageProcessor` by a fixed mean and standard deviation."""
+    return getattr(processor, "intensity", "fixed")
+
+
 def adapted_processor(
     processor: Any, size: int | None = None, intensity: Literal["fixed", "per_image"] | None = None
 ) -> Any:

@@ -21,7 +21,15 @@ import yaml
 from accelerate.utils import set_seed
 from jsonargparse import auto_cli
 
-from eden_hf.evaluation.few_shot import Score, compare_encoders, few_shot_table, read_scores
+from eden_hf.evaluation.few_shot import (
+    Score,
+    compare_encoders,
+    few_shot_cells,
+    few_shot_legend,
+    few_shot_table,
+    labelled_images,
+    read_scores,
+)
 from eden_hf.evaluation.probes import probe
 from eden_hf.evaluation.report_card import evaluate
 from eden_hf.evaluation.results import Results
@@ -122,7 +130,7 @@ def _stage(run: Path, measures: Path, output: Path) -> None:
 
 
 def _few_shot(mode: str, runs: list[Path], scr: str, output: Path, settings: dict[str, Any]) -> list[Score]:
-    """Scores of all runs on SCR's heart and clavicles; encoders named by their arm, draws by seed and draw."""
+    """Scores of all runs on SCR's heart and clavicles; encoders named by their arm, each with its seed."""
     masks = {"heart": ["heart"], "clavicles": ["left_clavicle", "right_clavicle"]}
     task = TaskArguments(source=scr, mask_columns=masks, id_column="image_id", validation_share=0.2)
     recipe = Recipe(
@@ -133,23 +141,22 @@ def _few_shot(mode: str, runs: list[Path], scr: str, output: Path, settings: dic
         models, task, recipe, mode == "frozen", shots=SHOTS, draws=settings["draws"], output=str(output / mode),
         checkpoint="best",  # as docs/study.md measured it: chosen on labelled images beyond k, which its page says
     )  # fmt: skip
-    scores = [score for file in page.parent.glob("scores-*.jsonl") for score in read_scores(file)]
     renamed = []
-    for score in scores:
+    for score in read_scores(page.with_suffix(".jsonl")):
         arm, seed = re.fullmatch(r"(.+)-(\d+)", Path(score.encoder).parent.name).groups()
-        renamed.append(score._replace(encoder=arm, draw=1000 * int(seed) + score.draw))
+        renamed.append(score._replace(encoder=arm, seed=int(seed)))
     return renamed
 
 
 def _write(root: Path, measured: dict[str, dict[str, list[float]]], few_shot: dict[str, list[Score]]) -> None:
-    """`study.md`: all numbers by arm, mean and standard deviation over seeds (and draws), with figures."""
+    """`study.md`: all numbers by arm, mean and standard deviation over seeds, or over draws by seed, with figures."""
     arms = list(next(iter(measured.values())))
     lines = [["", *arms], ["---"] * (1 + len(arms))]
     lines += [[name, *(_mean(values[arm]) for arm in arms)] for name, values in measured.items()]
     text = ["# The study's numbers", "", "Mean ± standard deviation over seeds.", "", _table(lines)]
     plot_groups({name: dict(values) for name, values in measured.items()}).savefig(root / "study.png", dpi=90)
     for mode, scores in few_shot.items():
-        scores.sort(key=lambda score: arms.index(score.encoder))
+        scores.sort(key=lambda score: -arms.index(score.encoder))
         paper = [
             [label, f"({name} in the paper)", *map(str, values)]
             for label, rows in PAPER.items()
@@ -159,12 +166,16 @@ def _write(root: Path, measured: dict[str, dict[str, list[float]]], few_shot: di
             "",
             f"## Few-shot segmentation, {mode}",
             "",
-            "Dice in percent, mean ± standard deviation over seeds and draws; p of a paired t-test over them against "
-            f"`{arms[-1]}`, not corrected for their number.",
+            f"{few_shot_legend(len({score.draw for score in scores}))} {labelled_images(scores[0].validation)}",
             "",
-            few_shot_table(sorted(scores, key=lambda score: -arms.index(score.encoder))) + _table(paper),
+            few_shot_table(scores),
+            "The paper's, by a protocol of its own:",
+            "",
+            _table([["structure", "encoder", *(f"k = {k}" for k in SHOTS)], ["---"] * (2 + len(SHOTS)), *paper]),
         ]
-        plot_few_shot([score._asdict() for score in scores]).savefig(root / f"few_shot-{mode}.png", dpi=90)
+        plot_few_shot([cell._asdict() for cell in few_shot_cells(scores)]).savefig(
+            root / f"few_shot-{mode}.png", dpi=90
+        )
     (root / "study.md").write_text("\n".join(text), encoding="utf-8")
     (root / "study.json").write_text(json.dumps(measured, indent=2))
 

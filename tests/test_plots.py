@@ -164,16 +164,21 @@ def test_densities_and_groups_show_every_sample():
 
 
 def test_few_shot_curves_go_through_the_means():
-    scores = [
-        {"encoder": name, "shots": k, "draw": draw, "dice": {"heart": base + 0.01 * k + 0.1 * draw}}
-        for name, base in (("ours", 0.5), ("theirs", 0.3))
-        for k in (3, 6)
-        for draw in (0, 1)
+    cells = [
+        {"label": "heart", "encoder": name, "seed": seed, "shots": k, "mean": base + k + seed, "deviation": 2.5}
+        for name, base in (("ours", 55), ("theirs", 30))
+        for seed in (0, 1)
+        for k in (6, 3)
     ]
-    axes = plots.plot_few_shot(scores).axes[0]
-    line = axes.containers[0].lines[0]
-    assert line.get_xdata().tolist() == [3, 6]
-    assert line.get_ydata() == pytest.approx([58, 61])
+    axes = plots.plot_few_shot(cells).axes[0]
+    drawn = axes.containers
+    assert len(drawn) == 4
+    assert drawn[1].lines[0].get_xdata().tolist() == [3, 6]
+    assert drawn[1].lines[0].get_ydata().tolist() == [59, 62]
+    (bars,) = drawn[0].lines[2]
+    assert bars.get_segments()[0][:, 1].tolist() == [58 - 2.5, 58 + 2.5]
+    assert drawn[0].lines[0].get_color() == drawn[1].lines[0].get_color() != drawn[2].lines[0].get_color()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ours", "theirs"]
 
 
 FOUND = {"apex": SimpleNamespace(x=10.0, y=20.0, confidence=0.9, found=True),

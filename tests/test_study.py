@@ -42,7 +42,12 @@ def test_a_study_is_written_and_not_done_twice(tmp_path):
     assert 0 <= numbers["locality: retrieval at 1"]["random"][0] <= 1
     for run in ("random-0", "moco_v2-0"):
         assert check_card(output / "models" / run) == []
+    assert "| heart | random |" in text
+    assert "No labelled image beyond k was used" in text
     scores = next((output / "few_shot" / "frozen").glob("scores-*.jsonl"))
+    stale = scores.read_text().splitlines()[0].replace("moco_v2-0", "adam-0")
+    scores.with_name("scores-stale.jsonl").write_text(stale.replace("random-0", "adam-0"))
     before = scores.read_text(), (output / "measures" / "moco_v2-0" / "probe.md").stat().st_mtime_ns
     python("scripts/study.py", *arguments, "--workers", "1")
+    assert "adam |" not in (output / "study.md").read_text()
     assert (scores.read_text(), (output / "measures" / "moco_v2-0" / "probe.md").stat().st_mtime_ns) == before

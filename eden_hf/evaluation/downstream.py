@@ -1,6 +1,5 @@
 """What a fine-tuned model scores on its task's test split."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,9 @@ from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import weights_revision
 from eden_hf.plots import plot_masks
 from eden_hf.training.downstream_data import row_image, row_masks
-from eden_hf.training.downstream_metrics import dice, labels_without_auc, mask_pixels, measure, predict
+from eden_hf.training.downstream_metrics import dice, mask_pixels, measure, predict, unmeasured_labels
 from eden_hf.training.finetune_arguments import FinetuneArguments
 from eden_hf.training.finetuning import load_run
-
-logger = logging.getLogger(__name__)
 
 
 def evaluate_finetuned(folder: str | Path, model: str | Path | None = None) -> Results:
@@ -35,7 +32,8 @@ def evaluate_finetuned(folder: str | Path, model: str | Path | None = None) -> R
 
     Returns:
         Every metric of the task's kind (see `eden_hf.training.downstream_metrics`) with its bootstrap 95 % interval.
-        `settings` names the primary `metric` and the labels for which the test images allow no AUC.
+        `settings` names the primary `metric` and the labels that the test images do not allow to measure;
+        for segmentation also how many `images_with` each structure there are, which Dice and IoU are means over.
 
     Raises:
         FileNotFoundError: the run has no `config.yaml`.
@@ -95,8 +93,9 @@ def _results(
     """Metrics, with their intervals, of predictions and truths of the test split."""
     rows, seed, column = task.splits["test"], arguments.training.seed, arguments.task.patient_column
     values = intervals(task, *found, np.array(patient_names(rows, column)) if column else None, seed)
-    if absent := labels_without_auc({name: value.value for name, value in values.items()}, task.labels):
-        logger.warning("no AUC for %s: the test images do not have both classes", ", ".join(absent))
+    unmeasured = unmeasured_labels({name: value.value for name, value in values.items()}, task.labels, "test")
+    counts = (found[1] > 0).sum(axis=0).tolist() if task.kind == "segmentation" else []
+    shown = {"images_with": dict(zip(task.labels, counts, strict=True))} if counts else {}
     return Results(
         evaluation=f"finetuned {task.name}",
         encoder=encoder,
@@ -105,7 +104,7 @@ def _results(
         data_hash=data_hash(rows["source_id"], (row_image(row) for row in rows)),
         seed=seed,
         values={name: value for name, value in values.items() if not np.isnan(value.value)},
-        settings={"metric": metric, "images": len(rows), "labels_without_auc": absent},
+        settings={"metric": metric, "images": len(rows), "unmeasured_labels": unmeasured} | shown,
     )
 
 
@@ -130,7 +129,8 @@ def draw_masks(folder: str | Path, images: int = 6) -> Path:
         predicted.append(found[0]["segmentation"].masks.cpu().numpy())
     titles = []
     for row, ours, theirs in zip(rows, predicted, true, strict=True):
-        titles.append(f"{row['source_id']}: Dice " + ", ".join(f"{value:.2f}" for value in dice(ours, theirs)))
+        shown = ("-" if np.isnan(value) else f"{value:.2f}" for value in dice(ours, theirs))
+        titles.append(f"{row['source_id']}: Dice " + ", ".join(shown))
     figure = plot_masks(pictures, predicted, true, task.labels, titles)
     file = Path(folder) / "masks.png"
     figure.savefig(file, dpi=100)

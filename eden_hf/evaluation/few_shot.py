@@ -7,7 +7,7 @@ each. Whatever is chosen (the recipe) is one for all encoders, and comes from th
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,17 +18,18 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, DatasetDict
 from PIL import Image
-from scipy.stats import ttest_rel
 from sklearn.linear_model import Ridge
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from eden_hf.data.references import Reference
-from eden_hf.encoders import Encoder, check_encoders, load_encoder
+from eden_hf.encoders import Encoder, check_encoders, check_whole_images, load_encoder
+from eden_hf.evaluation.results import data_hash
 from eden_hf.matching.pixel_classifier import PixelClassifier
+from eden_hf.model_names import find_model, own_intensity
 from eden_hf.plots import plot_few_shot
 from eden_hf.training.downstream_data import row_image, row_masks, with_holdouts
-from eden_hf.training.downstream_metrics import dice
+from eden_hf.training.downstream_metrics import dice, known_mean
 from eden_hf.training.finetune_arguments import FinetuneTrainingArguments, Recipe, TaskArguments
 from eden_hf.training.finetuning import finetune_few_shot
 from eden_hf.training.run_folder import keeps_output
@@ -76,8 +77,9 @@ class Score(NamedTuple):
         revision: What tells its weights.
         shots: k, the number of labelled images learned from.
         draw: Number of the draw.
-        dice: Mean over test images for each structure.
+        dice: Mean over the test images that have it, for each structure.
         validation: Labelled images beyond k by which the checkpoint was chosen; `None` where that was not recorded.
+        seed: Which pretraining, where there are several of one encoder.
     """
 
     encoder: str
@@ -86,6 +88,32 @@ class Score(NamedTuple):
     draw: int
     dice: dict[str, float]
     validation: int | None = None
+    seed: int = 0
+
+
+class Cell(NamedTuple):
+    """What a table and a figure show of an encoder's draws: means and standard deviations in percent of Dice.
+
+    Attributes:
+        label: The structure.
+        encoder: Its name.
+        seed: As in `Score`.
+        shots: k.
+        mean: Over the draws.
+        deviation: Sample standard deviation over the draws; NaN of one.
+        difference: Mean of what it has more than the first encoder of the same seed, over the draws that both have;
+            `None` for the first encoder, and where they share no draw.
+        difference_deviation: As `deviation`, of the differences.
+    """
+
+    label: str
+    encoder: str
+    seed: int
+    shots: int
+    mean: float
+    deviation: float
+    difference: float | None
+    difference_deviation: float
 
 
 @keeps_output
@@ -101,13 +129,14 @@ def compare_encoders(
     seed: int = 0,
     output: str = "outputs/few_shot",
 ) -> Path:
-    """Score encoders on few labelled images, and write a table, a figure and the scores.
+    """Score encoders on few labelled images, and write a table, a figure and their scores (`few_shot-MODE.jsonl`).
 
     Images to validate by are held out of `train` first (`task.validation_share`); draws come from the rest, the same
-    for all encoders and both checkpoints. Scores are of the whole test split, at the images' own resolution.
+    for all encoders and both checkpoints. Scores are of the whole test split, at the images' own resolution. Frozen,
+    each encoder sees whole images, as in fine-tuning: an `EdenImageProcessor` takes the place of one that cuts.
 
     Args:
-        encoders: As for `load_encoder`; the first is the one that the others are tested against.
+        encoders: As for `load_encoder`; the first is the one that the others are compared with.
         task: A segmentation task; the heart and the clavicles of phantoms or of `task.source` by default.
         recipe: Of fine-tuning; frozen scores take `model.size` and `model.intensity` from it.
         frozen: Train a classifier of pixels on frozen features instead.
@@ -118,18 +147,21 @@ def compare_encoders(
         shots: Numbers of training images.
         draws: Draws of each.
         seed: Of the draws; `task.split_seed` is that of held-out images.
-        output: Folder. Scores already there, of the same task and recipe, are not computed again.
+        output: Folder. Scores already there (`scores-*.jsonl`), of the same images, task and recipe, are not computed
+            again.
 
     Returns:
         The page written.
 
     Raises:
-        ValueError: the task is no segmentation, or has fewer training images than shots.
+        ValueError: the task is no segmentation, has fewer training images than shots, or a structure that no test
+            image has.
     """
     loaded = task.load()
     if loaded.kind != "segmentation":
         raise ValueError(f"few-shot segmentation needs a segmentation task, {loaded.name} is {loaded.kind}")
     splits = with_holdouts(loaded, task)
+    _check_shown(splits["test"], loaded.labels)
     pixels = frozen and classifier == "pixels"
     mode = {"last": "fine-tuned", "best": "fine-tuned-best"}[checkpoint]
     if frozen:
@@ -137,18 +169,23 @@ def compare_encoders(
     validation = None if frozen or checkpoint == "last" else splits.get("validation")
     beyond = 0 if validation is None else len(validation)
     learning = {section: values for section, values in asdict(recipe).items() if section != "run"}
-    settings = json.dumps({"task": asdict(task), "recipe": learning, "mode": mode, "seed": seed}, sort_keys=True)
+    images = _images_hash(splits)
+    settings = json.dumps(
+        {"task": asdict(task), "images": images, "recipe": learning, "mode": mode, "seed": seed}, sort_keys=True
+    )
     file = Path(output) / f"scores-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.jsonl"
     decoded = [Segmented.from_rows(splits[name], loaded.labels) for name in ("train", "test")] if frozen else []
     scores = []
     size = None if pixels else recipe.model.size
     check_encoders(encoders, size=size, intensity=recipe.model.intensity)
     for name in encoders:
-        encoder = load_encoder(name, size=size, intensity=recipe.model.intensity, seed=seed)
+        intensity = recipe.model.intensity or (own_intensity(find_model(name).processor) if frozen else None)
+        encoder = load_encoder(name, size=size, intensity=intensity, seed=seed)
         scorer: Scorer
         if pixels:
             scorer = partial(_by_pixel_classifier, encoder, decoded[0], decoded[1])
         elif frozen:
+            encoder.processor.aspect_ratio = "resize"  # maps then lie over the whole image
             scorer = FrozenSegmentation(encoder, *decoded)
         else:
             scorer = partial(_finetuned, name, splits, validation, loaded.labels, recipe)
@@ -156,12 +193,12 @@ def compare_encoders(
             encoder, scorer, len(splits["train"]), loaded.labels, file,
             shots=shots, draws=draws, seed=seed, validation=beyond,
         )  # fmt: skip
-    plot_few_shot([score._asdict() for score in scores]).savefig(Path(output) / f"few_shot-{mode}.png", dpi=110)
     page = Path(output) / f"few_shot-{mode}.md"
+    page.with_suffix(".jsonl").write_text("".join(map(_line, scores)), encoding="utf-8")
+    plot_few_shot([cell._asdict() for cell in few_shot_cells(scores)]).savefig(page.with_suffix(".png"), dpi=110)
     counts = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
     page.write_text(
-        f"# Few-shot segmentation, {mode}: {loaded.name}\n\nDice in percent, mean ± standard deviation over {draws} "
-        f"draws; p of a paired t-test over the draws against the first encoder. Images: {counts}. "
+        f"# Few-shot segmentation, {mode}: {loaded.name}\n\n{few_shot_legend(draws)} Images: {counts}. "
         f"{labelled_images(beyond)}\n\n"
         f"{few_shot_table(scores)}\nSettings: `{settings}`\n",
         encoding="utf-8",
@@ -169,13 +206,37 @@ def compare_encoders(
     return page
 
 
+def few_shot_legend(draws: int) -> str:
+    """What the cells of `few_shot_table` are."""
+    return (
+        f"Dice in percent, over the images that have the structure: mean ± standard deviation over {draws} draws of "
+        "the labelled images; in brackets the difference from the first encoder at the same draws, mean ± standard "
+        "deviation. All draws share test images and pretrained weights, so what their spread says is how much "
+        "depends on the draw, not on other patients or another pretraining."
+    )
+
+
 def labelled_images(beyond: int | None) -> str:
     """A sentence on the labelled images that were used beside the k."""
     if beyond is None:
         return "Whether labelled images beyond k chose the checkpoint was not recorded."
     if beyond == 0:
-        return "No labelled image beyond k was used: the last weights of a fixed number of steps."
+        return "No labelled image beyond k was used, so no checkpoint was chosen."
     return f"The checkpoint was chosen on {beyond} more labelled images."
+
+
+def _check_shown(test: Dataset, labels: Sequence[str]) -> None:
+    """Raise if no test image has one of the structures: Dice is of those that have it."""
+    shown = np.any([row_masks(row).any(axis=(1, 2)) for row in test], axis=0)
+    if absent := [label for label, present in zip(labels, shown, strict=True) if not present]:
+        raise ValueError(f"none of the {len(test)} test images has {', '.join(absent)}; leave it out of the task")
+
+
+def _images_hash(splits: DatasetDict) -> str:
+    """What tells the images, their masks and their splits from others."""
+    names = (f"{split} {name} {part}" for split, rows in splits.items() for name in rows["source_id"] for part in "im")
+    pixels = (array for rows in splits.values() for row in rows for array in (row_image(row), row_masks(row)))
+    return data_hash(names, pixels)
 
 
 def _finetuned(
@@ -239,55 +300,73 @@ def few_shot(
     for k, draw in tqdm(wanted, desc=encoder.name, unit="draw"):
         key = (encoder.name, encoder.revision, k, draw)
         if key not in known:
-            dices = scorer(draw_shots(train_count, k, draw, seed), draw).mean(axis=0)
+            dices = known_mean(scorer(draw_shots(train_count, k, draw, seed), draw))
             dice_of = {label: float(value) for label, value in zip(labels, dices, strict=True)}
             known[key] = Score(*key, dice_of, validation)
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(known[key]._asdict()) + "\n")
+                lines.write(_line(known[key]))
         scores.append(known[key])
     return scores
 
 
+def _line(score: Score) -> str:
+    return json.dumps(score._asdict()) + "\n"
+
+
 def read_scores(file: Path) -> list[Score]:
-    """The scores of a file of `few_shot`, none where there is no such file."""
+    """The scores of a file of `few_shot` or `compare_encoders`, none where there is no such file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return [Score(**json.loads(line)) for line in lines]
 
 
 def few_shot_table(scores: Sequence[Score]) -> str:
-    """Markdown: Dice in percent, mean and standard deviation over draws, for every encoder and number of shots.
+    """Markdown of `few_shot_cells`, such as `73.3 ± 3.1 (-9.3 ± 1.5)`: a row for each structure and encoder.
 
-    The encoder named first is the one that others are compared with: `p` is of a paired t-test over the draws, which
-    are the same for all (two-sided, not corrected for the number of comparisons). The heading tells how many labelled
-    images there were.
+    With several seeds each has its own rows. The heading tells how many labelled images there were.
     """
     beyond = {score.validation for score in scores}
     more = "" if beyond <= {0, None} else f" + {' or '.join(map(str, sorted(b or 0 for b in beyond)))}"
-    encoders = list(dict.fromkeys(score.encoder for score in scores))
     shots = list(dict.fromkeys(score.shots for score in scores))
-    lines = [["structure", "encoder", *(f"k = {k}{more}" for k in shots)], ["---"] * (2 + len(shots))]
-    for label in scores[0].dice:
-        for encoder in encoders:
-            cells = [_cell(*(_draws(scores, name, k, label) for name in (encoder, encoders[0]))) for k in shots]
-            lines.append([label, encoder, *cells])
+    seeded = ["seed"] if len({score.seed for score in scores}) > 1 else []
+    rows: dict[tuple[str, ...], dict[int, str]] = {}
+    for cell in few_shot_cells(scores):
+        row = rows.setdefault((cell.label, cell.encoder, *(str(cell.seed) for _ in seeded)), {})
+        difference = "" if cell.difference is None else _spread(cell.difference, cell.difference_deviation, "+")
+        row[cell.shots] = _spread(cell.mean, cell.deviation) + (f" ({difference})" if difference else "")
+    header = ["structure", "encoder", *seeded, *(f"k = {k}{more}" for k in shots)]
+    lines = [header, ["---"] * len(header), *([*row, *(of.get(k, "-") for k in shots)] for row, of in rows.items())]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _draws(scores: Sequence[Score], encoder: str, shots: int, label: str) -> np.ndarray:
-    """Percent Dice of an encoder's draws, in order."""
-    own = sorted((s for s in scores if (s.encoder, s.shots) == (encoder, shots)), key=lambda s: s.draw)
-    return np.array([100 * s.dice[label] for s in own])
+def few_shot_cells(scores: Sequence[Score]) -> Iterator[Cell]:
+    """Draws of each structure, encoder, seed and number of shots, beside those of the encoder named first.
+
+    Draws are of the same images for all encoders, so differences are of equal draws.
+    """
+    draws: dict[tuple[str, int, int], dict[int, Score]] = {}
+    for score in scores:
+        draws.setdefault((score.encoder, score.seed, score.shots), {})[score.draw] = score
+    first = scores[0].encoder
+    for label in scores[0].dice:
+        for (encoder, seed, shots), own in draws.items():
+            reference = {} if encoder == first else draws.get((first, seed, shots), {})
+            paired = [own[draw].dice[label] - reference[draw].dice[label] for draw in own if draw in reference]
+            yield Cell(
+                label, encoder, seed, shots, *_mean_and_deviation([score.dice[label] for score in own.values()]),
+                *(_mean_and_deviation(paired) if paired else (None, np.nan)),
+            )  # fmt: skip
 
 
-def _cell(own: np.ndarray, reference: np.ndarray) -> str:
-    """Such as `84.4 ± 1.2 (p 0.03)`."""
-    if not len(own):
-        return "-"
-    spread = f" ± {own.std(ddof=1):.1f}" if len(own) > 1 else ""
-    comparable = len(own) > 1 and len(own) == len(reference) and not np.array_equal(own, reference)
-    p = f" (p {ttest_rel(own, reference).pvalue:.2g})" if comparable else ""
-    return f"{own.mean():.1f}{spread}{p}"
+def _mean_and_deviation(shares: Sequence[float]) -> tuple[float, float]:
+    """In percent; the standard deviation of a sample, NaN of one."""
+    percent = 100 * np.array(shares)
+    return float(percent.mean()), float(percent.std(ddof=1)) if len(percent) > 1 else np.nan
+
+
+def _spread(mean: float, deviation: float, sign: str = "") -> str:
+    """Such as `84.4 ± 1.2`."""
+    return f"{mean:{sign}.1f}" + ("" if np.isnan(deviation) else f" ± {deviation:.1f}")
 
 
 def draw_shots(count: int, shots: int, draw: int, seed: int = 0) -> np.ndarray:
@@ -309,22 +388,26 @@ class FrozenSegmentation:
     training images. A linear map commutes with bilinear resizing, so test images are never held at full depth.
 
     Args:
-        encoder: As in `embed`.
+        encoder: As in `embed`; its processor shows whole images.
         train: Images to draw from.
         test: Images to score, at their own resolution.
         grid: Side of the map on which the classifier is trained.
         alpha: Ridge penalty for each training pixel, so that it does not depend on their number.
+
+    Raises:
+        ValueError: the processor cuts or pads images, so that maps and masks would not lie upon each other.
     """
 
     def __init__(
         self, encoder: Encoder, train: Segmented, test: Segmented, *, grid: int = 64, alpha: float = 0.1
     ) -> None:
+        check_whole_images(encoder)
         self.train, self.test, self.grid, self.alpha = train, test, grid, alpha
         self.train_maps = _stage_maps(encoder, train.images)
         self.test_maps = _stage_maps(encoder, test.images)
 
     def __call__(self, shots: np.ndarray, seed: int = 0) -> np.ndarray:
-        """Dice `[test images, labels]` of a classifier trained on the training images at `shots`."""
+        """Dice `[test images, labels]` of a classifier trained on the training images at `shots`; NaN as of `dice`."""
         features = torch.cat([_resized_pixels(self.train_maps[index], self.grid) for index in shots])
         targets = torch.cat([_mask_pixels(self.train.masks[index], self.grid) for index in shots])
         mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
@@ -383,6 +466,7 @@ def _best_thresholds(scores: list[Tensor], targets: Tensor) -> Tensor:
     inside = targets.mT > 0.5
     candidates = torch.linspace(0.1, 0.9, 33)
     found = [
-        dice((predicted > c).numpy()[..., None], inside.numpy()[..., None]).mean(axis=0) for c in candidates.tolist()
+        known_mean(dice((predicted > c).numpy()[..., None], inside.numpy()[..., None])) for c in candidates.tolist()
     ]
-    return candidates[torch.from_numpy(np.stack(found)).argmax(dim=0)]
+    best = np.nan_to_num(np.stack(found)).argmax(axis=0)  # any, of a structure that none of the images has
+    return candidates[torch.from_numpy(best)]

@@ -208,13 +208,13 @@ def _few_shot(page: Path, folder: Path) -> FewShot:
         from eden_hf.evaluation.few_shot import read_scores
     except ImportError as error:
         raise ImportError(f"{page} is of an evaluation, which needs an extra: {_EXTRA}") from error
-    files = sorted(page.parent.glob("scores-*.jsonl"))
-    if len(files) != 1:
-        raise CardError(f"{page} must have its scores beside it, in one scores-*.jsonl; there are {len(files)}")
+    file = page.with_suffix(".jsonl")
+    if not file.exists():
+        raise CardError(f"{page} must have its scores beside it, in {file.name}; `eden few-shot` writes it anew")
     try:
-        scores = read_scores(files[0])
+        scores = read_scores(file)
     except (ValueError, TypeError) as error:
-        raise CardError(f"{files[0]} holds no scores of eden_hf.evaluation.few_shot: {error}") from error
+        raise CardError(f"{file} holds no scores of eden_hf.evaluation.few_shot: {error}") from error
     title, _, source = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").rpartition(": ")
     return FewShot(page.relative_to(folder).as_posix(), f"{title}: {data_name(source)}", scores)
 

@@ -114,22 +114,25 @@ def plot_finetuning(history: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def plot_few_shot(scores: Sequence[Mapping[str, Any]]) -> Figure:
-    """Dice against the number of labelled images: mean and standard deviation over draws, one line an encoder.
+def plot_few_shot(cells: Sequence[Mapping[str, Any]]) -> Figure:
+    """Dice against the number of labelled images: mean and standard deviation over draws, a line an encoder and seed.
 
     Args:
-        scores: Dictionaries with `encoder`, `shots`, `draw` and `dice`, a number for each structure.
+        cells: What the table shows: `eden_hf.evaluation.few_shot.Cell`s as dictionaries.
     """
-    labels, encoders = list(scores[0]["dice"]), list(dict.fromkeys(score["encoder"] for score in scores))
+    labels, encoders = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("label", "encoder"))
+    lines = dict.fromkeys((cell["encoder"], cell["seed"]) for cell in cells)
     figure = Figure(figsize=(4.5 * len(labels) + 1, 4), layout="constrained")
     for axes, label in zip(panels(figure, len(labels), len(labels)), labels, strict=True):
-        for index, encoder in enumerate(encoders):
-            own = [score for score in scores if score["encoder"] == encoder]
-            shots = sorted({score["shots"] for score in own})
-            draws = [[100 * s["dice"][label] for s in own if s["shots"] == k] for k in shots]
-            means, spreads = [np.mean(values) for values in draws], [np.std(values) for values in draws]
-            colour = COLOURS[index % len(COLOURS)]
-            axes.errorbar(shots, means, spreads, fmt="o-", capsize=3, color=colour, label=encoder)
+        for encoder, seed in lines:
+            own = [cell for cell in cells if (cell["label"], cell["encoder"], cell["seed"]) == (label, encoder, seed)]
+            own.sort(key=lambda cell: cell["shots"])
+            shots, means, deviations = ([cell[name] for cell in own] for name in ("shots", "mean", "deviation"))
+            colour = COLOURS[encoders.index(encoder) % len(COLOURS)]
+            drawn = axes.errorbar(shots, means, deviations, fmt="o-", capsize=3, color=colour)
+            if seed == next(other for name, other in lines if name == encoder):
+                drawn.set_label(encoder)
+        shots = sorted({cell["shots"] for cell in cells})
         axes.set_xscale("log", base=2)
         axes.set_xticks(shots, [str(k) for k in shots])
         axes.set(title=label, xlabel="labelled images", ylabel="Dice (%)")

@@ -7,10 +7,15 @@
 | `regression` | `mae`, `r2`, mean over values | values `[N, labels]` twice |
 | `segmentation` | `dice`, `iou`, mean over labels | pixels `[N, labels, 2]` (hit, predicted), true `[N, labels]` |
 
-With several labels each also has its own `METRIC_LABEL`. An AUC exists only where both classes occur; means are over
-the labels that have one, and `labels_without_auc` names the others. Two empty masks agree: Dice and IoU 1.
+With several labels each also has its own `METRIC_LABEL`. An AUC exists only where both classes occur, a Dice only
+where an image has the structure; means are over the labels that have one, and `unmeasured_labels` names the others.
+
+Dice and IoU are means over the images that have the structure. What is predicted in the others shows in
+`all_images_dice`, the mean over all images where two empty masks agree (1); beside it stands `all_empty_dice`, what
+predicting nothing anywhere scores by it, which is much for a rare finding.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,6 +42,8 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 }
 LOWER_IS_BETTER = ("mae",)
 
+logger = logging.getLogger(__name__)
+
 
 def measure(kind: Kind, labels: Sequence[str], predictions: np.ndarray, truths: np.ndarray) -> dict[str, float]:
     """Every metric of a kind of task; NaN where one is not defined.
@@ -60,29 +67,38 @@ def measure(kind: Kind, labels: Sequence[str], predictions: np.ndarray, truths: 
         found = {"mae": np.abs(predictions - truths).mean(axis=0), "r2": r2}
     else:
         dices, ious = overlaps(predictions, truths)
-        found = {"dice": dices.mean(axis=0), "iou": ious.mean(axis=0)}
+        found = {
+            "dice": known_mean(dices),
+            "iou": known_mean(ious),
+            "all_images_dice": np.where(truths > 0, dices, predictions[..., 1] == 0).mean(axis=0),
+            "all_empty_dice": (truths == 0).mean(axis=0),
+        }
     metrics = {"accuracy": float((predictions.argmax(axis=1) == truths).mean())} if kind == "single_label" else {}
     for name, values in found.items():
-        metrics[name] = float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+        metrics[name] = float(known_mean(values))
         if len(labels) > 1:
             metrics |= {f"{name}_{label}": float(value) for label, value in zip(labels, values, strict=True)}
     return metrics
 
 
+def known_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is no NaN; NaN where all is."""
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis=0), np.nan)
+
+
 def overlaps(pixels: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Dice `2 |A and B| / (|A| + |B|)` and IoU `|A and B| / |A or B|`, `[N, labels]` each; 1 where both are empty.
+    """Dice `2 |A and B| / (|A| + |B|)` and IoU `|A and B| / |A or B|`, `[N, labels]`; NaN where nothing is true.
 
     Args:
         pixels: `[N, labels, 2]`, numbers of pixels that are predicted and true, and that are predicted.
         true: `[N, labels]`, numbers of pixels that are true.
     """
-    hit, total = pixels[..., 0], pixels[..., 1] + true
-    empty = total == 0
-    return np.where(empty, 1.0, 2 * hit / np.maximum(total, 1)), np.where(empty, 1.0, hit / np.maximum(total - hit, 1))
+    hit, total = pixels[..., 0], np.where(true > 0, pixels[..., 1] + true, np.nan)
+    return 2 * hit / total, hit / (total - hit)
 
 
 def dice(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Dice `[...]` of bool masks `[..., H, W]`; 1 where both are empty."""
+    """Dice `[...]` of bool masks `[..., H, W]`; NaN where nothing is true."""
     pixels, inside = mask_pixels(torch.from_numpy(predicted), torch.from_numpy(true))
     return overlaps(pixels.numpy(), inside.numpy())[0]
 
@@ -97,9 +113,21 @@ def _aucs(scores: np.ndarray, truths: np.ndarray) -> np.ndarray:
     return np.array(aucs)
 
 
-def labels_without_auc(metrics: dict[str, float], labels: Sequence[str]) -> list[str]:
-    """Labels that `measure` found no AUC for: the images do not have both classes of them."""
-    return [label for label in labels if np.isnan(metrics.get(f"auc_{label}", 0.0))]
+def unmeasured_labels(metrics: dict[str, float], labels: Sequence[str], images: str) -> list[str]:
+    """Labels that `measure` found no AUC or Dice for; a warning names them.
+
+    Args:
+        metrics: From `measure`.
+        labels: As there.
+        images: Which images they were, for the warning.
+    """
+    metric, reason = ("dice", "show none") if "dice" in metrics else ("auc", "do not have both classes")
+    key = "{metric}_{label}" if len(labels) > 1 else "{metric}"
+    found = [label for label in labels if np.isnan(metrics.get(key.format(metric=metric, label=label), 0.0))]
+    if found:
+        name = {"auc": "AUC", "dice": "Dice"}[metric]
+        logger.warning("no %s for %s: the %s images %s", name, ", ".join(found), images, reason)
+    return found
 
 
 def probabilities(kind: Kind, logits: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from eden_hf.data.skips import SKIPPED_FILE, skipped_entries
 from eden_hf.data.tasks import Kind, Task
 from eden_hf.data.workers import with_obeying_workers
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.model_names import adapted_processor, find_model
+from eden_hf.model_names import adapted_processor, find_model, own_intensity
 from eden_hf.modeling_eden import EdenForImageClassification, EdenForSemanticSegmentation
 from eden_hf.modeling_eden_base import readable_like_neighbours
 from eden_hf.training.arguments import read_settings
@@ -59,12 +59,12 @@ from eden_hf.training.downstream_data import (
 from eden_hf.training.downstream_metrics import (
     LOWER_IS_BETTER,
     METRICS,
-    labels_without_auc,
     mask_pixels,
     measure,
     overlaps,
     predict,
     probabilities,
+    unmeasured_labels,
 )
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
 from eden_hf.training.optimizers import decayed_names, same_groups
@@ -202,7 +202,7 @@ def finetune_few_shot(
         seed: Of the fresh weights, the order and the augmentation.
 
     Returns:
-        Dice `[test images, labels]` at the images' own sizes.
+        Dice `[test images, labels]` at the images' own sizes; NaN where an image has no such structure.
     """
     check_precision(recipe.training.mixed_precision)
     splits = {"train": train} if validation is None else {"train": train, "validation": validation}
@@ -233,7 +233,7 @@ def load_start(
     """
     set_seed(seed)
     named = find_model(arguments.name, trust_remote_code=arguments.trust_remote_code)
-    intensity = arguments.intensity or getattr(named.processor, "intensity", "fixed")
+    intensity = arguments.intensity or own_intensity(named.processor)
     processor = adapted_processor(named.processor, arguments.size, intensity)
     is_eden = named.config.model_type == EdenConfig.model_type
     config: Any = named.config if is_eden else EdenConfig(backbone_config=named.config)
@@ -414,12 +414,12 @@ class TaskTrainer(Trainer):
 def _validation_metrics(task: Task, metric: str, found: EvalPrediction) -> dict[str, float]:
     metrics = measure(task.kind, task.labels, found.predictions, found.label_ids)  # type: ignore[arg-type]
     if math.isnan(metrics[metric]):
+        why = "none of them has a structure" if task.kind == "segmentation" else "their labels are all alike"
         raise ValueError(
             f"the {metric} of the {len(found.label_ids)} validation images of {task.name} is not defined, since "
-            "their labels are all alike; raise `task.validation_share`, or choose another `task.metric`"
+            f"{why}; raise `task.validation_share`, or choose another `task.metric`"
         )
-    if absent := labels_without_auc(metrics, task.labels):
-        logger.warning("no AUC for %s: the validation images do not have both classes", ", ".join(absent))
+    unmeasured_labels(metrics, task.labels, "validation")
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 

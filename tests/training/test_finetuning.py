@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from eden_hf.evaluation.downstream import evaluate_finetuned, evaluate_mean_mask
 from eden_hf.training import finetuning
 from eden_hf.training.arguments import parse_settings, read_settings
 from eden_hf.training.downstream_data import TaskImages, augment, label_scale, row_masks, with_holdouts
-from eden_hf.training.downstream_metrics import measure, overlaps
+from eden_hf.training.downstream_metrics import measure, overlaps, unmeasured_labels
 from eden_hf.training.finetune_arguments import (
     AugmentationArguments,
     FinetuneArguments,
@@ -178,6 +179,7 @@ def test_the_mean_mask_is_where_half_of_the_training_images_have_the_structure(s
     expected = 2 * (mean & test).sum((2, 3)) / (mean.sum((1, 2)) + test.sum((2, 3)))
     assert results.values["dice"].value == pytest.approx(expected.mean(), abs=0.02)
     assert results.values["dice"].n == len(test)
+    assert results.settings["images_with"] == dict.fromkeys(results.settings["images_with"], len(test))
     assert results.data_hash == evaluate_finetuned(segmented).data_hash
 
 
@@ -340,7 +342,7 @@ def test_multi_label_classification_reports_labels_without_auc(labelled, eden_fo
     task = labelled_task(labelled, "multi_label", "bright", "dark", "never")
     folder = finetune(settings(tmp_path / "run", task, 40, start=eden_folder, intensity="fixed"))
     results = evaluate_finetuned(folder)
-    assert results.settings["labels_without_auc"] == ["never"]
+    assert results.settings["unmeasured_labels"] == ["never"]
     assert "no AUC for never" in caplog.text
     assert set(results.values) == {"auc", "auc_bright", "auc_dark"}
     assert results.values["auc"].value > 0.9
@@ -603,8 +605,8 @@ def test_labels_become_tensors(labelled):
 def test_metrics_by_hand():
     pixels, true = np.array([[[3, 4], [0, 0]]]), np.array([[5, 0]])
     dices, ious = overlaps(pixels, true)
-    assert dices.tolist() == [[6 / 9, 1]]
-    assert ious.tolist() == [[3 / 6, 1]]
+    assert dices[0] == pytest.approx([6 / 9, np.nan], nan_ok=True)
+    assert ious[0] == pytest.approx([3 / 6, np.nan], nan_ok=True)
     probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
     found = measure("single_label", ("a", "b"), probabilities, np.array([0, 1, 1]))
     assert found == pytest.approx({"accuracy": 2 / 3, "auc": 1, "auc_a": 1, "auc_b": 1})
@@ -614,6 +616,35 @@ def test_metrics_by_hand():
     assert np.isnan(found["auc_b"])
     found = measure("regression", ("age",), np.array([[1.0], [2], [4]]), np.array([[1.0], [2], [3]]))
     assert found == pytest.approx({"mae": 1 / 3, "r2": 0.5})
+
+
+def test_predicting_nothing_scores_nothing_on_a_rare_finding():
+    """Dice is of the images that have the structure; two empty masks agree only in `all_images_dice`."""
+    true = np.array([[10, 4], [0, 0], [0, 0], [0, 0]])
+    nothing = np.zeros((4, 2, 2), int)
+    found = measure("segmentation", ("nodule", "heart"), nothing, true)
+    assert found["dice"] == found["iou"] == found["dice_nodule"] == 0
+    assert found["all_images_dice"] == found["all_empty_dice"] == found["all_empty_dice_heart"] == 0.75
+    learned = nothing.copy()
+    learned[0, 0], learned[1, 0] = (5, 10), (0, 3)  # half of the nodule, and one more where there is none
+    found = measure("segmentation", ("nodule",), learned[:, :1], true[:, :1])
+    assert found == pytest.approx({"dice": 0.5, "iou": 1 / 3, "all_images_dice": 2.5 / 4, "all_empty_dice": 0.75})
+
+
+def test_a_structure_that_no_image_has_is_not_measured_but_named(caplog):
+    found = measure("segmentation", ("heart", "stone"), np.array([[[3, 4], [0, 0]]]), np.array([[5, 0]]))
+    assert found["dice"] == found["dice_heart"] == pytest.approx(6 / 9)
+    assert np.isnan(found["dice_stone"])
+    assert unmeasured_labels(found, ("heart", "stone"), "test") == ["stone"]
+    assert "no Dice for stone: the test images show none" in caplog.text
+    alone = measure("segmentation", ("stone",), np.zeros((1, 1, 2)), np.zeros((1, 1)))
+    assert unmeasured_labels(alone, ("stone",), "test") == ["stone"]
+
+
+def test_validation_images_without_any_structure_are_an_error():
+    found = SimpleNamespace(predictions=np.zeros((3, 1, 2)), label_ids=np.zeros((3, 1)))
+    with pytest.raises(ValueError, match=r"dice of the 3 validation images .* none of them has a structure"):
+        finetuning._validation_metrics(Task("rare", "segmentation", ("stone",), "dice", {}), "dice", found)
 
 
 def test_a_validation_split_that_cannot_judge_is_an_error(labelled, tmp_path):
