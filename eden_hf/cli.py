@@ -19,6 +19,7 @@ eden card check repository/
 eden push --source outputs/run --repo_id user/name --card card.yaml         scripts/push_to_hub.py
 eden convert --source adam.pth --output adam/                               scripts/convert_checkpoint.py
 eden export --model outputs/run/last --output model.onnx
+eden bench --quick                                                          scripts/benchmark.py
 """
 
 import logging
@@ -301,6 +302,14 @@ def export(arguments: list[str] | None, prog: str) -> None:
     print(function(chosen.model, chosen.output, chosen.format))
 
 
+@_command
+def bench(arguments: list[str] | None, prog: str) -> None:
+    """Time what the package does on this machine, each beside a plain way of doing the same."""
+    from eden_hf.benchmarks.bench import bench
+
+    print(_call(bench, arguments, prog, several=("rows",)))
+
+
 def _call(function: Callable, arguments: list[str] | None, prog: str, several: Sequence[str] = ()) -> Any:
     """Call `function` by a command line; the options of `several` take values one after the other: `--model a b`."""
     from eden_hf.training.arguments import ConfigParser, at_home
@@ -311,6 +320,7 @@ def _call(function: Callable, arguments: list[str] | None, prog: str, several: S
     for name in several:
         required = parameters[name].default is Parameter.empty
         kind = get_args(parameters[name].annotation)[0]
+        kind = (get_args(kind) or (kind,))[0]  # of `list[str] | None` too
         parser.add_argument(f"--{name}", nargs="+", type=kind, required=required, help="one or more values")
     switches = [name for name, parameter in parameters.items() if parameter.default is False]
     for name in switches:

@@ -52,6 +52,8 @@ class Encoder:
 
     def __post_init__(self) -> None:
         self.model.eval()
+        if gains_from_bfloat16(self.model.device):
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # transformers wraps `to`
 
     @property
     def is_dense(self) -> bool:

@@ -23,6 +23,7 @@ ORDER = (
     {"retrieval"},
     {"evaluation"},
     {"hub"},
+    {"benchmarks"},
     {"cli"},
     {"__main__"},
 )

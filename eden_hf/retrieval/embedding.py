@@ -112,7 +112,6 @@ def embed_images(
         encoder = load_encoder(model, size=size, intensity=intensity, trust_remote_code=trust_remote_code)
         source: dict[str, Any] = {"split": split, "image_column": image_column, "id_column": id_column}
         rows = load_source(images, **source)
-    encoder.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     about = {"model": model, "weights_revision": encoder.revision, "dense": dense, "size": size}
     about |= {"intensity": intensity, "images": images, **source}
     file = Path(output)

@@ -1,0 +1,1 @@
+"""What things cost, each beside a plain way of doing the same: `eden bench`."""
