@@ -148,7 +148,7 @@ class FinetuneTrainingArguments:
         steps: Optimiser steps, instead of `epochs`.
         batch_size: Images of one optimiser step, over all processes together.
         warmup_share: Share of the steps over which the learning rate rises.
-        mixed_precision: `no`, `bf16` or, on a GPU, `fp16`.
+        mixed_precision: `no`, `bf16`, on a GPU `fp16`, or `auto`: bf16 where the device has instructions for it.
         channels_last: Lay images out channels last (faster with bf16 on CPUs and GPUs that know it).
         evaluations: Validations (each with a checkpoint) over the run, evenly spaced.
         patience: Validations without a better one after which the run stops; `null` runs to the end.
@@ -161,8 +161,8 @@ class FinetuneTrainingArguments:
     steps: int | None = None
     batch_size: int = 16
     warmup_share: float = 0.1
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    channels_last: bool = False
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    channels_last: bool = True
     evaluations: int = 10
     patience: int | None = None
     seed: int = 0

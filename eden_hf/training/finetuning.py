@@ -68,7 +68,7 @@ from eden_hf.training.downstream_metrics import (
 )
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
 from eden_hf.training.optimizers import decayed_names, same_groups
-from eden_hf.training.precision import check_precision, held_dtypes, in_float32
+from eden_hf.training.precision import check_precision, held_dtypes, in_float32, precision_used
 from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_run
 from eden_hf.training.stop_request import StopRequest, StopTraining
@@ -433,6 +433,8 @@ def _training_arguments(
         raise ValueError(f"`training.batch_size` {training.batch_size} does not divide among {processes} processes")
     total = training.steps or training.epochs * math.ceil(images / training.batch_size)
     accelerated = torch.accelerator.is_available()
+    device = torch.accelerator.current_accelerator() if accelerated else None
+    precision = precision_used(training.mixed_precision, device or torch.device("cpu"))
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=training.batch_size // processes,
@@ -442,8 +444,8 @@ def _training_arguments(
         max_steps=total,
         warmup_steps=round(training.warmup_share * total),
         lr_scheduler_type="cosine",
-        bf16=training.mixed_precision == "bf16",
-        fp16=training.mixed_precision == "fp16",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         use_cpu=not accelerated,
         eval_strategy="steps" if validates else "no",
         eval_steps=math.ceil(total / training.evaluations),

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from eden_hf.configuration_eden import EdenConfig
+from eden_hf.encoders import gains_from_bfloat16
 
 
 def check_precision(mixed_precision: str) -> None:
@@ -20,6 +21,13 @@ def check_precision(mixed_precision: str) -> None:
     """
     if mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise ValueError("`training.mixed_precision` fp16 needs a GPU, and there is none: choose bf16 or no")
+
+
+def precision_used(mixed_precision: str, device: torch.device) -> str:
+    """What `auto` stands for on a device: bf16 where it has instructions for it, else no; others as they are."""
+    if mixed_precision != "auto":
+        return mixed_precision
+    return "bf16" if gains_from_bfloat16(device) else "no"
 
 
 def in_float32(config: EdenConfig) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eden_hf import EdenForImageClassification
-from eden_hf.training.precision import check_precision, held_dtypes, in_float32
+from eden_hf.training.precision import check_precision, held_dtypes, in_float32, precision_used
 
 from ..tiny import tiny_config
 
@@ -33,3 +33,11 @@ def test_the_files_own_dtypes_are_told(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))  # as `eden stage --half` has it
     assert held_dtypes(str(tmp_path)) == ["F16"]
     assert held_dtypes("") == held_dtypes("random:resnet18-half") == held_dtypes("a/model-not-in-the-cache") == []
+
+
+@pytest.mark.parametrize("gains", [True, False])
+def test_auto_is_bf16_where_the_device_gains(monkeypatch, gains):
+    monkeypatch.setattr("eden_hf.training.precision.gains_from_bfloat16", lambda device: gains)
+    cpu = torch.device("cpu")
+    assert precision_used("auto", cpu) == ("bf16" if gains else "no")
+    assert [precision_used(name, cpu) for name in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
