@@ -103,5 +103,6 @@ def weights_revision(origin: str, model: PreTrainedModel | None = None) -> str |
         return getattr(model.config, "_commit_hash", None) if model else None
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
+        with file.open("rb") as content:
+            hashlib.file_digest(content, lambda: digest)
     return f"sha256 {digest.hexdigest()[:12]}"

@@ -1,6 +1,7 @@
 """What the files of a model repository tell of a model: read, checked and gathered for its card."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ HEADLINES = {
     ),
     "correspondence_windows": ("mean_radial_error_mm", "same_place_mm", "within_5_mm", "within_10_mm", "within_20_mm"),
 }  # fmt: skip
+#: How a path begins that one machine alone can read: at its root, home, here, above, on a drive or a share.
+LOCAL = r"(?:~[\w.-]*[/\\]|\.{0,2}[/\\]|[A-Za-z]:[/\\]|\\\\)"
 _EXTRA = "pip install 'eden_hf[evaluation]'"
 _LONG = 12  # rows from which values of single labels are left to the link
 
@@ -239,7 +242,7 @@ def _own_name(names: Sequence[str], declared: str | None, recipe: dict[str, Any]
 
 def data_name(source: str) -> str:
     """The name of a source without the folders of the machine that it lay on; Hub ids stay as they are."""
-    return source.rstrip("/").rpartition("/")[2] if source.startswith(("/", ".", "~")) else source
+    return re.split(r"[/\\]", source.rstrip("/\\"))[-1] if re.match(LOCAL, source) else source
 
 
 def model_name(name: str) -> str:

@@ -104,7 +104,7 @@ def convert_checkpoint(
         output: Folder to make: weights, configuration and processor (ImageNet's statistics, 224 pixels) with their
             code, `conversion.json`, `card.yaml` and the card.
         layout: Kind of the file (`adam_v1`, `moco_v2`, `adam_v2`, `dino`, `smp`, `timm`, `torchvision`) where the keys
-            do not tell, or tell wrong.
+            do not tell, or tell wrong; must be said of a bare ResNet with bottlenecks.
         branch: `student` or `teacher`; by default the one that is used downstream.
         pretraining: Make an `EdenForPreTraining` of student, teacher, projectors and memory bank.
         model_id: Hub id of the converted model for its card.
@@ -129,7 +129,7 @@ def convert_checkpoint(
         model, state, mapped = mapper.pretraining() if pretraining else mapper.trunk(branch)
         conversion = Conversion(
             source=file.name,
-            sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+            sha256=_sha256(file),
             layout=mapper.layout.name,
             about=mapper.layout.about,
             licence=license or mapper.layout.licence,
@@ -139,6 +139,7 @@ def convert_checkpoint(
             initial=sorted(model.state_dict().keys() - state.keys()),
             notes=mapper.notes(set(mapped.values())),
         )
+        mapper.check_stride()
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
     model.load_state_dict(state, strict=False)
@@ -156,8 +157,13 @@ def convert_checkpoint(
     return conversion
 
 
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of a file by their dotted names, and the names of what else it holds.
+    """Tensors of a file by their dotted names, without torch.compile's `_orig_mod.`, and names of what else it holds.
 
     Raises:
         CheckpointError: there is no such file, it cannot be read without running code in it, or it holds no tensors.
@@ -178,7 +184,7 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     records: list[str] = []
     for name, value in _flattened(content if isinstance(content, dict) else {}):
         if isinstance(value, Tensor):
-            tensors[name] = value
+            tensors[name.replace("_orig_mod.", "")] = value
         else:
             records.append(name)
     if not tensors:
@@ -208,6 +214,7 @@ class _Mapper:
         self.tensors, self.records = tensors, records
         self.trunks = find_trunks(tensors)
         self.layout: Layout = find_layout([*tensors, *records], self.trunks, layout)
+        self.guessed = self.layout.guessed and layout is None
         self.expected: set[str] = set()  # names of the trunk's weights, behind the prefix
 
     def trunk(self, branch: Branch | None) -> tuple[PreTrainedModel, dict[str, Tensor], dict[str, str]]:
@@ -293,6 +300,19 @@ class _Mapper:
             value = self.tensors[theirs].T if name == "memory_bank" else self.tensors[theirs]
             state[name] = _fitted(value, wanted[name], theirs)
         return state
+
+    def check_stride(self) -> None:
+        """Refuse bottlenecks of unknown origin: torchvision's stride is in their 3x3 convolution, Caffe's in the 1x1.
+
+        Raises:
+            CheckpointError: the trunk has bottlenecks, and neither its keys nor `layout` say whose they are.
+        """
+        if self.guessed and any(name.endswith("layer1.0.conv3.weight") for name in self.tensors):
+            raise CheckpointError(
+                "a ResNet with bottlenecks may have its stride in the 3x3 convolution, as torchvision, timm and DINO "
+                "have, or in the 1x1, as Caffe has, which would be another function here; no weight tells which: if "
+                f"it is the former, say so by `layout` ({self.layout.name})"
+            )
 
     def dropped(self, used: set[str]) -> dict[str, str]:
         """Why each other key is left out.

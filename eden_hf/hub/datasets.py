@@ -1,6 +1,7 @@
 """Data sets on the Hub: Parquet and card as `build_anatomy_crops` wrote them, and what the publisher declares."""
 
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def publish_dataset(
 ) -> Push:
     """Publish a folder of `build_anatomy_crops` as a data set: then `load_dataset("user/name", "level-2")` works.
 
-    The folder's `README.md` is completed with what `card` declares; configs, splits and features are in it already.
+    What goes as its card is the folder's `README.md`, which names configs, splits and features, completed with what
+    `card` declares; the folder itself stays as it is.
 
     Args:
         folder: Of `eden crops`. Hidden files stay behind.
@@ -92,12 +94,15 @@ def publish_dataset(
         PublishingError: as `publish`.
     """
     folder = Path(folder)
-    configs = write_dataset_card(folder, repo_id, EdenDatasetCardData.load(card))
-    return publish(folder, repo_id, "dataset", _missing(folder, configs), **options)
+    text, configs = render_dataset_card(folder, repo_id, EdenDatasetCardData.load(card))
+    with tempfile.TemporaryDirectory() as scratch:
+        completed = Path(scratch) / "README.md"
+        completed.write_text(text, encoding="utf-8")
+        return publish(folder, repo_id, "dataset", _missing(folder, configs), completed, **options)
 
 
-def write_dataset_card(folder: Path, repo_id: str, declared: EdenDatasetCardData) -> list[dict[str, Any]]:
-    """Complete the `README.md` of a crops folder; may be done again. Returns the configs that it names.
+def render_dataset_card(folder: Path, repo_id: str, declared: EdenDatasetCardData) -> tuple[str, list[dict[str, Any]]]:
+    """The completed `README.md` of a crops folder, and the configs that it names.
 
     Raises:
         CardError: there is no `README.md` of `build_anatomy_crops`.
@@ -120,8 +125,7 @@ def write_dataset_card(folder: Path, repo_id: str, declared: EdenDatasetCardData
         citation=f"\n## Citation\n\n```bibtex\n{declared.citation.strip()}\n```\n" if declared.citation else "",
     )
     body = re.sub(r'load_dataset\("[^"]+"', f'load_dataset("{repo_id}"', card.text)
-    file.write_text(f"---\n{data.to_yaml()}\n---\n{body.strip()}\n{terms}", encoding="utf-8")
-    return data.configs
+    return f"---\n{data.to_yaml()}\n---\n{body.strip()}\n{terms}", data.configs
 
 
 def _missing(folder: Path, configs: list[dict[str, Any]]) -> Iterator[Refusal]:

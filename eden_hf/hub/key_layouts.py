@@ -209,6 +209,7 @@ class Layout:
         others: Patterns of further keys, and what they are.
         projector: Whether the trunk's `fc.0` and `fc.2` are the projector, with a bank in `queue` and `queue_ptr`.
         licence: Licence of the published files, where the layout tells whose they are.
+        guessed: Whether files of others, of another function, may have the very same keys.
     """
 
     name: str
@@ -218,6 +219,7 @@ class Layout:
     others: Mapping[str, str]
     projector: bool = False
     licence: str | None = None
+    guessed: bool = False
 
 
 _MOCO_TRUNKS: dict[Branch, str] = {
@@ -285,7 +287,9 @@ LAYOUTS: tuple[Layout, ...] = (
         others={rf"{_WRAPPED}(decoder|segmentation_head|classification_head)\..*": "decoder or head of the source"},
     ),
     Layout("timm", "timm", {"student": _TORCHVISION}, marks=rf"{_WRAPPED}stem\..*", others={}),
-    Layout("torchvision", "torchvision, timm or a bare DINO backbone", {"student": _TORCHVISION}, r".*", others={}),
+    Layout(
+        "torchvision", "torchvision, timm or a bare DINO backbone", {"student": _TORCHVISION}, r".*", {}, guessed=True
+    ),
 )
 
 #: Entries of a training checkpoint that no trunk, teacher or bank is in, and what they are.

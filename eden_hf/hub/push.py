@@ -24,6 +24,7 @@ def push_to_hub(
     public: bool = False,
     tags: Sequence[str] = (),
     dry_run: bool = False,
+    delete: bool = False,
     allow: Sequence[Override] = (),
 ) -> Push:
     """Publish a model or a data set on the Hub, in one commit.
@@ -40,13 +41,14 @@ def push_to_hub(
         public: Open the repository to everybody, once it is whole.
         tags: Names for the revision, such as `v1.0` or a stage's.
         dry_run: Send nothing; tell what would go.
+        delete: Delete what is in the repository and not in the folder; hidden files, the Hub's own, stay.
         allow: What to publish although it should not be: `card`, `pickle`, `weights`, `images`, `files`.
 
     Raises:
         CardError, StagingError, RefusedError: what is to be published is not as it must be.
         PublishingError: the Hub does not take it; no revision is left half made.
     """
-    options: PushOptions = {"public": public, "tags": tags, "dry_run": dry_run, "allow": allow}
+    options: PushOptions = {"public": public, "tags": tags, "dry_run": dry_run, "delete": delete, "allow": allow}
     if dataset:
         if card is None:
             raise CardError("a data set needs `card`: a YAML file with license, provenance and images_may_be_shared")

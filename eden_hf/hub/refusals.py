@@ -2,6 +2,7 @@
 
 import json
 import pickletools
+import re
 import struct
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
@@ -17,23 +18,37 @@ Override = Literal["card", "pickle", "weights", "images", "files"]
 OVERRIDES: tuple[Override, ...] = get_args(Override)
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
-#: What the folder of a model, or of a data set, is made of.
-KNOWN = (
-    *(".jinja", ".json", ".jsonl", ".md", ".onnx", ".parquet", ".png", ".py", ".safetensors", ".txt", ".yaml"),
-    *("LICENSE", "NOTICE"),
-)
+TEXTS = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml")
+RepoType = Literal["model", "dataset"]
+#: What a repository holds, by its whole path, as patterns.
+KNOWN: dict[RepoType, tuple[str, ...]] = {
+    "model": (
+        r"README\.md|LICENSE|NOTICE|card\.yaml|conversion\.json",
+        r"(pretraining/)?(config\.json|preprocessor_config\.json|\w+_eden\w*\.py)",
+        r"(pretraining/)?model(-\d+-of-\d+)?\.safetensors|(pretraining/)?model\.safetensors\.index\.json",
+        r"(onnx/)?model\.onnx(\.data)?",
+        r"training/(config\.yaml|data\.json|environment\.json|metrics\.json|loss\.png)",
+        r"evaluation/[^/]+/(results\.json|results\.md|figure\.png)",
+        r"evaluation/([^/]+/)?few_shot-[^/]+\.(md|png|jsonl)",
+    ),
+    "dataset": (r"README\.md|LICENSE|NOTICE", r"[\w.-]+/[\w.-]+\.parquet", r"[\w.-]+/skipped\.jsonl"),
+}
+#: Text that no file of ours has without a break, and every picture in base64 has: 300 bytes of it.
+_ENCODED = re.compile(rb"[A-Za-z0-9+/]{400}|data:image/")
 #: Formats that PIL knows by their first bytes.
 IMAGES = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 MEDICAL_IMAGES = (".dcm", ".dicom", ".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
 
 
 class Refusal(NamedTuple):
-    """Why something is not published, and the override that would publish it all the same."""
+    """Why something is not published, and the override that would publish it all the same, if any would."""
 
     reason: str
-    override: Override
+    override: Override | None
 
     def __str__(self) -> str:
+        if self.override is None:
+            return self.reason
         return f"{self.reason} (--allow {self.override} publishes it all the same)"
 
 
@@ -63,33 +78,47 @@ def local_files(folder: Path) -> list[str]:
     Raises:
         FileNotFoundError: there is no such folder, or nothing in it.
     """
-    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    shown = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    shown = [path for path in paths if not is_hidden(path)]
     if not shown:
         raise FileNotFoundError(f"nothing to publish in {folder}: it is no folder, or has no files")
     return shown
 
 
-def file_refusals(folder: Path, files: list[str]) -> Iterator[Refusal]:
-    """What is wrong with files of `folder` (their paths in it), by content as well as by name."""
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder above it, has a name that starts with a dot."""
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def file_refusals(folder: Path, files: list[str], repo_type: RepoType) -> Iterator[Refusal]:
+    """What is wrong with files of `folder` (their paths in it): content first, then the path."""
     for name in files:
-        file = folder / name
-        if name.endswith(".safetensors"):
-            yield from _weight_refusals(file, name)
-        elif _is_medical_image(file):
-            yield Refusal(f"{name} is a DICOM file or another medical image", "images")
-        elif format_ := _image_format(file):
-            if reason := _not_ours(folder, name):
-                yield Refusal(f"{name} is an image ({format_}) and {reason}", "images")
-        elif name.endswith(PICKLES) or _is_pickle(file):
-            yield Refusal(f"{name} is a pickle, which can run code when loaded: save it as safetensors", "pickle")
-        elif not name.endswith(KNOWN):
-            yield Refusal(f"{name} is of no kind that a repository holds ({', '.join(KNOWN)})", "files")
+        read = _weight_refusals if name.endswith(".safetensors") else _refusals
+        wrong = list(read(folder, name))
+        if name.endswith(".parquet") and repo_type == "model":
+            wrong = [Refusal(f"{name} is Parquet, which holds images and no model: push it as a data set", None)]
+        if not wrong and not any(re.fullmatch(pattern, name) for pattern in KNOWN[repo_type]):
+            wrong = [Refusal(f"{name} is none of the files that the repository of a {repo_type} holds", "files")]
+        yield from wrong
 
 
-def _weight_refusals(file: Path, name: str) -> Iterator[Refusal]:
+def _refusals(folder: Path, name: str) -> Iterator[Refusal]:
+    """What is wrong with the content of a file that holds no weights."""
+    file = folder / name
+    if _is_medical_image(file):
+        yield Refusal(f"{name} is a DICOM file or another medical image", "images")
+    elif format_ := _image_format(file):
+        if reason := _not_ours(folder, name):
+            yield Refusal(f"{name} is an image ({format_}) and {reason}", "images")
+    elif name.endswith(PICKLES) or _is_pickle(file):
+        yield Refusal(f"{name} is a pickle, which can run code when loaded: save it as safetensors", "pickle")
+    elif name.endswith(TEXTS) and _ENCODED.search(file.read_bytes()):
+        yield Refusal(f"{name} holds what looks like an image in base64", "images")
+
+
+def _weight_refusals(folder: Path, name: str) -> Iterator[Refusal]:
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(folder / name, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 (no mapping)
                 tensor = tensors.get_tensor(key)
                 if tensor.is_floating_point() and not tensor.isfinite().all():

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from transformers import PreTrainedModel
 
 from eden_hf.configuration_eden import EdenConfig
-from eden_hf.hub.card_facts import data_name
+from eden_hf.hub.card_facts import LOCAL, data_name
 from eden_hf.hub.cards import EdenModelCardData, write_card
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import weights_revision
@@ -215,12 +215,16 @@ def _copy_small(figure: Path, output: Path) -> None:
         drawn.convert("RGB").quantize(64).save(output, optimize=True, pnginfo=tags)
 
 
-#: A path from the root of a file system: a slash that no other text is before, up to quotes, brackets or its end.
-_PATH = re.compile(r"(?<![\w/.~-])/(?!/)(?:[^\s\"',;()\[\]]|\s(?!\())+")
+#: A path that one machine alone can read, to its last slash whatever is before that, and its name, up to quotes,
+#: brackets or its end; or one of three parts and more, which is no Hub id. No text and no protocol stands before it.
+_PATH = re.compile(
+    rf"(?<![\w/\\.~-])(?:{LOCAL}(?=[^\s/])(?:[^\"'\n]*[/\\](?=[^\s/\\]))?|(?:[\w.~-]+[/\\]){{2,}})"
+    r"(?:[^\s\"',;()\[\]]|\s(?!\())+"
+)
 
 
 def _without_folders(value: Any) -> Any:
-    """`value` with the name alone of every absolute path; of a run's `last` and `best`, the run's name as well."""
+    """`value` with the name alone of every path of the machine; of a run's `last` and `best` the run's as well."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -229,7 +233,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _name(path: re.Match) -> str:
-    parts = path[0].strip("/").split("/")
+    parts = re.split(r"[/\\]+", path[0].strip("/\\"))
     return "/".join(parts[-2:] if parts[-1] in ("last", "best") else parts[-1:])
 
 

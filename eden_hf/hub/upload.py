@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict, Unpack
 
@@ -25,14 +25,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from eden_hf.hub.refusals import Override, Refusal, file_refusals, local_files, refuse
+from eden_hf.hub.refusals import Override, Refusal, RepoType, file_refusals, is_hidden, local_files, refuse
 
 logger = logging.getLogger(__name__)
 
-RepoType = Literal["model", "dataset"]
 WAITS = (1, 2, 4, 8)  # seconds before a push that failed is tried again
 LAST = ("config.json", "README.md")  # of the operations of a commit
-KEPT = (".gitattributes",)  # the Hub's own
 
 
 class PublishingError(RuntimeError):
@@ -45,7 +43,7 @@ class PlannedFile:
 
     path: str
     size: int
-    change: Literal["new", "changed", "unchanged", "deleted"]
+    change: Literal["new", "changed", "unchanged", "deleted", "kept"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Push:
 
     Attributes:
         repo_id: The repository.
-        files: Every file of the folder, and those that are deleted.
+        files: Every file of the folder, and those of the repository alone, which are kept or deleted.
         commit: The revision that now holds the folder; `None` after a dry run of changes.
         tags: Tags of that revision that were asked for.
     """
@@ -67,7 +65,7 @@ class Push:
     @property
     def changes(self) -> list[PlannedFile]:
         """The files that differ from the last revision."""
-        return [file for file in self.files if file.change != "unchanged"]
+        return [file for file in self.files if file.change not in ("unchanged", "kept")]
 
     def __str__(self) -> str:
         size = sum(file.size for file in self.changes if file.change != "deleted")
@@ -92,17 +90,24 @@ class PushOptions(TypedDict, total=False):
         public: Open the repository to everybody, once it is whole.
         tags: Names for the revision, such as `v1.0` or a stage's.
         dry_run: Send nothing; tell what would go.
+        delete: Delete what is in the repository and not in the folder; hidden files, the Hub's own, stay.
         allow: What to publish although it should not be: `card`, `pickle`, `weights`, `images`, `files`.
     """
 
     public: bool
     tags: Sequence[str]
     dry_run: bool
+    delete: bool
     allow: Collection[Override]
 
 
 def publish(
-    folder: Path, repo_id: str, repo_type: RepoType, problems: Iterable[Refusal], **options: Unpack[PushOptions]
+    folder: Path,
+    repo_id: str,
+    repo_type: RepoType,
+    problems: Iterable[Refusal],
+    card: Path | None = None,
+    **options: Unpack[PushOptions],
 ) -> Push:
     """Bring a repository of the Hub to the content of `folder`.
 
@@ -111,18 +116,20 @@ def publish(
         repo_id: `user/name`. A repository that is not there yet is made, private.
         repo_type: `model` or `dataset`.
         problems: What speaks against it, beside the folder's files.
+        card: The `README.md` to publish, where it is not the folder's.
         options: How.
 
     Raises:
-        RefusedError: there are problems, a file is a pickle or of no known kind, weights are not finite, or an image
+        RefusedError: there are problems, a file is a pickle or at no known path, weights are not finite, or an image
             would go that is none of the package's figures.
         PublishingError: no token, or one without rights; a wrong name; a tag that stands elsewhere; a Hub that fails.
             The repository's last revision is the old one or the new one, whole; another push completes it.
     """
     tags, dry_run = tuple(options.get("tags", ())), options.get("dry_run", False)
-    refuse(folder, (*problems, *file_refusals(folder, local_files(folder))), options.get("allow", ()))
+    refuse(folder, (*problems, *file_refusals(folder, local_files(folder), repo_type)), options.get("allow", ()))
     check_access(repo_id, tags, token=not dry_run)
-    push = _Pushing(HfApi(), folder, repo_id, repo_type, tags)
+    files = {path: folder / path for path in local_files(folder)} | ({"README.md": card} if card else {})
+    push = _Pushing(HfApi(), files, repo_id, repo_type, tags, options.get("delete", False))
     public = options.get("public", False)
     return _retried((lambda: push.plan()[0]) if dry_run else (lambda: push.run(public)), repo_id)
 
@@ -154,23 +161,25 @@ def check_access(repo_id: str, tags: Sequence[str] = (), token: bool = True) -> 
 
 @dataclass(frozen=True)
 class _Pushing:
-    """One push; every step may be done again."""
+    """One push of `files`, by their paths in the repository; every step may be done again."""
 
     api: HfApi
-    folder: Path
+    files: dict[str, Path]
     repo_id: str
     repo_type: RepoType
     tags: tuple[str, ...]
+    delete: bool
 
     def plan(self) -> tuple[Push, _Remote | None]:
         """What would change, and the repository as it is, if it is."""
         remote = self._remote()
         there = remote.files if remote else {}
-        files = [self._planned(path, there.get(path)) for path in local_files(self.folder)]
-        gone = there.keys() - {file.path for file in files} - set(KEPT)
-        files += [PlannedFile(path, there[path].size, "deleted") for path in sorted(gone)]
-        unchanged = remote is not None and all(file.change == "unchanged" for file in files)
-        plan = Push(self.repo_id, files, remote.head if remote and unchanged else None, self.tags)
+        files = [self._planned(path, there.get(path)) for path in self.files]
+        theirs = sorted(path for path in there.keys() - self.files.keys() if not is_hidden(path))
+        files += [PlannedFile(path, there[path].size, "deleted" if self.delete else "kept") for path in theirs]
+        plan = Push(self.repo_id, files, None, self.tags)
+        if remote and not plan.changes:
+            plan = replace(plan, commit=remote.head)
         for tag in self.tags if remote else ():
             if self._tagged(tag) not in (None, plan.commit):
                 raise PublishingError(
@@ -204,7 +213,7 @@ class _Pushing:
         return _Remote(info.sha or "", bool(info.private), {f.path: f for f in tree if isinstance(f, RepoFile)})
 
     def _planned(self, path: str, there: RepoFile | None) -> PlannedFile:
-        file = self.folder / path
+        file = self.files[path]
         change = "new" if there is None else "unchanged" if _is_same(file, there) else "changed"
         return PlannedFile(path, file.stat().st_size, change)  # type: ignore[arg-type]
 
@@ -219,7 +228,7 @@ class _Pushing:
         operations: list = [CommitOperationDelete(file.path) for file in plan.files if file.change == "deleted"]
         added = [file.path for file in plan.files if file.change in ("new", "changed")]
         for path in sorted(added, key=lambda path: (path in LAST, path)):
-            operations.append(CommitOperationAdd(path, str(self.folder / path)))
+            operations.append(CommitOperationAdd(path, str(self.files[path])))
         return self.api.create_commit(
             self.repo_id,
             operations,

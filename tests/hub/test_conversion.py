@@ -170,16 +170,40 @@ def test_resnets_of_others(tmp_path, kind, backbone):
     torch.manual_seed(0)
     model = EdenForPreTraining(tiny_config(backbone)).eval()
     torch.save(OTHERS[kind](bare(model)), tmp_path / "file.pth")
-    conversion = convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"))
+    said = kind if kind == "torchvision" else None  # its weights alone do not tell where the stride is
+    conversion = convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"), said)
     assert conversion.layout == kind
     assert conversion.initial == []
     assert (conversion.licence is not None) == (kind == "adam_v2")
     assert torch.equal(embedded(EdenModel.from_pretrained(tmp_path / "out").eval()), embedded(model.eden))
 
 
+def test_bottlenecks_of_unknown_origin_are_refused_and_small_blocks_are_not(tmp_path, tiny_model):
+    """With the stride in the 1x1 convolution, the same weights are another function."""
+    settings = tiny_model.config.backbone_config.to_dict()
+    both = ({"downsample_in_bottleneck": where} for where in (True, False))
+    one, three = (ResNetModel(ResNetConfig(**settings | where)) for where in both)
+    one.load_state_dict(three.state_dict())
+    assert not torch.allclose(embedded(one.eval()), embedded(three.eval()), rtol=0.1)
+    torch.save(bare(tiny_model), tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=r"3x3 convolution, .* or in the 1x1, .*by `layout` \(torchvision\)"):
+        convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    torch.save(bare(EdenForPreTraining(tiny_config("resnet"))), tmp_path / "file.pth")
+    convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod."])
+def test_a_compiled_model_converts_as_the_one_that_was_compiled(tmp_path, tiny_model, prefix):
+    torch.save({"state_dict": bare(tiny_model, prefix)}, tmp_path / "file.pth")
+    conversion = convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"), "torchvision")
+    assert conversion.initial == []
+    assert torch.equal(embedded(EdenModel.from_pretrained(tmp_path / "out").eval()), embedded(tiny_model.eden))
+
+
 def test_the_best_loss_of_others_does_not_make_a_file_the_authors(tmp_path, tiny_model):
     torch.save({"state_dict": bare(tiny_model), "best_loss": 0.5}, tmp_path / "file.pth")
-    conversion = convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"), license="mit")
+    conversion = convert_checkpoint(str(tmp_path / "file.pth"), str(tmp_path / "out"), "torchvision", license="mit")
     assert (conversion.layout, conversion.licence) == ("torchvision", "mit")
     assert conversion.dropped == {"best_loss": "record of the training run"}
 
@@ -203,7 +227,7 @@ def test_the_student_of_dino_if_asked(tmp_path, tiny_model):
 def test_files_without_counts_of_batches_and_in_half_precision(tmp_path, tiny_model):
     state = {n: t.half() for n, t in bare(tiny_model).items() if not n.endswith("num_batches_tracked")}
     save_file(state, tmp_path / "old.safetensors")
-    convert_checkpoint(str(tmp_path / "old.safetensors"), str(tmp_path / "out"))
+    convert_checkpoint(str(tmp_path / "old.safetensors"), str(tmp_path / "out"), "torchvision")
     loaded = EdenModel.from_pretrained(tmp_path / "out").eval()
     assert loaded.dtype == torch.float32
     assert_close(embedded(loaded), embedded(tiny_model.eden), rtol=0.05, atol=0.05)
@@ -240,7 +264,7 @@ def test_a_trunk_goes_there_and_back_bit_for_bit(tmp_path, layout, backbone):
     exported = load_file(file)
     assert exported.keys() == expected.keys()
     assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
-    convert_checkpoint(str(file), str(tmp_path / "again"))
+    convert_checkpoint(str(file), str(tmp_path / "again"), layout)
     state = EdenModel.from_pretrained(tmp_path / "again").state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.eden.state_dict().items())
 

@@ -54,6 +54,17 @@ def test_publishing_again_sends_nothing_and_a_new_declaration_the_card_alone(hub
     assert "images of nobody" not in card
 
 
+def test_the_folder_stays_as_it_is(hub, crops, tmp_path):
+    before = {file: file.read_bytes() for file in crops.rglob("*") if file.is_file()}
+    publish_dataset(crops, "user/crops", write_dataset_yaml(tmp_path), dry_run=True)
+    publish_dataset(crops, "user/crops", write_dataset_yaml(tmp_path))
+    assert {file: file.read_bytes() for file in crops.rglob("*") if file.is_file()} == before
+    (crops / "patients.jsonl").write_text("{}")
+    with pytest.raises(RefusedError, match=r"patients\.jsonl is none of the files that the repository of a dataset"):
+        publish_dataset(crops, "user/crops", write_dataset_yaml(tmp_path, license="cc-by-4.0"))
+    assert {file: file.read_bytes() for file in before} == before
+
+
 @pytest.mark.parametrize(
     ("declared", "message"),
     [

@@ -1,5 +1,7 @@
 """Pushes against the local Hub: one commit or none, faults on the way, and what is refused."""
 
+import base64
+import io
 import json
 import pickle
 import re
@@ -63,14 +65,14 @@ def test_an_unchanged_push_sends_nothing(hub, folder):
     assert hub.asked(SENDS) == []
 
 
-def test_only_what_changed_is_sent_and_what_vanished_is_deleted(hub, folder):
+def test_only_what_changed_is_sent_and_what_vanished_is_deleted_if_asked(hub, folder):
     publish_model(folder, "user/tiny")
     hub.requests.clear()
     shutil.rmtree(folder / "evaluation" / "correspondence")
-    (folder / "training" / "notes.txt").write_text("It went well.\n")
-    push = publish_model(folder, "user/tiny", allow=["card"])
+    (folder / "NOTICE").write_text("It went well.\n")
+    push = publish_model(folder, "user/tiny", allow=["card"], delete=True)
     assert {(file.path, file.change) for file in push.changes} == {
-        ("training/notes.txt", "new"),
+        ("NOTICE", "new"),
         ("evaluation/correspondence/results.json", "deleted"),
         ("evaluation/correspondence/results.md", "deleted"),
     }
@@ -78,6 +80,22 @@ def test_only_what_changed_is_sent_and_what_vanished_is_deleted(hub, folder):
     assert ".gitattributes" in hub.repository("user/tiny").files
     assert len(hub.asked("commit")) == 1
     assert hub.asked("PUT /large|xorbs") == []
+
+
+def test_what_others_added_on_the_hub_stays(hub, folder):
+    publish_model(folder, "user/tiny")
+    repository = hub.repository("user/tiny")
+    theirs = {name: File(b"theirs", False) for name in ("LICENSE", "onnx/model.onnx", ".eval_results/one.yaml")}
+    head = repository.commit({**repository.files, **theirs}, "theirs")
+    push = publish_model(folder, "user/tiny")
+    assert push.commit == head
+    assert "kept                   6  onnx/model.onnx" in str(push)
+    (folder / "NOTICE").write_text("Another revision.\n")
+    publish_model(folder, "user/tiny")
+    assert theirs.keys() <= held(hub).keys()
+    assert "onnx/model.onnx" in str(publish_model(folder, "user/tiny", delete=True, dry_run=True))
+    publish_model(folder, "user/tiny", delete=True)
+    assert theirs.keys() & held(hub).keys() == {".eval_results/one.yaml"}
 
 
 def test_a_dry_run_lists_sizes_and_sends_nothing(hub, folder, monkeypatch):
@@ -105,7 +123,7 @@ def test_tags_name_the_revision_and_stay_where_they_are(hub, folder):
     tags = hub.repository("user/tiny").tags
     assert tags == {"v1.0": first.commit, "stage-2": first.commit}
     publish_model(folder, "user/tiny", tags=["v1.0"])
-    (folder / "notes.txt").write_text("Another revision.\n")
+    (folder / "NOTICE").write_text("Another revision.\n")
     hub.requests.clear()
     for dry_run in (True, False):
         with pytest.raises(
@@ -169,7 +187,7 @@ def test_a_push_that_fails_leaves_the_last_revision_and_the_next_completes_it(hu
     before = held(hub)
     weights = load_file(folder / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors")
-    (folder / "training" / "notes.txt").write_text("Another revision.\n")
+    (folder / "NOTICE").write_text("Another revision.\n")
     hub.fault(kind, pattern, times=1000)
     with pytest.raises(PublishingError, match=message) as caught:
         publish_model(folder, "user/tiny", tags=["v2.0"])
@@ -207,7 +225,7 @@ def test_a_repository_that_is_deleted_meanwhile(hub, folder, monkeypatch):
 
 def test_somebody_elses_push_meanwhile_is_not_run_over(hub, folder, monkeypatch):
     publish_model(folder, "user/tiny")
-    (folder / "notes.txt").write_text("Ours.\n")
+    (folder / "NOTICE").write_text("Ours.\n")
     commit = upload._Pushing._commit
 
     def late(push, plan, remote):
@@ -219,7 +237,7 @@ def test_somebody_elses_push_meanwhile_is_not_run_over(hub, folder, monkeypatch)
     with pytest.raises(PublishingError, match="somebody pushed to user/tiny meanwhile"):
         publish_model(folder, "user/tiny")
     assert "theirs.txt" in held(hub)
-    assert "notes.txt" not in held(hub)
+    assert "NOTICE" not in held(hub)
 
 
 @pytest.mark.parametrize(
@@ -264,11 +282,11 @@ def test_a_file_that_vanishes_meanwhile_is_no_fault_of_the_hub(hub, folder, monk
 
 def test_an_existing_repository_that_the_token_may_only_read(hub, folder, monkeypatch):
     publish_model(folder, "user/tiny")
-    (folder / "notes.txt").write_text("Another revision.\n")
+    (folder / "NOTICE").write_text("Another revision.\n")
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
     with pytest.raises(PublishingError, match="this token may not write to user/tiny"):
         publish_model(folder, "user/tiny")
-    assert "notes.txt" not in held(hub)
+    assert "NOTICE" not in held(hub)
 
 
 def test_a_repository_that_stays_hidden(hub, folder, monkeypatch):
@@ -311,6 +329,13 @@ def not_finite(file):
     save_file({"good": torch.zeros(3), "bad": torch.tensor([0.0, float("nan"), float("inf")])}, file)
 
 
+def in_base64(file):
+    picture = io.BytesIO()
+    Image.effect_noise((32, 32), 50).save(picture, format="PNG")
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"example": base64.b64encode(picture.getvalue()).decode()}))
+
+
 def foreign_figure(file):
     file.parent.mkdir(parents=True)
     shutil.copy(file.parents[2] / "training" / "loss.png", file)
@@ -339,7 +364,10 @@ def patients_figure(file):
         ("evaluation/other/figure.png", patients_figure, "images", "shows images that were measured on"),
         ("notes.txt", dicom, "images", r"notes\.txt is a DICOM file"),
         ("scan.nii.gz", lambda file: file.write_text("x"), "images", r"scan\.nii\.gz is a DICOM file or another"),
-        ("archive.tar", lambda file: file.write_text("x"), "files", r"archive\.tar is of no kind that a repository"),
+        ("config.json", in_base64, "images", r"config\.json holds what looks like an image in base64"),
+        ("archive.tar", lambda file: file.write_text("x"), "files", r"archive\.tar is none of the files that"),
+        ("patients.json", lambda file: file.write_text("[]"), "files", r"patients\.json is none of the files that"),
+        ("training/a.jsonl", lambda file: file.write_text("1"), "files", r"training/a\.jsonl is none of the files"),
     ],
 )
 def test_files_that_are_refused(hub, folder, name, write, override, reason):
@@ -350,6 +378,21 @@ def test_files_that_are_refused(hub, folder, name, write, override, reason):
     assert len(caught.value.refusals) == 1
     assert hub.requests == []
     publish_model(folder, "user/tiny", allow=["card", override])
+    assert name in held(hub)
+
+
+def test_parquet_never_goes_into_a_model(hub, folder):
+    (folder / "evaluation" / "images.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RefusedError, match=r"images\.parquet is Parquet, .* push it as a data set$"):
+        publish_model(folder, "user/tiny", allow=OVERRIDES)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "model.onnx", "model.onnx.data", "onnx/model.onnx.data"])
+def test_files_of_known_kinds_go(hub, folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("content")
+    publish_model(folder, "user/tiny")
     assert name in held(hub)
 
 
