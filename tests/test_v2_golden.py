@@ -9,6 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from eden_hf.modeling_eden_v2 import composability, cross_view_entropy, decomposability
+from eden_hf.training.arguments import PretrainArguments, Stage
+from eden_hf.training.curriculum import half_cosine, learning_rate, teacher_temperature, weight_decay
+from eden_hf.training.objectives import objective_of
+from eden_hf.training.optimizers import clip_each, make_optimizer
 
 from .golden import recipe
 from .golden.reference import (
@@ -169,3 +173,104 @@ def test_center(stage, model):
         model._localizability(global_crops, local_crops, logits, None)
         model.update_teacher()
     assert_close(model.center, TENSORS[f"dino.{stage}.center_after_3"])
+
+
+def stage_of(objective: str, **settings) -> Stage:
+    """A stage with the published schedules."""
+    published = {
+        "learning_rate": 1e-3, "final_learning_rate": 1e-6, "warmup_epochs": 10, "weight_decay": 0.04,
+        "final_weight_decay": 0.4, "frozen_epochs": 1, "optimizer": "adamw",
+    }  # fmt: skip
+    return Stage(objective=objective, **{**published, **settings})
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("L", [200, 200, 100]), ("LCD", [10, 90, 165])])
+def test_schedules(name, epochs):
+    """One each for the whole stage, whatever its granularities."""
+    expected, stage = NUMBERS["schedules"][name], stage_of("localize", epochs=epochs)
+    length = expected["length"]
+    assert stage.total_epochs == expected["epochs"]
+    for row, step in enumerate(expected["iteration"]):
+        made = {
+            "lr": learning_rate(stage, step, length),
+            "weight_decay": weight_decay(stage, step, length),
+            "momentum": half_cosine(0.996, 1.0, step, length),
+        }
+        assert made == pytest.approx({schedule: expected[schedule][row] for schedule in made}, abs=1e-12)
+    granularities = [stage.granularity(epoch) for epoch in range(stage.total_epochs)]
+    assert granularities == [g for g, count in enumerate(epochs) for _ in range(count)]
+
+
+def test_temperatures():
+    stage = stage_of("localize", epochs=20, first_teacher_temperature=0.04, teacher_temperature_epochs=5)
+    made = [teacher_temperature(stage, epoch, final=0.07) for epoch in range(20)]
+    assert made == pytest.approx(NUMBERS["dino"]["L"]["temperatures"], abs=1e-12)
+    assert teacher_temperature(stage_of("localize"), 0, final=0.04) == 0.04
+
+
+TOY = {"epochs": 4, "warmup_epochs": 1}
+
+
+def take_steps(model, objective: str, batches: list, first_step: int):
+    """Steps as the loop takes them, three an epoch: losses, centre and rates after each."""
+    stage = stage_of(objective, **TOY)
+    method = objective_of(PretrainArguments(stages=[stage]))
+    model.config.teacher_momentum = 0.996
+    optimizer = make_optimizer(model, "adamw")
+    for step, inputs in enumerate(batches, first_step):
+        rates = learning_rate(stage, step, 12), weight_decay(stage, step, 12)
+        for group in optimizer.param_groups:
+            group.update(lr=rates[0], weight_decay=rates[1] if group["decayed"] else 0.0)
+        output = model(**inputs, **method.settings(stage, step // 3, first_piece=True))
+        output.loss.backward()
+        clip_each((p for p in model.parameters() if p.requires_grad), 3.0)
+        method.before_step(model, stage, step // 3)
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_step(model, step, 12)
+        yield step, output, rates
+
+
+def assert_moved_alike(model, prefix: str, atol: float):
+    """Weights after steps. AdamW makes a full step of a gradient near zero, whatever its sign."""
+    sides = {side: v2_tensors_by_official_name(model, side) for side in ("student", "teacher")}
+    for key in (key for key in TENSORS if key.startswith(prefix) and "weight_g" not in key and "center" not in key):
+        name = key.removeprefix(prefix).removesuffix("[:128]")
+        side = "teacher" if name.startswith("teacher.") else "student"
+        tensor = sides[side][name.removeprefix(f"{side}.")]
+        difference = (tensor.flatten()[:128] - TENSORS[key]).abs()
+        assert difference.median() < atol / 20, key
+        assert difference.max() < atol, key
+
+
+def test_six_steps_of_the_second_stage(model):
+    numbers = NUMBERS["steps_LCD"]
+    batches = [v2_crops(tag) for tag in ("s0", "s1", "s2")] * 2
+    last = v2_tensors_by_official_name(model, "student")["head.last_layer.weight_v"]
+    start = last.clone()
+    for step, output, rates in take_steps(model, "part_whole", batches, first_step=0):
+        assert rates == pytest.approx(numbers["lr_and_wd_of_both_groups"][step][0], abs=1e-12)
+        assert_close(output.loss, numbers["total"][step], rtol=1e-4)
+        for name in ("composability", "decomposability"):
+            assert_close(output[f"{name}_loss"], numbers[name][step], rtol=1e-3)
+        assert_close(model.center[0], TENSORS["steps.center"][step], rtol=1e-3)
+        assert torch.equal(last, start) == (step < 3)
+        if step in (0, 2, 5):
+            assert_moved_alike(model, f"steps.{step}.", atol=2e-3 if step else 1e-6)
+
+
+def test_three_steps_of_the_first_stage(model):
+    batches = [v2_crops_of_the_first_stage(tag) for tag in ("s0", "s1", "s2")]
+    for step, output, _ in take_steps(model, "localize", batches, first_step=3):
+        assert_close(output.loss, NUMBERS["steps_L"]["total"][step - 3], rtol=1e-4)
+    assert_close(model.center, TENSORS["steps_L.center"], rtol=1e-3)
+    assert_moved_alike(model, "steps_L.", atol=2e-3)
+
+
+@pytest.mark.parametrize("limit", [3.0, 0.05])
+def test_each_gradient_is_clipped_by_itself(limit, model):
+    model(**v2_crops("f")).loss.backward()
+    clip_each((p for p in model.parameters() if p.requires_grad), limit)
+    gradients = v2_gradients(model)
+    for name, norm in NUMBERS["clip_grad"][str(limit)]["after"].items():
+        assert_close(gradients[name].norm(), norm, rtol=2e-3)

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar
 
@@ -17,7 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from eden_hf.anatomy import finest_level
 from eden_hf.data.text_files import read_text
-from eden_hf.data.view_arguments import PointArguments, ViewArguments
+from eden_hf.data.view_arguments import AnchorArguments, PointArguments, ViewArguments
 
 if TYPE_CHECKING:
     from eden_hf.configuration_eden import EdenConfig
@@ -64,7 +65,15 @@ class ModelArguments:
         memory_bank_size: Number of past keys kept as negatives.
         memory_bank_init: `random` unit rows count from the start (published), or `empty` rows count once filled.
         contrastive_temperature: Temperature of the loss.
-        teacher_momentum: Momentum of the teacher's average.
+        teacher_momentum: Momentum of the teacher's average; in Adam-v2's stages it rises from there to 1.
+        localizability_hidden_size: Width of the hidden layers of Adam-v2's localizability head.
+        localizability_bottleneck_size: Dimension of the unit vectors before its last layer.
+        localizability_outputs: Number of its outputs.
+        student_temperature: Temperature of the student's softmax over them.
+        teacher_temperature: Temperature of the teacher's.
+        center_momentum: Momentum of the moving mean of the teacher's outputs.
+        decomposition_norm: Decomposed parts become unit vectors together (`whole`, published) or each (`part`).
+        joined_parts: Embed all parts in one pass (faster), not each in one of its own (published).
         dense_dim: Dimension of the dense embeddings, which a stage of objective `points` trains; `null` for none.
         dense_hidden_size: Channels of the dense decoder.
         dense_temperature: Temperature of the dense stage's loss.
@@ -80,6 +89,14 @@ class ModelArguments:
     memory_bank_init: Literal["random", "empty"] = "random"
     contrastive_temperature: float = 0.2
     teacher_momentum: float = 0.999
+    localizability_hidden_size: int = 2048
+    localizability_bottleneck_size: int = 256
+    localizability_outputs: int = 65536
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    center_momentum: float = 0.9
+    decomposition_norm: Literal["whole", "part"] = "whole"
+    joined_parts: bool = False
     dense_dim: int | None = None
     dense_hidden_size: int = 64
     dense_temperature: float = 0.07
@@ -137,43 +154,103 @@ class DataArguments:
 class Stage:
     """One step of the coarse-to-fine curriculum (arXiv 2309.15358, Anatomy Decomposer), or the dense stage after it.
 
+    Or one of Adam-v2's two, of which `composability_weight` and the settings after it are.
+
     Args:
         objective: `parts` contrasts views of parts (published); `points` looks for the points of one view of a whole
             image in another (views as in `points`), and has no use for `level` and `prune_threshold`.
+            `localize` and `part_whole` are Adam-v2's (views as in `anchors`): crops of an anchor agree; and parts
+            compose the anchor, which decomposes into them.
         level: Granularity n; views are cut from one of the 2^n parts.
-        epochs: Passes over the training images.
+        epochs: Passes over the training images. In a stage of Adam-v2 it may be a list: those with anchors of
+            granularity 0, 1, 2 ... in turn, under one schedule.
         prune_threshold: Gamma of the Purposive Pruner; `null` prunes nothing.
-        learning_rate: Peak learning rate, brought down to 0 along a half cosine over the stage.
+        learning_rate: Peak learning rate, brought down along a half cosine over the stage.
+        final_learning_rate: Where it comes to.
+        warmup_epochs: Epochs in which it first rises from 0 to the peak.
         momentum: Momentum of SGD, or the first beta of AdamW.
         weight_decay: Weight decay; of AdamW on the weights of linear maps and convolutions alone.
+        final_weight_decay: Where weight decay comes to along a half cosine; `null` keeps it.
         optimizer: Of this stage; `training.optimizer` by default.
         batch_size: Of this stage; `training.batch_size` by default.
         partner_weight: Of looking for points in another patient's image as well, where the teacher finds them; 0 for
             none. Only once a stage without it has taught the teacher.
+        composability_weight: Of composability in the loss of a stage of objective `part_whole`; 0 leaves it out.
+        decomposability_weight: Of decomposability, likewise.
+        frozen_epochs: First epochs in which the last layer of the localizability head stands still.
+        first_teacher_temperature: Where the teacher's temperature starts from, to come to `model.teacher_temperature`.
+        teacher_temperature_epochs: Epochs that it takes.
     """
 
-    objective: Literal["parts", "points"] = "parts"
+    objective: Literal["parts", "points", "localize", "part_whole"] = "parts"
     level: int = 0
-    epochs: int = 200
+    epochs: int | list[int] = 200
     prune_threshold: float | None = None
     learning_rate: float = 0.03
+    final_learning_rate: float = 0.0
+    warmup_epochs: int = 0
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    final_weight_decay: float | None = None
     optimizer: Literal["sgd", "adamw"] | None = None
     batch_size: int | None = None
     partner_weight: float = 0.0
+    composability_weight: float = 1.0
+    decomposability_weight: float = 1.0
+    frozen_epochs: int = 0
+    first_teacher_temperature: float | None = None
+    teacher_temperature_epochs: int = 0
+
+    @property
+    def is_second_generation(self) -> bool:
+        """Whether it is one of Adam-v2's."""
+        return self.objective in ("localize", "part_whole")
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all granularities together."""
+        return self.epochs if isinstance(self.epochs, int) else sum(self.epochs)
+
+    def granularity(self, epoch: int) -> int:
+        """Of the anchors in an epoch of this stage; 0 where `epochs` is no list."""
+        ends = accumulate([self.epochs] if isinstance(self.epochs, int) else self.epochs)
+        return next(granularity for granularity, end in enumerate(ends) if epoch < end)
 
     def __post_init__(self) -> None:
         require(self.level >= 0, "stages.level", self.level, "an integer >= 0 (0 is the whole image)")
-        require(self.epochs >= 1, "stages.epochs", self.epochs, "at least 1")
-        require(self.learning_rate > 0, "stages.learning_rate", self.learning_rate, "above 0")
-        require(self.weight_decay >= 0, "stages.weight_decay", self.weight_decay, "at least 0")
-        require(0 <= self.momentum < 1, "stages.momentum", self.momentum, "in [0, 1)")
+        self._check_epochs()
+        self._check_schedules()
         gamma = self.prune_threshold
         require(gamma is None or -1 <= gamma <= 1, "stages.prune_threshold", gamma, "a cosine in [-1, 1], or null")
         size = self.batch_size
         require(size is None or size >= 1, "stages.batch_size", size, "at least 1, or null for training.batch_size")
-        require(self.partner_weight >= 0, "stages.partner_weight", self.partner_weight, "at least 0")
+        for name in ("partner_weight", "composability_weight", "decomposability_weight"):
+            require(getattr(self, name) >= 0, f"stages.{name}", getattr(self, name), "at least 0")
+        if self.is_second_generation:
+            require(self.level == 0, "stages.level", self.level, "left out of Adam-v2's stages (see stages[].epochs)")
+            require(
+                gamma is None, "stages.prune_threshold", gamma, "left out of Adam-v2's stages, which prune nothing"
+            )
+
+    def _check_epochs(self) -> None:
+        least = min(self.epochs, default=-1) if isinstance(self.epochs, list) else self.epochs
+        require(least >= 0 and self.total_epochs >= 1, "stages.epochs", self.epochs, "at least 1")
+        listed = isinstance(self.epochs, int) or self.is_second_generation
+        require(listed, "stages.epochs", self.epochs, f"one number in a stage of objective {self.objective}")
+        for name in ("warmup_epochs", "frozen_epochs", "teacher_temperature_epochs"):
+            value, mend = getattr(self, name), f"from 0 to fewer than the stage's {self.total_epochs} epochs"
+            require(0 <= value < self.total_epochs, f"stages.{name}", value, mend)
+
+    def _check_schedules(self) -> None:
+        require(self.learning_rate > 0, "stages.learning_rate", self.learning_rate, "above 0")
+        require(0 <= self.momentum < 1, "stages.momentum", self.momentum, "in [0, 1)")
+        for name in ("weight_decay", "final_weight_decay", "final_learning_rate"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"stages.{name}", value, "at least 0")
+        first, epochs = self.first_teacher_temperature, self.teacher_temperature_epochs
+        require(first is None or first > 0, "stages.first_teacher_temperature", first, "above 0, or null")
+        mend = "given with stages.teacher_temperature_epochs, and only then"
+        require((first is None) == (epochs == 0), "stages.first_teacher_temperature", first, mend)
 
 
 def published_curriculum() -> list[Stage]:
@@ -190,6 +267,7 @@ class TrainingArguments:
         gradient_accumulation_steps: Batches that one optimiser step is split into.
         optimizer: `sgd` (published) or `adamw` (for transformer trunks).
         max_grad_norm: Norm that gradients are clipped to; `null` clips nothing.
+        clip_each_tensor: Clip each parameter's gradient to that norm by itself (Adam-v2), not all together.
         mixed_precision: `no`, `bf16` or, on a GPU, `fp16`.
         channels_last: Lay images out channels last (faster with bf16 on CPUs and GPUs that know it).
         compile: Compile the trunks with `torch.compile`.
@@ -201,6 +279,7 @@ class TrainingArguments:
     gradient_accumulation_steps: int = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
     max_grad_norm: float | None = None
+    clip_each_tensor: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = False
     compile: bool = False
@@ -267,6 +346,7 @@ class PretrainArguments(Settings):
     data: DataArguments = field(default_factory=DataArguments)
     views: ViewArguments = field(default_factory=ViewArguments)
     points: PointArguments = field(default_factory=PointArguments)
+    anchors: AnchorArguments = field(default_factory=AnchorArguments)
     stages: list[Stage] = field(default_factory=published_curriculum)
     training: TrainingArguments = field(default_factory=TrainingArguments)
     run: RunArguments = field(default_factory=RunArguments)
@@ -277,8 +357,14 @@ class PretrainArguments(Settings):
 
     @property
     def is_mixed(self) -> bool:
-        """Whether some parameters are trained in some stages alone: the projector's, the dense decoder's."""
-        return len({stage.objective for stage in self.stages}) > 1
+        """Whether some parameters are trained in some stages alone: the projector's, the dense decoder's, heads'."""
+        branches = {(s.objective, s.composability_weight > 0, s.decomposability_weight > 0) for s in self.stages}
+        return len(branches) > 1
+
+    @property
+    def is_second_generation(self) -> bool:
+        """Whether this is a run of Adam-v2."""
+        return self.stages[0].is_second_generation
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -287,9 +373,15 @@ class PretrainArguments(Settings):
         for stage in self.stages:
             dense = self.model.dense_dim is not None or self.model.start is not None
             mend = "given (64, say) for a stage of objective points"
-            require(stage.objective == "parts" or dense, "model.dense_dim", self.model.dense_dim, mend)
+            require(stage.objective != "points" or dense, "model.dense_dim", self.model.dense_dim, mend)
             mend = f"at most {finest} for prepared images of {self.data.side} pixels a side (see data.side)"
             require(stage.level <= finest, "stages.level", stage.level, mend)
+            mixed = stage.is_second_generation != self.is_second_generation
+            require(not mixed, "stages.objective", stage.objective, "of one generation in all stages of a run")
+            granularity = stage.granularity(stage.total_epochs - 1)
+            mend = f"a list of fewer granularities: anchors of {granularity} have no parts in {self.data.side} pixels"
+            fits = not stage.is_second_generation or self.data.side >> granularity >= 2
+            require(fits, "stages.epochs", stage.epochs, mend)
 
 
 def parse_settings(

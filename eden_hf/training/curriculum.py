@@ -36,9 +36,35 @@ class Progress:
         return asdict(self)
 
 
+def half_cosine(start: float, end: float, step: int, total_steps: int) -> float:
+    """From `start` at step 0 to `end` at `total_steps`."""
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * step / total_steps))
+
+
 def learning_rate(stage: Stage, step: int, total_steps: int) -> float:
-    """Half a cosine from the stage's rate at its first step to 0 after its last, without warm-up (as published)."""
-    return 0.5 * stage.learning_rate * (1 + math.cos(math.pi * step / total_steps))
+    """Half a cosine from the stage's rate to its final one after its last step, behind a linear warm-up if any.
+
+    The warm-up's first step has the rate 0, and its last the peak, as has the next (Adam-v2, as published).
+    """
+    warmup = stage.warmup_epochs * total_steps // stage.total_epochs
+    if step < warmup:
+        return step * stage.learning_rate / max(1, warmup - 1)
+    return half_cosine(stage.learning_rate, stage.final_learning_rate, step - warmup, total_steps - warmup)
+
+
+def weight_decay(stage: Stage, step: int, total_steps: int) -> float:
+    """The stage's, or half a cosine to its final one."""
+    if stage.final_weight_decay is None:
+        return stage.weight_decay
+    return half_cosine(stage.weight_decay, stage.final_weight_decay, step, total_steps)
+
+
+def teacher_temperature(stage: Stage, epoch: int, final: float) -> float:
+    """Linear over the stage's first epochs from its first to the `final` one, which the last of them has."""
+    first, epochs = stage.first_teacher_temperature, stage.teacher_temperature_epochs
+    if first is None or epoch >= epochs:
+        return final
+    return first + (final - first) * epoch / max(1, epochs - 1)
 
 
 def epoch_order(indices: Tensor, seed: int, epoch: int) -> Tensor:

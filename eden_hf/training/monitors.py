@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from tqdm.auto import tqdm
 
-from eden_hf.modeling_eden import EdenForPreTrainingOutput, EdenPointOutput
+from eden_hf.modeling_eden import EdenForPreTrainingOutput, EdenPointOutput, EdenV2ForPreTrainingOutput
 from eden_hf.training.curriculum import Progress
 
 logger = logging.getLogger(__name__)
@@ -30,27 +31,34 @@ class NonFiniteLossError(RuntimeError):
     """The loss, or a weight after it, became infinite or NaN; the message says where and what helps."""
 
 
-def health(output: EdenForPreTrainingOutput | EdenPointOutput) -> dict[str, Tensor]:
+def health(output: EdenForPreTrainingOutput | EdenPointOutput | EdenV2ForPreTrainingOutput) -> dict[str, Tensor]:
     """Scalars of one batch that tell how the method fares, on the device; of the dense stage, those of its output.
 
     `embedding_std` is the standard deviation of the queries over the batch, mean over dimensions, times sqrt(D): 1 for
-    directions spread evenly over the sphere, 0 for a collapsed encoder.
+    directions spread evenly over the sphere, 0 for a collapsed encoder. Of Adam-v2 it is that of the teacher's
+    embeddings, brought to unit length.
     """
     if isinstance(output, EdenPointOutput):
         return {name: value.detach() for name, value in output.items()}
-    queries = output.query_embeddings.detach().float()
+    if isinstance(output, EdenV2ForPreTrainingOutput):
+        losses = {name: value.detach() for name, value in output.items() if name.endswith("loss")}
+        return losses | {"embedding_std": _spread(F.normalize(output.teacher_embeddings.float(), dim=1))}
     return {
         "loss": output.loss.detach(),
         "positive_similarity": output.positive_similarity.mean(),
         "pruned_share": output.pruned_share,
-        "embedding_std": queries.std(dim=0, correction=0).mean() * math.sqrt(queries.shape[1]),
+        "embedding_std": _spread(output.query_embeddings.detach().float()),
     }
+
+
+def _spread(rows: Tensor) -> Tensor:
+    return rows.std(dim=0, correction=0).mean() * math.sqrt(rows.shape[1])
 
 
 #: What the progress bar shows of a line, and its name there.
 _SHOWN = {
     "loss": "loss", "positive_similarity": "pos", "pruned_share": "pruned", "embedding_std": "std",
-    "point_error": "error", "partner_error": "partner",
+    "point_error": "error", "partner_error": "partner", "composability_loss": "comp", "decomposability_loss": "dec",
 }  # fmt: skip
 
 
@@ -97,8 +105,8 @@ class Monitor:
     """Sums up batches to metric lines: `metrics.jsonl`, the progress bar and accelerate's trackers.
 
     Lines hold `step` (optimiser steps done), `stage`, `epoch`, `level`; since the last line, means of the scalars of
-    `health`, the `learning_rate` and `images_per_second` (pairs of views, over all processes); or, at an epoch's end,
-    `validation_loss`.
+    `health`, the `learning_rate` and `images_per_second` (pairs of views, or anchors, over all processes); or, at an
+    epoch's end, `validation_loss`.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, total_steps: int, progress: Progress) -> None:

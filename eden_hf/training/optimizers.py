@@ -1,6 +1,6 @@
 """What weight decay pulls on: AdamW's as the field has it, SGD's as published."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,12 @@ def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         [{"params": maps, "decayed": True}, {"params": others, "decayed": False, "weight_decay": 0.0}]
     )
+
+
+def clip_each(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Bring the norm of each gradient by itself to at most `max_norm` (Adam-v2)."""
+    for parameter in parameters:
+        nn.utils.clip_grad_norm_(parameter, max_norm)
 
 
 @contextmanager

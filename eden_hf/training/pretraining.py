@@ -8,7 +8,6 @@ and two model folders for `from_pretrained`: `best` (lowest validation loss of t
 """
 
 import dataclasses
-import functools
 import logging
 import math
 import shutil
@@ -24,21 +23,21 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from eden_hf.configuration_eden import EdenConfig
-from eden_hf.data.point_views import make_point_views, plain_views
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
 from eden_hf.data.skips import SKIPPED_FILE
-from eden_hf.data.views import TwoViews
 from eden_hf.data.workers import obey_parent
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.modeling_eden import EdenForPreTraining, EdenModel
+from eden_hf.modeling_eden import EdenForPreTraining, EdenModel, EdenV2ForPreTraining
 from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainArguments, Stage
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
-from eden_hf.training.curriculum import Progress, StageBatches, enough_values, learning_rate
+from eden_hf.training.curriculum import Progress, StageBatches, enough_values, learning_rate, weight_decay
 from eden_hf.training.monitors import LossGuard, Monitor, health
-from eden_hf.training.optimizers import make_optimizer
+from eden_hf.training.objectives import freeze_unreached, objective_of
+from eden_hf.training.optimizers import clip_each, make_optimizer
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32
 from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_changes, record_run
@@ -76,7 +75,7 @@ class Pretraining:
     def __init__(self, arguments: PretrainArguments, resume: bool = False) -> None:
         self.arguments = arguments
         self.folder = Path(arguments.run.output_dir)
-        arguments.model = _as_started(arguments.model)
+        arguments.model = _as_started(arguments.model, objective_of(arguments).model_class)
         disable_progress_bar()
         self.accelerator = _accelerator(arguments)
         with ExitStack() as undone:
@@ -89,14 +88,14 @@ class Pretraining:
         arguments, training = self.arguments, self.arguments.training
         keep_freed_memory()
         set_seed(training.seed)
-        model = _model(arguments.model)
-        _freeze_unreached(model, arguments)
+        self.objective = objective_of(arguments)
+        model = _model(self.objective.model_class, arguments.model)
+        freeze_unreached(model, self.objective.reached(model.eval()))
         with self.accelerator.local_main_process_first():
             self.images = _prepared_images(arguments.data)
         self.train_indices, self.holdout_indices = split_holdout(
             self.images.ids, arguments.data.holdout_share, arguments.data.split_seed
         )
-        self.views = TwoViews(arguments.views)
         self.device = self.accelerator.device
         self.memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
         model = _fit_to_hardware(model, arguments, self.accelerator).to(memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -104,7 +103,7 @@ class Pretraining:
         names = dict.fromkeys(self._optimizer_name(stage) for stage in arguments.stages)
         self.optimizers = {name: self.accelerator.prepare(make_optimizer(model, name)) for name in names}
         self.student = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.eden: EdenForPreTraining = self.accelerator.unwrap_model(self.model)
+        self.eden: PreTrainedModel = self.accelerator.unwrap_model(self.model)
         set_seed(training.seed, device_specific=True)  # a trunk's dropout differs between processes, as it should
         self.progress = Progress()
         if resume:
@@ -148,9 +147,9 @@ class Pretraining:
         return StageBatches(
             self.train_indices,
             stages[stage_index].batch_size or training.batch_size,
-            epochs=stages[stage_index].epochs,
+            epochs=stages[stage_index].total_epochs,
             seed=training.seed,
-            first_epoch=sum(stage.epochs for stage in stages[:stage_index]),
+            first_epoch=sum(stage.total_epochs for stage in stages[:stage_index]),
             start=(progress.epoch, progress.batch) if stage_index == progress.stage else (0, 0),
             pieces=training.gradient_accumulation_steps,
             rank=self.accelerator.process_index,
@@ -163,14 +162,16 @@ class Pretraining:
         if (progress.epoch, progress.batch) == (0, 0):
             self._optimizer(stage).optimizer.state.clear()  # each stage starts with a fresh optimiser, as published
             progress.best_validation_loss = math.inf
-        self.eden.config.prune_threshold = stage.prune_threshold
+        self.objective.begin_stage(self.eden, stage)
         batches = self._batches(index)
         pieces = iter(_loader(self.images, batches, self.arguments.run.num_workers, self.device))
-        stage_steps = stage.epochs * batches.batches_per_epoch
-        while progress.epoch < stage.epochs:
+        stage_steps = stage.total_epochs * batches.batches_per_epoch
+        while progress.epoch < stage.total_epochs:
             step_of_stage = progress.epoch * batches.batches_per_epoch + progress.batch
             rate = learning_rate(stage, step_of_stage, stage_steps)
-            self._optimizer_step(pieces, stage, rate)
+            self._set_rates(stage, rate, weight_decay(stage, step_of_stage, stage_steps))
+            self._optimizer_step(pieces, stage)
+            self.objective.after_step(self.eden, step_of_stage, stage_steps)
             progress.step += 1
             progress.batch += 1
             self.monitor.bar.update()
@@ -179,7 +180,7 @@ class Pretraining:
                 self.monitor.log(self._where(stage), rate)
             if ends_epoch:
                 self._end_epoch(stage)
-            if progress.epoch == stage.epochs:
+            if progress.epoch == stage.total_epochs:
                 progress.stage, progress.epoch = index + 1, 0
                 self._checkpoint()
                 return not self._stops() or index + 1 == len(self.arguments.stages)
@@ -192,7 +193,9 @@ class Pretraining:
 
     def _where(self, stage: Stage) -> dict[str, Any]:
         progress = self.progress
-        level = stage.level if stage.objective == "parts" else stage.objective
+        level: int | str = stage.level if stage.objective == "parts" else stage.objective
+        if stage.is_second_generation:
+            level = f"{stage.objective} {stage.granularity(progress.epoch)}"
         return {"step": progress.step, "stage": progress.stage, "epoch": progress.seen_epochs, "level": level}
 
     def _optimizer_name(self, stage: Stage) -> str:
@@ -201,44 +204,53 @@ class Pretraining:
     def _optimizer(self, stage: Stage) -> Any:
         return self.optimizers[self._optimizer_name(stage)]
 
-    def _optimizer_step(self, pieces: Iterator[tuple[Tensor, Tensor]], stage: Stage, rate: float) -> None:
-        """One step of the student on the next batch, in as many pieces as accumulation says."""
-        training, optimizer = self.arguments.training, self._optimizer(stage)
-        size = "views.size" if stage.objective == "parts" else "points.size"
-        for group in optimizer.param_groups:
-            group.update(lr=rate, weight_decay=stage.weight_decay if group.get("decayed", True) else 0.0)
+    def _set_rates(self, stage: Stage, rate: float, decay: float) -> None:
+        for group in self._optimizer(stage).param_groups:
+            group.update(lr=rate, weight_decay=decay if group.get("decayed", True) else 0.0)
             group.update({"momentum": stage.momentum} if "momentum" in group else {"betas": (stage.momentum, 0.999)})
+
+    def _optimizer_step(self, pieces: Iterator[tuple[Tensor, Tensor]], stage: Stage) -> None:
+        """One step of the student on the next batch, in as many pieces as accumulation says."""
+        training, optimizer, progress = self.arguments.training, self._optimizer(stage), self.progress
+        size = "points.size" if stage.objective == "points" else "views.size"
         self.model.train()
-        steps = training.gradient_accumulation_steps
+        steps, granularity = training.gradient_accumulation_steps, stage.granularity(progress.epoch)
         for piece in range(steps):
             indices, images = next(pieces)
             with nullcontext() if piece == steps - 1 else self.accelerator.no_sync(self.model):
-                inputs = self._inputs(indices, images, stage, training.seed, self.progress.seen_epochs)
+                inputs = self._inputs(indices, images, stage, granularity, training.seed, progress.seen_epochs)
+                inputs |= self.objective.settings(stage, progress.epoch, first_piece=piece == 0)
                 with enough_values("training.batch_size", size):
-                    output = self.model(**inputs, update_teacher=piece == 0)
+                    output = self.model(**inputs)
                 ids = [self.images.ids[index] for index in indices]
                 self.guard.watch(output.loss, ids, self._where(stage))
                 self.accelerator.backward(output.loss / steps)
             self.monitor.add(health(output), len(indices) * self.accelerator.num_processes)
-        if training.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.student, training.max_grad_norm)
+        self._clip(optimizer)
+        self.objective.before_step(self.eden, stage, progress.epoch)
         optimizer.step()
         optimizer.zero_grad()
 
-    def _inputs(self, indices: Tensor, images: Tensor, stage: Stage, seed: int, epoch: int) -> dict[str, Any]:
-        """What the model takes of source images [B, C, side, side], made on the device: views [B, 3, size, size]."""
-        inputs: dict[str, Any] = {}
-        images = images.to(self.device, non_blocking=True)
-        if stage.objective == "parts":
-            query, key = self.views(images, indices, level=stage.level, seed=seed, epoch=epoch)
+    def _clip(self, optimizer: Any) -> None:
+        training = self.arguments.training
+        if training.max_grad_norm is None:
+            return
+        if training.clip_each_tensor:
+            self.accelerator.unscale_gradients(optimizer)
+            clip_each(self.student, training.max_grad_norm)
         else:
-            recipe = self.arguments.points
-            query, key, inputs["points"] = make_point_views(images, indices, recipe, seed=seed, epoch=epoch)
-            if stage.partner_weight:
-                partners = plain_views(images, recipe.size).contiguous(memory_format=self.memory_format)
-                inputs |= {"partner_pixel_values": partners, "partner_weight": stage.partner_weight}
-        formatted = (view.contiguous(memory_format=self.memory_format) for view in (query, key))
-        return dict(zip(("query_pixel_values", "key_pixel_values"), formatted, strict=True)) | inputs
+            self.accelerator.clip_grad_norm_(self.student, training.max_grad_norm)
+
+    def _inputs(
+        self, indices: Tensor, images: Tensor, stage: Stage, granularity: int, seed: int, epoch: int
+    ) -> dict[str, Any]:
+        """What the model takes of source images [B, C, side, side], made on the device, laid out as asked."""
+        images = images.to(self.device, non_blocking=True)
+        inputs = self.objective.inputs(images, indices, stage, granularity, seed=seed, epoch=epoch)
+        return {
+            name: _laid_out(value, self.memory_format) if name.endswith("pixel_values") else value
+            for name, value in inputs.items()
+        }
 
     def _end_epoch(self, stage: Stage) -> None:
         """Validate, keep the model folders, and move the position to the next epoch."""
@@ -266,11 +278,15 @@ class Pretraining:
         batch = stage.batch_size or training.batch_size
         piece = max(1, batch // (processes * training.gradient_accumulation_steps))
         mine = self.holdout_indices[self.accelerator.process_index :: processes]
+        last = stage.total_epochs - 1  # the same task throughout the stage
+        settings = self.objective.settings(stage, last, first_piece=False)
         total = torch.zeros(2, device=self.device)
         for indices in mine.split(piece) if len(mine) else ():  # of no images torch makes one empty piece
             # Another seed than training's, and always epoch 0: the same views whenever it is asked.
-            inputs = self._inputs(indices, self.images.get(indices), stage, training.seed + 1, epoch=0)
-            loss = self.eden(**inputs).loss
+            inputs = self._inputs(
+                indices, self.images.get(indices), stage, stage.granularity(last), training.seed + 1, epoch=0
+            )
+            loss = self.eden(**inputs, **settings).loss
             total += torch.stack([loss.float() * len(indices), torch.tensor(float(len(indices)), device=self.device)])
         summed, count = self.accelerator.reduce(total).tolist()
         return summed / count
@@ -302,11 +318,15 @@ class Pretraining:
             replace_folder(self.folder / name, write)
 
 
-#: What a model that is started from keeps of its own.
-_OWN = ("projection_dim", "memory_bank_size", "memory_bank_init")
+#: What a pretraining model that is started from keeps of its own.
+_OWN = {
+    EdenForPreTraining: ("projection_dim", "memory_bank_size", "memory_bank_init"),
+    EdenV2ForPreTraining: ("localizability_hidden_size", "localizability_bottleneck_size", "localizability_outputs"),
+}
+_DENSE = ("dense_dim", "dense_hidden_size")
 
 
-def _as_started(arguments: ModelArguments) -> ModelArguments:
+def _as_started(arguments: ModelArguments, model_class: Any) -> ModelArguments:
     """The settings with trunk and sizes of `start`, so that what is recorded of a run is what ran."""
     if arguments.start is None:
         return arguments
@@ -314,15 +334,28 @@ def _as_started(arguments: ModelArguments) -> ModelArguments:
     backbone = config.backbone_config.to_diff_dict()
     for passing in ("transformers_version", "dtype", "out_features", "out_indices", "stage_names"):
         backbone.pop(passing, None)
-    kept = _OWN if config.dense_dim is None else (*_OWN, "dense_dim", "dense_hidden_size")
-    own: dict[str, Any] = {name: getattr(config, name) for name in kept}
+    kept = _OWN[model_class] if _pretraining_at(arguments.start, model_class) is not None else ()
+    own: dict[str, Any] = {name: getattr(config, name) for name in (*kept, *(_DENSE if config.dense_dim else ()))}
     return dataclasses.replace(arguments, backbone=backbone, **own)
 
 
-def _model(arguments: ModelArguments) -> EdenForPreTraining:
+def _pretraining_at(start: str, model_class: Any) -> dict[str, Any] | None:
+    """Where in a folder or repository a pretraining model of a class is, as options of `from_pretrained`, if it is."""
+    places: list[dict[str, Any]] = [{}, {"subfolder": "pretraining"}]
+    for inner in places:
+        try:
+            config = EdenConfig.from_pretrained(start, **inner)
+        except OSError:  # what is published of a run may be its trunk alone
+            continue
+        if model_class.__name__ in (config.architectures or []):
+            return inner
+    return None
+
+
+def _model(model_class: Any, arguments: ModelArguments) -> Any:
     """A new model, or the one of `start` with the other settings of `arguments`.
 
-    Of a pretraining model, student, teacher and memory bank go on; of a trunk alone, student and teacher begin as it.
+    Of a pretraining model of the same class, all goes on; of any other, student and teacher begin as its trunk.
 
     Raises:
         ValueError: `start` holds no trunk.
@@ -330,34 +363,44 @@ def _model(arguments: ModelArguments) -> EdenForPreTraining:
     config = arguments.to_config()
     in_float32(config)
     if arguments.start is None:
-        return EdenForPreTraining(config)
-    held = EdenConfig.from_pretrained(arguments.start).architectures or []
-    inner = {} if "EdenForPreTraining" in held else {"subfolder": "pretraining"}
-    load = functools.partial(EdenForPreTraining.from_pretrained, arguments.start, config=config, dtype=torch.float32)
-    try:
-        model, loaded = load(output_loading_info=True, **inner)
-    except OSError:  # what is published of a run may be its trunk alone
-        return _from_trunk(arguments.start, config)
-    lacking = {key for key in loaded["missing_keys"] if "dense_decoder." not in key}
-    if lacking:
-        raise ValueError(f"`model.start`: {arguments.start} lacks {sorted(lacking)[:3]} ...")
+        return model_class(config)
+    inner = _pretraining_at(arguments.start, model_class)
+    if inner is None:
+        return _from_trunk(model_class, arguments.start, config)
+    model, loaded = model_class.from_pretrained(
+        arguments.start, config=config, dtype=torch.float32, output_loading_info=True, **inner
+    )
+    _check_loaded(arguments.start, loaded, optional="dense_decoder.")
     if loaded["missing_keys"]:  # a dense stage on a model that had none: the teacher begins as the student
         model.teacher.eden.dense_decoder.load_state_dict(model.eden.dense_decoder.state_dict())
     return model
 
 
-def _from_trunk(start: str, config: EdenConfig) -> EdenForPreTraining:
+def _from_trunk(model_class: Any, start: str, config: EdenConfig) -> Any:
     """A new pretraining model whose student and teacher begin as the trunk of a folder or repository."""
-    model = EdenForPreTraining(config)
-    loaded: dict[str, Any]
-    trunk: Any
-    trunk, loaded = EdenModel.from_pretrained(start, config=config, output_loading_info=True, dtype=torch.float32)  # type: ignore[misc]
-    lacking = {key for key in loaded["missing_keys"] if not key.startswith("dense_decoder.")}
-    if lacking:
-        raise ValueError(f"`model.start`: {start} lacks {sorted(lacking)[:3]} ...")
-    for eden in (model.eden, model.teacher.eden):
+    model = model_class(config)
+    load: Any = EdenModel.from_pretrained
+    trunk, loaded = load(start, config=model.config, output_loading_info=True, dtype=torch.float32)
+    _check_loaded(start, loaded, optional="dense_decoder.")
+    for eden in trunks(model):
         eden.load_state_dict(trunk.state_dict())
     return model
+
+
+def _check_loaded(start: str, loaded: dict[str, Any], optional: str) -> None:
+    """Raise ValueError if weights are missing, but for those whose names hold `optional`."""
+    if lacking := sorted(key for key in loaded["missing_keys"] if optional not in key):
+        raise ValueError(f"`model.start`: {start} lacks {lacking[:3]} ...")
+
+
+def trunks(model: nn.Module) -> list[EdenModel]:
+    """The trunks of student and teacher."""
+    return [module for module in model.modules() if isinstance(module, EdenModel)]
+
+
+def _laid_out(images: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Images `[..., C, H, W]`, those of all leading axes together in a memory format."""
+    return images.flatten(0, -4).contiguous(memory_format=memory_format).unflatten(0, images.shape[:-3])
 
 
 def _loader(images: PreparedImages, batches: StageBatches, workers: int, device: torch.device) -> DataLoader:
@@ -393,27 +436,6 @@ def _accelerator(arguments: PretrainArguments) -> Accelerator:
     )
 
 
-def _freeze_unreached(model: EdenForPreTraining, arguments: PretrainArguments) -> None:
-    """Take out parameters that no objective of the curriculum depends on (Swin's last norm, DINOv2's mask token).
-
-    They would get no gradient, for which processes that share gradients would wait.
-    """
-    model.eval()
-    objectives = {stage.objective for stage in arguments.stages}
-    size = arguments.views.size if "parts" in objectives else arguments.points.size
-    outputs = model.eden(torch.zeros(1, 3, size, size))
-    reached = []
-    if "parts" in objectives:
-        reached.append(model.projector(outputs.pooler_output))
-    if "points" in objectives:
-        reached.append(outputs.dense_embeddings)
-    sum(tensor.sum() for tensor in reached).backward()
-    for module in (model.eden, model.projector):
-        for parameter in module.parameters():
-            parameter.requires_grad_(parameter.grad is not None)
-    model.zero_grad()
-
-
 def _prepared_images(data: DataArguments) -> PreparedImages:
     settings = dataclasses.asdict(data)
     for of_splits in ("holdout_share", "split_seed"):
@@ -421,7 +443,7 @@ def _prepared_images(data: DataArguments) -> PreparedImages:
     return prepare_images(settings.pop("source"), **settings)
 
 
-def _fit_to_hardware(model: EdenForPreTraining, arguments: PretrainArguments, accelerator: Accelerator) -> nn.Module:
+def _fit_to_hardware(model: nn.Module, arguments: PretrainArguments, accelerator: Accelerator) -> nn.Module:
     """`model` with shared BatchNorm statistics and compiled trunks, as asked."""
     training = arguments.training
     if training.sync_batchnorm:
@@ -429,8 +451,8 @@ def _fit_to_hardware(model: EdenForPreTraining, arguments: PretrainArguments, ac
             raise ValueError("training.sync_batchnorm works on GPUs only; leave it off and key batches are shuffled")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if training.compile:
-        model.eden.compile()
-        model.teacher.eden.compile()
+        for trunk in trunks(model):
+            trunk.compile()
     return model
 
 
