@@ -179,32 +179,44 @@ def recipe(facts: Facts) -> str:
     return "\n\n".join([tables, rest, *_figure(facts, "training/loss.png", "Loss of the run")])
 
 
-#: What the dense stage has in the columns that are not its own.
-_POINTS = {"level": "points", "prune_threshold": None}
-
-
 def is_dense(stage: dict[str, Any]) -> bool:
     """Whether a stage of a recipe is the dense one; recipes from before there was one do not say."""
     return stage.get("objective", "parts") == "points"
 
 
+def is_second_generation(stage: dict[str, Any]) -> bool:
+    """Whether a stage of a recipe is one of Adam-v2's."""
+    return stage.get("objective") in ("localize", "part_whole")
+
+
 def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value))
     return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
+def _shown(stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage with its objective in the columns that are not its own."""
+    if is_dense(stage) or is_second_generation(stage):
+        return {**stage, "level": stage["objective"].replace("_", " "), "prune_threshold": None}
+    return stage
 
 
 def _pretraining(recipe: dict[str, Any]) -> str:
     """A row for each stage of the curriculum, and the settings that all of them share."""
     dense = [is_dense(stage) for stage in recipe["stages"]]
+    second = is_second_generation(recipe["stages"][0])
     columns = ["level", "epochs", "prune_threshold", "learning_rate", "momentum", "weight_decay"]
     columns += ["partner_weight"] if any(dense) else []
-    shown = [dict(stage, **_POINTS) if is_dense(stage) else stage for stage in recipe["stages"]]
+    columns += ["composability_weight", "decomposability_weight"] if second else []
+    shown = map(_shown, recipe["stages"])
     stages = [[number, *(_setting(stage.get(name)) for name in columns)] for number, stage in enumerate(shown, 1)]
     training = recipe["training"]
     rows = {
-        "optimiser": f"{training['optimizer']}, the learning rate brought down to 0 by a cosine over each stage",
+        "optimiser": f"{training['optimizer']}, the learning rate brought down by a cosine over each stage",
         "batch": f"{training['batch_size']} images, {_precision(training)}",
         "teacher": f"momentum {recipe['model']['teacher_momentum']:g}",
-        **({} if all(dense) else _of_parts(recipe)),
+        **({} if all(dense) else _of_anchors(recipe) if second else _of_parts(recipe)),
         **(_of_points(recipe) if any(dense) else {}),
         "seed": training["seed"],
     }
@@ -219,6 +231,17 @@ def _of_parts(recipe: dict[str, Any]) -> dict[str, str]:
     return {
         "contrast": f"temperature {model['contrastive_temperature']:g}, memory bank {model['memory_bank_size']}",
         "views of parts": f"{views['size']} pixels, from {low:g} to {high:g} of a part",
+    }
+
+
+def _of_anchors(recipe: dict[str, Any]) -> dict[str, str]:
+    """Settings of Adam-v2's stages."""
+    model, views, anchors = recipe["model"], recipe["views"], recipe["anchors"]
+    return {
+        "localizability": f"{model['localizability_outputs']} outputs, temperatures {model['student_temperature']:g} "
+        f"(student) and {model['teacher_temperature']:g} (teacher), centre with momentum {model['center_momentum']:g}",
+        "views of anchors": f"wholes, parts and global crops of {views['size']} pixels, "
+        f"{anchors['local_count']} local crops of {anchors['local_size']}",
     }
 
 
@@ -410,7 +433,10 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> str:
 
 
 def _stage(stage: dict[str, Any], first: bool) -> str:
-    epochs = f"{stage['epochs']} epoch{'s' if stage['epochs'] > 1 else ''}"
+    total = sum(stage["epochs"]) if isinstance(stage["epochs"], list) else stage["epochs"]
+    epochs = f"{total} epoch{'s' if total > 1 else ''}"
+    if is_second_generation(stage):
+        return f"Pretrained by {_learned(stage)} for {epochs}{'' if first else ', from the last student and teacher'}."
     if is_dense(stage):
         also = " and in other images, where the teacher finds them" if stage["partner_weight"] else ""
         return f"Dense stage for {epochs}: points of one view found in another of the same image{also}."
@@ -418,6 +444,13 @@ def _stage(stage: dict[str, Any], first: bool) -> str:
     pruned = "no pruning" if gamma is None else f"negatives pruned from a similarity of {gamma:g}"
     went_on = "" if first else ", from the last student, teacher and memory bank"
     return f"Pretrained at level {stage['level']} for {epochs}, {pruned}{went_on}."
+
+
+def _learned(stage: dict[str, Any]) -> str:
+    """What a stage of Adam-v2 learns, branches of weight 0 left out."""
+    branches = ("composability", "decomposability") if stage["objective"] == "part_whole" else ()
+    *most, last = ["localizability", *(name for name in branches if stage[f"{name}_weight"])]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _figure(facts: Facts, file: str, title: str) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors import SafetensorError
@@ -26,8 +27,11 @@ from eden_hf.configuration_eden import EdenConfig
 from eden_hf.hub.cards import write_card
 from eden_hf.hub.key_layouts import (
     BANK,
+    CENTER,
+    HEAD,
     NAMINGS,
     NON_COMMERCIAL,
+    PART_WHOLE_HEADS,
     PROJECTOR,
     RECORDS,
     Branch,
@@ -39,12 +43,19 @@ from eden_hf.hub.key_layouts import (
     find_trunks,
 )
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.modeling_eden import EdenForPreTraining, EdenModel
+from eden_hf.modeling_eden import EdenForPreTraining, EdenModel, EdenV2ForPreTraining
 from eden_hf.training.checkpoints import replace_folder
 
 REPORT_FILE = "conversion.json"
 #: What torch and safetensors raise of text, of other archives and of files that end too early.
 _UNREADABLE = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, OSError)
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+#: What files of DINO (its arguments) and of Adam-v2 (rates of its optimiser) hold beside tensors; none runs code.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+]
 #: Prefix of an exported trunk's weights.
 EXPORTS = {"torchvision": "", "timm": "", "smp": "encoder."}
 _FITTING = {"torchvision": ("resnet",), "timm": tuple(NAMINGS), "smp": ("resnet",)}
@@ -106,7 +117,8 @@ def convert_checkpoint(
         layout: Kind of the file (`adam_v1`, `moco_v2`, `adam_v2`, `dino`, `smp`, `timm`, `torchvision`) where the keys
             do not tell, or tell wrong; must be said of a bare ResNet with bottlenecks.
         branch: `student` or `teacher`; by default the one that is used downstream.
-        pretraining: Make an `EdenForPreTraining` of student, teacher, projectors and memory bank.
+        pretraining: Make an `EdenForPreTraining` of student, teacher, projectors and memory bank; of Adam-v2's files
+            an `EdenV2ForPreTraining` of student, teacher, heads and centre.
         model_id: Hub id of the converted model for its card.
         license: Licence of the source's weights as the Hub names it, where the kind of file does not tell.
 
@@ -193,7 +205,7 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _unpickled(file: Path) -> Any:
-    with torch.serialization.safe_globals([argparse.Namespace]):  # DINO keeps its arguments in one
+    with torch.serialization.safe_globals(_HARMLESS):
         return torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 (the format of others)
 
 
@@ -226,7 +238,9 @@ class _Mapper:
         return model, self._state(model, mapped), mapped
 
     def pretraining(self) -> tuple[PreTrainedModel, dict[str, Tensor], dict[str, str]]:
-        """The same of student, teacher, projectors and bank."""
+        """The same of student and teacher with what else is needed to go on pretraining."""
+        if self.layout.localizability:
+            return self._second_generation()
         banks = {match[1] or "": name for name in self.tensors if (match := re.fullmatch(BANK, name))}
         if not self.layout.projector or "" not in banks:
             raise CheckpointError(
@@ -248,6 +262,37 @@ class _Mapper:
             mapped |= self._named(prefix, model.state_dict(), f"{ours}eden.backbone.")
             mapped |= {f"{ours}{name}": prefix + theirs for name, theirs in PROJECTOR.items()}
         return model, self._state(model, mapped), mapped
+
+    def _second_generation(self) -> tuple[PreTrainedModel, dict[str, Tensor], dict[str, str]]:
+        """Student and teacher with their heads, centre and, of its second stage, the part-whole heads."""
+        prefixes = {branch: self._prefix(branch) for branch in ("student", "teacher")}
+        above = {branch: prefix.removesuffix("backbone.") for branch, prefix in prefixes.items()}
+        hidden, bottleneck, outputs = (
+            self._rows(above["student"] + HEAD[f"head.{layer}.weight"]) for layer in ("mlp.0", "mlp.4", "last_layer")
+        )
+        config = EdenConfig(
+            backbone_config=self._architecture(prefixes["student"]),
+            localizability_hidden_size=hidden,
+            localizability_bottleneck_size=bottleneck,
+            localizability_outputs=outputs,
+        )
+        model = EdenV2ForPreTraining(config)
+        mapped = {"center": CENTER}
+        for branch, ours in (("student", "student."), ("teacher", "")):
+            lengths = above[branch] + "head.last_layer.weight_g"
+            if lengths in self.tensors and (self.tensors[lengths] != 1).any():
+                raise CheckpointError(f"{lengths} is not 1 throughout: the last layer's rows are of length 1 here")
+            mapped |= self._named(prefixes[branch], model.state_dict(), f"{ours}eden.backbone.")
+            mapped |= {ours + name: above[branch] + theirs for name, theirs in HEAD.items()}
+        for name in self.tensors:
+            if match := re.match(PART_WHOLE_HEADS, name):
+                mapped[f"{match[1]}.{name[match.end() :]}"] = name
+        return model, self._state(model, mapped), mapped
+
+    def _rows(self, name: str) -> int:
+        if name not in self.tensors:
+            raise CheckpointError(f"{name} is missing")
+        return self.tensors[name].shape[0]
 
     def _prefix(self, *branches: Branch) -> str:
         """The prefix of the first of some branches that the file has."""

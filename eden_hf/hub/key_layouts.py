@@ -210,6 +210,7 @@ class Layout:
         projector: Whether the trunk's `fc.0` and `fc.2` are the projector, with a bank in `queue` and `queue_ptr`.
         licence: Licence of the published files, where the layout tells whose they are.
         guessed: Whether files of others, of another function, may have the very same keys.
+        localizability: Whether a localizability head stands beside each trunk, under the names of `HEAD`.
     """
 
     name: str
@@ -220,6 +221,7 @@ class Layout:
     projector: bool = False
     licence: str | None = None
     guessed: bool = False
+    localizability: bool = False
 
 
 _MOCO_TRUNKS: dict[Branch, str] = {
@@ -230,7 +232,14 @@ _DINO_TRUNKS: dict[Branch, str] = {
     "teacher": r"^(?:teacher\.)?(?:module\.)?backbone\.$",
     "student": r"^student\.(?:module\.)?backbone\.$",
 }
-_DINO_HEADS = {r"(?:(?:student|teacher)\.)?(?:module\.)?head\..*": "projection head of another form than Eden's"}
+_DINO_HEAD = r"(?:(?:student|teacher)\.)?(?:module\.)?head\."
+_DINO_HEADS = {rf"{_DINO_HEAD}.*": "projection head of another form than Eden's"}
+
+#: Names of Adam-v2's centre, its part-whole heads, and the localizability head beside a trunk.
+CENTER = "localizability_loss.center"
+PART_WHOLE_HEADS = r"model\.(?:module\.)?(compose|decompose)_head\."
+HEAD = {f"head.mlp.{layer}.{leaf}": f"head.mlp.{layer}.{leaf}" for layer in (0, 2, 4) for leaf in ("weight", "bias")}
+HEAD |= {"head.last_layer.weight": "head.last_layer.weight_v"}
 
 #: From the most telling to the least.
 LAYOUTS: tuple[Layout, ...] = (
@@ -266,11 +275,14 @@ LAYOUTS: tuple[Layout, ...] = (
         _DINO_TRUNKS,
         marks=r"localizability_loss(\..*)?|(model\.)?(module\.)?(de)?compose_head\..*",
         others={
-            **_DINO_HEADS,
-            r"model\..*": "student and teacher once more, and heads that Eden has none of",
-            r"localizability_loss(\..*)?": "state of a loss that Eden has none of",
+            rf"{_DINO_HEAD}last_layer\.weight_g": "lengths of the last layer's rows, which are 1",
+            rf"{_DINO_HEAD}.*": "localizability head, which a trunk has none of",
+            rf"{PART_WHOLE_HEADS}.*": "part-whole heads, which a trunk has none of",
+            r"model\..*": "student and teacher once more",
+            r"localizability_loss(\..*)?": "centre of the loss, which a trunk has none of",
         },
         licence=NON_COMMERCIAL,
+        localizability=True,
     ),
     Layout(
         "dino",

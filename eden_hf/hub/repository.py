@@ -2,7 +2,7 @@
 
 It holds `model.safetensors`, `config.json` and the code files, `preprocessor_config.json`, `README.md`, `card.yaml`;
 `training/` with the recipe, the metrics, the loss figure, the images' list hash and the environment; `evaluation/`
-with the results; and if asked `pretraining/` with student, teacher, projector and memory bank. No pickle anywhere,
+with the results; and if asked `pretraining/` with student, teacher and the rest. No pickle anywhere,
 and no folder of the machine that it was made on: of a path the files hold the name alone.
 """
 
@@ -30,18 +30,22 @@ from eden_hf.modeling_eden import (
     EdenForPreTraining,
     EdenForSemanticSegmentation,
     EdenModel,
+    EdenV2ForPreTraining,
 )
 from eden_hf.training.checkpoints import replace_folder
 
 logger = logging.getLogger(__name__)
 
-#: What is published of each class that a folder may hold: of a pretraining folder the student's trunk.
+#: What is published of each class that a folder may hold: of a pretraining folder the trunk, student's or (Adam-v2)
+#: teacher's.
 PUBLISHED: dict[str, type[PreTrainedModel]] = {
     "EdenForPreTraining": EdenModel,
+    "EdenV2ForPreTraining": EdenModel,
     "EdenModel": EdenModel,
     "EdenForImageClassification": EdenForImageClassification,
     "EdenForSemanticSegmentation": EdenForSemanticSegmentation,
 }
+_PRETRAINING = {"EdenForPreTraining": EdenForPreTraining, "EdenV2ForPreTraining": EdenV2ForPreTraining}
 #: Evaluations whose figures show the very images that were measured on.
 SHOWS_IMAGES = ("correspondence", "correspondence_windows", "disturbances")
 
@@ -118,10 +122,12 @@ def _write_model(source: Path, output: Path, pretraining: bool, half: bool) -> N
     architecture = (json.loads((source / "config.json").read_text()).get("architectures") or [None])[0]
     if architecture not in PUBLISHED:
         raise StagingError(f"{source / 'config.json'} is of {architecture}; published are {', '.join(PUBLISHED)}")
-    if pretraining and architecture != "EdenForPreTraining":
-        raise StagingError(f"{source} holds no teacher and no memory bank: stage it without `pretraining`")
+    if pretraining and architecture not in _PRETRAINING:
+        raise StagingError(f"{source} holds no teacher beside a student: stage it without `pretraining`")
     config = EdenConfig.from_pretrained(source)
-    kinds = {output: PUBLISHED[architecture]} | ({output / "pretraining": EdenForPreTraining} if pretraining else {})
+    kinds = {output: PUBLISHED[architecture]} | (
+        {output / "pretraining": _PRETRAINING[architecture]} if pretraining else {}
+    )
     for folder, kind in kinds.items():
         model = kind.from_pretrained(source, config=config)
         weights = {name: w.half() if half and w.is_floating_point() else w for name, w in model.state_dict().items()}

@@ -38,7 +38,7 @@ def plot_history(history: Sequence[dict[str, Any]]) -> Figure:
                 _draw_series(axes, own, name, **style)
         level = own[0]["level"]
         next(iter(axes_of.values())).annotate(
-            f"stage {stage}: " + (level if isinstance(level, str) else f"level {level}"),
+            f"stage {stage}: " + (level.removesuffix(" 0") if isinstance(level, str) else f"level {level}"),
             ((start + end) / 2, 1), xycoords=("data", "axes fraction"),
             xytext=(0, 4), textcoords="offset points", ha="center", fontsize=10,
         )  # fmt: skip

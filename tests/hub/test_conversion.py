@@ -4,19 +4,27 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModel, ResNetConfig, ResNetModel
 
-from eden_hf import EdenConfig, EdenForPreTraining, EdenImageProcessor, EdenModel
+from eden_hf import EdenConfig, EdenForPreTraining, EdenImageProcessor, EdenModel, EdenV2ForPreTraining
 from eden_hf.hub.cards import EdenModelCardData, check_card
-from eden_hf.hub.conversion import convert_checkpoint, export_trunk
+from eden_hf.hub.conversion import _flattened, _Mapper, convert_checkpoint, export_trunk
 from eden_hf.hub.key_layouts import CheckpointError
 
 from ..golden import recipe
-from ..golden.reference import golden_model, images, tensors_by_torchvision_name
+from ..golden.reference import (
+    golden_model,
+    golden_v2_model,
+    images,
+    tensors_by_torchvision_name,
+    v2_crops,
+    v2_tensors_by_official_name,
+)
 from ..tiny import BACKBONES, tiny_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -146,6 +154,76 @@ def adam_v2(state):
     model |= {f"module.{head}.0.weight": torch.zeros(2, 2) for head in ("compose_head", "decompose_head")}
     other = {"localizability_loss": {"center": torch.zeros(1, 2)}, "optimizer": {}, "fp16_scaler": {}, "epoch": 3}
     return content | {"model": model} | other
+
+
+def golden_v2_checkpoint(stage: str) -> dict:
+    """As either of the authors' stages writes it, with the recording's weights and the records of its loop."""
+    module = "module." if stage == "L" else ""
+    content, weights = {}, golden_v2_model()
+    for branch in ("student", "teacher"):
+        state = v2_tensors_by_official_name(weights, branch)
+        state["head.last_layer.weight_g"] = torch.ones(256, 1)
+        content[branch] = {module + name: tensor for name, tensor in state.items() if "compose" not in name}
+    if stage == "LCD":
+        model = {f"module.{b}.{name}": tensor for b in content for name, tensor in content[b].items()}
+        heads = {n: t for n, t in v2_tensors_by_official_name(weights, "student").items() if "compose" in n}
+        content["model"] = model | {f"module.{name}": tensor for name, tensor in heads.items()}
+    rates = [{"lr": np.float64(1e-3), "weight_decay": np.float32(0.04)}]
+    content["optimizer"] = {"state": {}, "param_groups": rates}
+    return content | {"localizability_loss": {"center": torch.full((1, 256), 0.5)}, "fp16_scaler": {}, "epoch": 3}
+
+
+@pytest.mark.parametrize("stage", ["L", "LCD"])
+def test_adam_v2_goes_on_as_it_was(tmp_path, stage):
+    torch.save(golden_v2_checkpoint(stage), tmp_path / "checkpoint.pth")
+    conversion = convert_checkpoint(str(tmp_path / "checkpoint.pth"), str(tmp_path / "out"), pretraining=True)
+    assert (conversion.layout, conversion.model) == ("adam_v2", "EdenV2ForPreTraining")
+    loaded = EdenV2ForPreTraining.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.center, torch.full((1, 256), 0.5))
+    learned = loaded.state_dict()
+    heads = {name for name in learned if name.startswith(("compose", "decompose"))}
+    assert set(conversion.initial) == (heads if stage == "L" else set())
+    for name, tensor in golden_v2_model().state_dict().items():
+        if name != "center" and name not in conversion.initial:
+            assert torch.equal(learned[name], tensor), name
+    lengths = [name for name in conversion.dropped if name.endswith("weight_g") and not name.startswith("model.")]
+    assert {conversion.dropped[name] for name in lengths} == {"lengths of the last layer's rows, which are 1"}
+    convert_checkpoint(str(tmp_path / "checkpoint.pth"), str(tmp_path / "trunk"))
+    images = v2_crops("f")["whole_pixel_values"]
+    features = load_file(GOLDEN / "golden_v2.safetensors")["eval.teacher.features"]
+    assert_close(embedded(EdenModel.from_pretrained(tmp_path / "trunk").eval(), images), features)
+
+
+def test_the_recorded_keys_of_adam_v2_are_all_known(tmp_path):
+    keys = json.loads((GOLDEN / "checkpoint_keys_adam_v2_resnet50.json").read_text())
+
+    def filled(shapes, prefix=""):
+        return {
+            prefix + n: torch.ones(s).to(torch.int64 if "num_batches" in n else torch.float16)
+            for n, s in shapes.items()
+        }
+
+    branches = {branch: filled(keys["student_and_teacher"]) for branch in ("student", "teacher")}
+    model = {f"module.{b}.{name}": tensor for b, state in branches.items() for name, tensor in state.items()}
+    for head in ("compose_head", "decompose_head"):
+        model |= filled(keys[head], f"module.{head}.")
+    assert len(model) == keys["model_key_count"]
+    outputs = keys["student_and_teacher"]["head.last_layer.weight_v"][0]
+    loss = {"center": torch.zeros(1, outputs)}
+    mapper = _Mapper(dict(_flattened({**branches, "model": model, "localizability_loss": loss})), ["epoch"], None)
+    made, state, mapped = mapper.pretraining()
+    assert (mapper.layout.name, outputs) == ("adam_v2", 65536)
+    assert made.state_dict().keys() == state.keys()
+    assert made.config.backbone_config.depths == [3, 4, 6, 3]
+    assert mapper.dropped(set(mapped.values()))
+
+
+def test_rows_of_other_lengths_are_refused(tmp_path):
+    content = golden_v2_checkpoint("L")
+    content["teacher"]["module.head.last_layer.weight_g"] *= 2
+    torch.save(content, tmp_path / "checkpoint.pth")
+    with pytest.raises(CheckpointError, match=r"teacher.*weight_g is not 1 throughout"):
+        convert_checkpoint(str(tmp_path / "checkpoint.pth"), str(tmp_path / "out"), pretraining=True)
 
 
 OTHERS = {

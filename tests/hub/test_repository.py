@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation
 
-from eden_hf import EdenForPreTraining, EdenImageProcessor, EdenModel
+from eden_hf import EdenForPreTraining, EdenImageProcessor, EdenModel, EdenV2ForPreTraining
 from eden_hf.evaluation.results import Estimate, Results
 from eden_hf.hub.cards import CardError, check_card
 from eden_hf.hub.refusals import PICKLES
@@ -24,6 +24,8 @@ from eden_hf.training.finetuning import finetune
 from ..launching import REPOSITORY
 from ..tiny import tiny_config
 from ..training.test_finetuning import phantoms, settings
+from ..training.test_pretraining import run_pretraining
+from ..training.test_pretraining_v2 import sections
 from .conftest import write_card_yaml
 
 CODE = {path.name for path in (REPOSITORY / "eden_hf").glob("*_eden*.py")}
@@ -75,6 +77,25 @@ def test_what_goes_on_pretraining_comes_along_if_asked(run, tmp_path):
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert {"memory_bank", "projector.dense.weight"} <= ours.keys()
+
+
+def test_a_run_of_adam_v2(tmp_path):
+    run = run_pretraining(tmp_path, **sections())
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = stage_model(run / "last", tmp_path / "staged", write_card_yaml(tmp_path), pretraining=True)
+    assert check_card(folder, model_id="user/tiny") == []
+    pretrained = EdenV2ForPreTraining.from_pretrained(folder / "pretraining")
+    trunk = load_file(folder / "model.safetensors")
+    assert trunk.keys() == pretrained.eden.state_dict().keys()
+    assert all(torch.equal(tensor, pretrained.eden.state_dict()[name]) for name, tensor in trunk.items())
+    card = (folder / "README.md").read_text()
+    for said in (
+        "Pretrained by localizability for 2 epochs.",
+        "Pretrained by localizability, composability and decomposability for 2 epochs, from the last student",
+        "| 2 | part whole | 1, 0, 1 | none |",
+        "12 outputs, temperatures 0.1 (student) and 0.04 (teacher)",
+    ):
+        assert said in card
 
 
 def test_staging_again_gives_the_same_bytes_and_forgets_what_is_gone(run, report, staged, tmp_path):
