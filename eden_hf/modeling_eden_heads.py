@@ -10,9 +10,9 @@ from transformers.modeling_outputs import ImageClassifierOutput, SemanticSegment
 from transformers.utils import can_return_tuple
 
 from .configuration_eden import EdenConfig
-from .modeling_eden_base import DENSE_KEYS, PRETRAINING_KEYS, EdenModel, EdenPreTrainedModel, check_batch
+from .modeling_eden_base import DENSE_KEYS, PRETRAINING_KEYS, EdenModel, EdenPreTrainedModel, check_batch, selected
 from .modeling_eden_dense import convolution
-from .modeling_eden_trunk import with_decoder_stages, without_dense_decoder
+from .modeling_eden_trunk import run_trunk, with_decoder_stages, without_dense_decoder
 
 
 class EdenForImageClassification(EdenPreTrainedModel):
@@ -197,15 +197,17 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
                 `config.segmentation_type` needs.
         """
         check_batch(pixel_values)
-        trunk: Any = self.eden.backbone
         pixel_values = pixel_values.to(self.dtype)
         asked = self.asked_of_trunk(kwargs)
-        outputs = trunk.forward_with_filtered_kwargs(pixel_values, return_dict=True, **asked)
-        logits = self.decoder(pixel_values, outputs.feature_maps)
+        maps, outputs = run_trunk(self.eden.backbone, pixel_values, **asked)
+        logits = self.decoder(pixel_values, maps)
         logits = F.interpolate(logits, size=pixel_values.shape[-2:], mode="bilinear")
         loss = None if labels is None else self._loss(logits.float(), labels)
         return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.get("attentions")
+            loss=loss,
+            logits=logits,
+            hidden_states=selected(outputs.hidden_states, asked.get("output_hidden_states")),
+            attentions=outputs.get("attentions"),
         )
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -95,6 +95,31 @@ def test_tokens_that_are_no_grid_are_refused():
         as_map(torch.zeros(1, 5, 16), torch.zeros(1, 3, 32, 32), config_of("vit"))
 
 
+@pytest.mark.parametrize("model_type", ["pvt", "levit", "sam_vision_model", "hiera", "aimv2_vision_model"])
+def test_a_trunk_of_one_size_names_it(model_type):
+    more = {
+        "hiera": {"image_size": [64, 64], "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4},
+        "aimv2_vision_model": {**TOKENS, "image_size": 64},
+    }
+    model = EdenModel(EdenConfig(backbone_config=config_of(model_type, **more.get(model_type, {})))).eval()
+    with torch.inference_mode():
+        assert model(torch.rand(1, 3, 64, 64)).pooler_output.isfinite().all()
+        with pytest.raises(ValueError, match=rf"'{model_type}', is made for images of 64 x 64 .* cannot take 96 x 96"):
+            model(torch.rand(1, 3, 96, 96))
+
+
+def test_other_errors_of_a_trunk_are_its_own():
+    """An image of another size than `image_size` is not blamed for its channels."""
+    model = EdenModel(EdenConfig(backbone_config=config_of("convnextv2"))).eval()
+    with pytest.raises(ValueError, match=r"channel dimension of the pixel values match"):
+        model(torch.rand(1, 1, 64, 64))
+
+
+def test_a_default_focalnet_is_a_trunk():
+    with torch.device("meta"):
+        assert EdenModel(EdenConfig(backbone_config=CONFIG_MAPPING["focalnet"]())).num_features == 768
+
+
 def test_the_table_of_the_documentation_has_every_type_in_its_row():
     rows = [
         line.split("|") for line in (REPOSITORY / "docs" / "trunks.md").read_text().splitlines() if "| yes" in line

@@ -45,6 +45,7 @@ from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import adapted_processor, find_model, own_intensity
 from eden_hf.modeling_eden import EdenForImageClassification, EdenForSemanticSegmentation
 from eden_hf.modeling_eden_base import readable_like_neighbours
+from eden_hf.modeling_eden_trunk import FINAL_NORMS, final_norm, with_final_norm
 from eden_hf.training.arguments import read_settings
 from eden_hf.training.checkpoints import replace_folder
 from eden_hf.training.curriculum import FullBatches, enough_values
@@ -260,17 +261,21 @@ def load_start(
         takes = inspect.signature(type(trunk)).parameters
         without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
         stock = type(trunk).from_pretrained(named.origin, config=trunk.config, dtype=torch.float32, **without_pooler)
-        trunk.load_state_dict(stock.state_dict())
+        trunk.load_state_dict(with_final_norm(stock).state_dict())
         _take_final_norm(trunk, named.origin)
     return model, processor
 
 
 def _take_final_norm(trunk: Any, origin: str) -> None:
     """Give the last stage of a backbone the norm that transformers' own encoder has after it, if they have any."""
-    if hasattr(trunk, "hidden_states_norms"):
-        norm = getattr(AutoModel.from_pretrained(origin, config=trunk.config), "layernorm", None)
-        if norm is not None:
-            trunk.hidden_states_norms[trunk.stage_names[-1]].load_state_dict(norm.state_dict())
+    norm = final_norm(trunk)
+    if norm is None and hasattr(trunk, "hidden_states_norms"):
+        norm = trunk.hidden_states_norms[trunk.stage_names[-1]]
+    if norm is not None:
+        name = FINAL_NORMS.get(trunk.config.model_type, "layernorm").rpartition(".")[2]
+        own = getattr(AutoModel.from_pretrained(origin, config=trunk.config), name, None)
+        if own is not None:
+            norm.load_state_dict(own.state_dict())
 
 
 def fit(

@@ -119,7 +119,7 @@ def check_batch(pixel_values: Tensor) -> None:
         )
 
 
-def _selected(states: tuple[Tensor, ...] | None, asked: bool | Sequence[int] | None) -> tuple[Any, ...] | None:
+def selected(states: tuple[Tensor, ...] | None, asked: bool | Sequence[int] | None) -> tuple[Any, ...] | None:
     """Hidden states as asked for: all, none, or those at some indices and `None` at the others."""
     if not asked or states is None or asked is True:
         return states if asked else None
@@ -196,7 +196,7 @@ class EdenModel(EdenPreTrainedModel):
         return EdenModelOutput(
             last_hidden_state=maps[-1],
             pooler_output=average(self.backbone, maps, outputs),
-            hidden_states=_selected(outputs.hidden_states, kwargs.get("output_hidden_states")),
+            hidden_states=selected(outputs.hidden_states, kwargs.get("output_hidden_states")),
             attentions=outputs.get("attentions"),
             dense_embeddings=dense_embeddings,
         )
@@ -261,7 +261,12 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
         """
         pixel_values = pixel_values.to(self.dtype)
         asked = self.asked_of_trunk(kwargs)
-        return self.backbone.forward_with_filtered_kwargs(pixel_values, return_dict=True, **asked)
+        maps, outputs = run_trunk(self.backbone, pixel_values, **asked)
+        return BackboneOutput(
+            feature_maps=maps,
+            hidden_states=selected(outputs.hidden_states, asked.get("output_hidden_states")),
+            attentions=outputs.get("attentions"),
+        )
 
 
-__all__ = ["EdenBackbone", "EdenModel", "EdenModelOutput", "EdenPreTrainedModel", "check_batch"]
+__all__ = ["EdenBackbone", "EdenModel", "EdenModelOutput", "EdenPreTrainedModel", "check_batch", "selected"]
