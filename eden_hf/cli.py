@@ -19,6 +19,7 @@ eden card check repository/
 eden push --source outputs/run --repo_id user/name --card card.yaml         scripts/push_to_hub.py
 eden convert --source adam.pth --output adam/                               scripts/convert_checkpoint.py
 eden export --model outputs/run/last --output model.onnx
+eden doctor --config configs/adam_resnet18_small.yaml
 eden bench --quick                                                          scripts/benchmark.py
 """
 
@@ -30,7 +31,7 @@ from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -310,6 +311,18 @@ def bench(arguments: list[str] | None, prog: str) -> None:
     print(_call(bench, arguments, prog, several=("rows",)))
 
 
+@_command
+def doctor(arguments: list[str] | None, prog: str) -> None:
+    """Tell what a pretraining run would take on this machine, and what binds it; settings as for `eden pretrain`."""
+    from eden_hf.training.arguments import parse_arguments
+
+    settings, _ = parse_arguments(arguments, prog=prog)
+    from eden_hf.benchmarks.doctor import examine
+
+    for line in examine(settings):
+        print(line)
+
+
 def _call(function: Callable, arguments: list[str] | None, prog: str, several: Sequence[str] = ()) -> Any:
     """Call `function` by a command line; the options of `several` take values one after the other: `--model a b`."""
     from eden_hf.training.arguments import ConfigParser, at_home
@@ -320,7 +333,7 @@ def _call(function: Callable, arguments: list[str] | None, prog: str, several: S
     for name in several:
         required = parameters[name].default is Parameter.empty
         kind = get_args(parameters[name].annotation)[0]
-        kind = (get_args(kind) or (kind,))[0]  # of `list[str] | None` too
+        kind = get_args(kind)[0] if get_origin(kind) is list else kind  # of `list[str] | None`
         parser.add_argument(f"--{name}", nargs="+", type=kind, required=required, help="one or more values")
     switches = [name for name, parameter in parameters.items() if parameter.default is False]
     for name in switches:

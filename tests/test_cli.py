@@ -180,6 +180,7 @@ def test_without_extras_commands_work_or_name_what_to_install():
     finished = python_program("-c", BARE)
     assert finished.returncode == 0, finished.stderr
     told = finished.stderr.splitlines()
-    needy = ("gallery", "evaluate", "one-shot", "audit", "probe", "few-shot", "finetune")
+    needy = ("gallery", "evaluate", "one-shot", "audit", "probe", "few-shot", "finetune", "bench")
     assert [line.partition(":")[0] for line in told] == [f"eden {name}" for name in needy]
-    assert [line for line in told if not line.endswith("pip install 'eden_hf[evaluation]'")] == []
+    extras = ("pip install 'eden_hf[evaluation]'", "pip install eden_hf[plots]")
+    assert [line for line in told if not line.endswith(extras)] == []

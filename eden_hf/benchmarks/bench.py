@@ -2,21 +2,15 @@
 
 import dataclasses
 import json
-import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from eden_hf import __version__
 from eden_hf.benchmarks import rows as _rows  # noqa: F401 (registers them)
-from eden_hf.benchmarks.measuring import ROWS, Measurement, Row, measure
-from eden_hf.data.prepared import processors
+from eden_hf.benchmarks.measuring import ROWS, Measurement, Row, machine, measure
+from eden_hf.plots import plot_ratios
 from eden_hf.training.processor import keep_freed_memory
 
 RESULTS, FIGURE = "benchmark.json", "benchmark.png"
@@ -58,25 +52,6 @@ def bench(rows: list[str] | None = None, rounds: int = 5, quick: bool = False, o
     return f"{_told(about)}\n\n{markdown(measured)}\n{folder / RESULTS}, {folder / FIGURE}"
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers are of: processors, threads, devices and versions."""
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "processors": processors(),
-        "torch_threads": torch.get_num_threads(),
-        "waiting": os.environ.get("OMP_WAIT_POLICY", "default"),
-        "bf16": sorted(name for name in ("avx512_bf16", "amx_bf16", "bf16") if capabilities.get(name)),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "versions": {
-            "eden_hf": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
 def markdown(measured: Mapping[str, Measurement]) -> str:
     """A line a row: the ratio first, then both sides in items a second with their spread."""
     lines = [
@@ -90,26 +65,6 @@ def markdown(measured: Mapping[str, Measurement]) -> str:
         cells = [name, f"**{found.ratio:.2f}**", f">= {row.goal:g}", ours, reference, row.about, row.reference]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def plot_ratios(ratios: Mapping[str, tuple[float, float]]) -> Figure:
-    """A bar for each row's ratio, with a mark at its goal.
-
-    Args:
-        ratios: Ratio and goal by name.
-    """
-    figure = Figure(figsize=(8, 1 + 0.4 * len(ratios)), layout="constrained")
-    axes = figure.subplots()
-    names: Sequence[str] = list(ratios)[::-1]
-    values, goals = zip(*(ratios[name] for name in names), strict=True)
-    axes.barh(names, values, color=["#2a7f62" if v >= g else "#c8553d" for v, g in zip(values, goals, strict=True)])
-    axes.plot(goals, names, "|", color="black", markersize=16, label="goal")
-    for name, value in zip(names, values, strict=True):
-        axes.annotate(f" {value:.2f}", (value, name), va="center")
-    axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set(xscale="log", xlabel="times as fast as the reference")
-    axes.legend(loc="lower right")
-    return figure
 
 
 def _entry(row: Row, found: Measurement) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Rows of the benchmark, and how they are timed: in turn with their reference, in one process."""
 
 import gc
+import os
+import platform
 import resource
 import statistics
 import time
@@ -10,6 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import transformers
+
+from eden_hf import __version__
+from eden_hf.data.prepared import processors
 
 Clock = Literal["wall", "processor"]
 
@@ -106,6 +112,25 @@ def measure(row: Row, rounds: int) -> Measurement:
         _spread(reference),
         len(ours),
     )
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers are of: processors, threads, devices and versions."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "processors": processors(),
+        "torch_threads": torch.get_num_threads(),
+        "waiting": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "bf16": sorted(name for name in ("avx512_bf16", "amx_bf16", "bf16") if capabilities.get(name)),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": {
+            "eden_hf": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def seconds(call: Callable[[], Any], clock: Clock) -> float:

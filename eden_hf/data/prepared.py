@@ -127,7 +127,7 @@ def prepare_images(
         data = found.load(split, **where).select_columns(["image", "source_id"])
         writable(cache, "data.cache_dir (cache_dir in Python), or by HF_HOME")
         with scratch_folder(folder) as scratch:
-            decoded = _decode_all(data, _Decoder(**settings), num_proc)
+            decoded = _decode_all(data, Decoder(**settings), num_proc)
             skips = SkipLog(scratch / SKIPPED_FILE, max_skipped_share)
             _write(decoded, scratch, settings, skips, kept_list)
             _move(scratch, folder)
@@ -150,7 +150,7 @@ def _move(scratch: Path, folder: Path) -> None:
 Decoded: TypeAlias = tuple[str, np.ndarray | ImageReadError]  # an image's name, and its pixels or why there are none
 
 
-class _Decoder:
+class Decoder:
     """Turns rows of a source into (name, pixels [C, side, side] uint8 or the reason why there are none)."""
 
     def __init__(self, side: int, channels: int, aspect_ratio: str) -> None:
@@ -158,6 +158,7 @@ class _Decoder:
         self.fit = ImageOps.pad if aspect_ratio == "pad" else Image.Image.resize
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[Decoded]:
+        """Rows `image`, `source_id`, in their order."""
         return [(row["source_id"], self._pixels(row)) for row in rows]
 
     def _pixels(self, row: dict[str, Any]) -> np.ndarray | ImageReadError:
@@ -169,7 +170,7 @@ class _Decoder:
         return np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)
 
 
-def _decode_all(data: Any, decoder: _Decoder, num_proc: int | None) -> Iterator[Decoded]:
+def _decode_all(data: Any, decoder: Decoder, num_proc: int | None) -> Iterator[Decoded]:
     """Every row decoded, in order."""
     total = _length(data)
     workers = processors() if num_proc is None else num_proc

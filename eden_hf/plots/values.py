@@ -96,3 +96,23 @@ def plot_groups(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         plain(axes, grid="x")
     grid[0].set_yticks(range(len(groups)), [group.replace("_", " ") for group in reversed(groups)])
     return figure
+
+
+def plot_ratios(ratios: Mapping[str, tuple[float, float]]) -> Figure:
+    """A bar for each row's ratio, with a mark at its goal.
+
+    Args:
+        ratios: Ratio and goal by name.
+    """
+    figure = Figure(figsize=(8, 1 + 0.4 * len(ratios)), layout="constrained")
+    axes = figure.subplots()
+    names: Sequence[str] = list(ratios)[::-1]
+    values, goals = zip(*(ratios[name] for name in names), strict=True)
+    axes.barh(names, values, color=["#2a7f62" if v >= g else "#c8553d" for v, g in zip(values, goals, strict=True)])
+    axes.plot(goals, names, "|", color="black", markersize=16, label="goal")
+    for name, value in zip(names, values, strict=True):
+        axes.annotate(f" {value:.2f}", (value, name), va="center")
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set(xscale="log", xlabel="times as fast as the reference")
+    axes.legend(loc="lower right")
+    return figure
