@@ -179,6 +179,27 @@ def test_k_alone_uses_no_other_labelled_image(checkpoint, validated, tmp_path, m
     assert (f"| k = 2 + {validated} |" if validated else "| k = 2 |") in page.read_text()
 
 
+def test_all_encoders_learn_from_the_same_draws(tmp_path, monkeypatch):
+    seen = {}
+
+    def finetune(name, train, validation, test, labels, recipe, seed):
+        seen.setdefault(name, []).append((seed, train["source_id"][:]))
+        return np.full((len(test), len(labels)), 0.5)
+
+    monkeypatch.setattr("eden_hf.evaluation.few_shot.finetune_few_shot", finetune)
+    task = dataclasses.replace(HEART_AND_CLAVICLES, source="phantoms:12")
+    names = ["random:resnet18-half", "random:resnet18"]
+    compare_encoders(names, task, shots=(2, 3), draws=2, output=str(tmp_path))
+    first, second = seen.values()
+    assert first == second
+    assert len({tuple(sorted(images)) for _, images in first}) == 4
+
+
+def test_scores_of_other_structures_than_the_labels_are_an_error(encoder, tmp_path):
+    with pytest.raises(ValueError, match="zip"):
+        few_shot(encoder, lambda *_: np.ones((2, 3)), 10, LABELS, tmp_path / "s.jsonl", shots=(3,), draws=1)
+
+
 @pytest.fixture
 def half(monkeypatch):
     """Fine-tuning that scores 0.5 at once; the calls so far."""
