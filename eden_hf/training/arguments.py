@@ -272,6 +272,9 @@ class TrainingArguments:
         channels_last: Lay images out channels last (faster with bf16 on CPUs and GPUs that know it).
         compile: Compile the trunks with `torch.compile`.
         sync_batchnorm: Share BatchNorm statistics between the GPUs; otherwise key batches are shuffled.
+        validate_every: Epochs between validations; by default as few as take a fiftieth of the time at most. The last
+            epoch of a stage is validated in any case.
+        validation_images: Most of the held-out images that a validation takes.
         seed: Seed of every draw of training: weights, bank, order, views.
     """
 
@@ -284,12 +287,17 @@ class TrainingArguments:
     channels_last: bool = False
     compile: bool = False
     sync_batchnorm: bool = False
+    validate_every: int | None = None
+    validation_images: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
         steps = self.gradient_accumulation_steps
         require(steps >= 1, "training.gradient_accumulation_steps", steps, "at least 1")
+        every = self.validate_every
+        require(every is None or every >= 1, "training.validate_every", every, "at least 1, or null")
+        require(self.validation_images >= 1, "training.validation_images", self.validation_images, "at least 1")
         norm = self.max_grad_norm
         require(norm is None or norm > 0, "training.max_grad_norm", norm, "above 0, or null")
 
@@ -318,7 +326,8 @@ class RunArguments(HubArguments):
         push_to_hub: Publish the finished model on the Hub, private, as the `model_id` of `card`.
         card: YAML file of what the publisher declares (`EdenModelCardData`).
         output_dir: Folder of the run.
-        checkpoint_every: Optimiser steps between checkpoints; one is written at each stage's end as well.
+        checkpoint_every: Optimiser steps between checkpoints; one is written at each stage's end as well. With them go
+            the model folders `last` and, where a validation found a better one, `best`.
         keep_checkpoints: Newest checkpoints that are kept.
         log_every: Optimiser steps that one line of metrics sums up.
         num_workers: Processes that read batches ahead; 0 reads them in the training process.

@@ -67,6 +67,15 @@ def teacher_temperature(stage: Stage, epoch: int, final: float) -> float:
     return first + (final - first) * epoch / max(1, epochs - 1)
 
 
+def validation_interval(train_images: int, validation_images: int) -> int:
+    """Epochs between validations, so that these take at most a fiftieth of the time.
+
+    An image costs half as much to validate as to train on: two forward passes, where training has two and a backward
+    pass, which is as much as another two.
+    """
+    return max(1, math.ceil(validation_images / 2 / (train_images / 50)))
+
+
 def epoch_order(indices: Tensor, seed: int, epoch: int) -> Tensor:
     """`indices` (int64, any length) in the order of `epoch`, counted over the whole run."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)

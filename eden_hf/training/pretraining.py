@@ -34,7 +34,14 @@ from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.modeling_eden import EdenForPreTraining, EdenModel, EdenV2ForPreTraining
 from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainArguments, Stage
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
-from eden_hf.training.curriculum import Progress, StageBatches, enough_values, learning_rate, weight_decay
+from eden_hf.training.curriculum import (
+    Progress,
+    StageBatches,
+    enough_values,
+    learning_rate,
+    validation_interval,
+    weight_decay,
+)
 from eden_hf.training.monitors import LossGuard, Monitor, health
 from eden_hf.training.objectives import freeze_unreached, objective_of
 from eden_hf.training.optimizers import clip_each, make_optimizer
@@ -71,6 +78,7 @@ class Pretraining:
     """One run: what it is made of, and its loop. `finished` tells, after `train`, whether it was not stopped early."""
 
     finished = False
+    _best: dict[str, Tensor] | None = None  # weights of the lowest validation loss, until they are saved
 
     def __init__(self, arguments: PretrainArguments, resume: bool = False) -> None:
         self.arguments = arguments
@@ -96,6 +104,11 @@ class Pretraining:
         self.train_indices, self.holdout_indices = split_holdout(
             self.images.ids, arguments.data.holdout_share, arguments.data.split_seed
         )
+        self.validated = self.holdout_indices[
+            :: math.ceil(len(self.holdout_indices) / training.validation_images) or 1
+        ]
+        interval = validation_interval(len(self.train_indices), len(self.validated))
+        self.validate_every = training.validate_every or interval
         self.device = self.accelerator.device
         self.memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
         model = _fit_to_hardware(model, arguments, self.accelerator).to(memory_format=self.memory_format)  # type: ignore[call-overload]
@@ -253,19 +266,19 @@ class Pretraining:
         }
 
     def _end_epoch(self, stage: Stage) -> None:
-        """Validate, keep the model folders, and move the position to the next epoch."""
+        """Move the position to the next epoch; validate, if it is time, and keep the best model for saving."""
         since = time.perf_counter()
         self._check_finite()
         progress = self.progress
         where = self._where(stage)
         progress.epoch, progress.batch, progress.seen_epochs = progress.epoch + 1, 0, progress.seen_epochs + 1
-        if len(self.holdout_indices):
+        is_time = progress.epoch % self.validate_every == 0 or progress.epoch == stage.total_epochs
+        if len(self.validated) and is_time:
             loss = self.validation_loss(stage)
             self.monitor.write(where, {"validation_loss": loss})
             if loss < progress.best_validation_loss:
                 progress.best_validation_loss = loss
-                self._save_model("best")
-        self._save_model("last")
+                self._best = {name: tensor.cpu().clone() for name, tensor in self.eden.state_dict().items()}
         self.monitor.pause_clock(time.perf_counter() - since)
 
     @torch.no_grad()
@@ -277,7 +290,7 @@ class Pretraining:
         training, processes = self.arguments.training, self.accelerator.num_processes
         batch = stage.batch_size or training.batch_size
         piece = max(1, batch // (processes * training.gradient_accumulation_steps))
-        mine = self.holdout_indices[self.accelerator.process_index :: processes]
+        mine = self.validated[self.accelerator.process_index :: processes]
         last = stage.total_epochs - 1  # the same task throughout the stage
         settings = self.objective.settings(stage, last, first_piece=False)
         total = torch.zeros(2, device=self.device)
@@ -300,19 +313,24 @@ class Pretraining:
         return self.stop.agreed(self.progress.step, self.arguments.run.log_every)
 
     def _checkpoint(self) -> None:
+        """Write the model folders and then a checkpoint: what was best before it is never lost to a later kill."""
         since = time.perf_counter()
         self._check_finite()
+        if self._best is not None:
+            self._save_model("best", self._best)
+        self._best = None
+        self._save_model("last", self.eden.state_dict())
         folder, keep = self.folder / "checkpoints", self.arguments.run.keep_checkpoints
         save_checkpoint(self.accelerator, folder, self.progress, keep)
         self.monitor.pause_clock(time.perf_counter() - since)
 
-    def _save_model(self, name: str) -> None:
+    def _save_model(self, name: str, weights: dict[str, Tensor]) -> None:
         """Write the folder that `from_pretrained` reads: weights, configuration, processor and their code."""
         if self.accelerator.is_main_process:
             processor = image_processor(self.arguments)
 
             def write(folder: Path) -> None:
-                self.eden.save_pretrained(folder)
+                self.eden.save_pretrained(folder, state_dict=weights)
                 processor.save_pretrained(folder)
 
             replace_folder(self.folder / name, write)

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eden_hf.training.arguments import Stage
-from eden_hf.training.curriculum import FullBatches, StageBatches, enough_values, epoch_order, learning_rate
+from eden_hf.training.curriculum import (
+    FullBatches,
+    StageBatches,
+    enough_values,
+    epoch_order,
+    learning_rate,
+    validation_interval,
+)
 
 
 def batches(images=50, batch_size=8, **options):
@@ -86,3 +93,9 @@ def test_full_batches_see_all_images_equally_often(images, batch):
 def test_another_error_than_batchnorms_stays_as_it_is():
     with pytest.raises(ValueError, match=r"^other$"), enough_values("batch", "size"):
         raise ValueError("other")
+
+
+@pytest.mark.parametrize(("train", "validated", "epochs"), [(900, 100, 3), (67_000, 1000, 1), (10, 0, 1), (3, 3, 25)])
+def test_validating_takes_a_fiftieth_of_the_time_at_most(train, validated, epochs):
+    assert validation_interval(train, validated) == epochs
+    assert validated / 2 <= epochs * train / 50

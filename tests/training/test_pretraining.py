@@ -35,7 +35,7 @@ SETTINGS = {
         {"level": 0, "epochs": 2, "learning_rate": 0.05},
         {"level": 2, "epochs": 2, "learning_rate": 0.05, "prune_threshold": 0.8},
     ],
-    "training": {"batch_size": 4},
+    "training": {"batch_size": 4, "validate_every": 1},
     "run": {"checkpoint_every": 3, "log_every": 1, "num_workers": 0, "keep_checkpoints": 2},
 }
 
@@ -360,7 +360,7 @@ def test_a_process_without_held_out_images_leaves_the_validation_to_the_others(t
     run = Pretraining(read_arguments(settings_file(tmp_path, stages=[{"level": 0, "epochs": 1}])))
     stage = run.arguments.stages[0]
     whole = run.validation_loss(stage)
-    run.holdout_indices = run.holdout_indices[:0]
+    run.validated = run.validated[:0]
     summed = {}
     run.accelerator.reduce = lambda total: summed.setdefault("of this process", total) + torch.tensor([3.0, 2.0])
     assert run.validation_loss(stage) == 1.5
@@ -410,3 +410,15 @@ def test_a_dense_stage_resumes_to_the_last_bit(tmp_path):
 def test_a_dense_stage_needs_a_decoder(tmp_path):
     with pytest.raises(ArgumentError, match=r"`model\.dense_dim` must be given"):
         run_pretraining(tmp_path, stages=POINTS)
+
+
+def test_validations_are_as_many_as_cost_little_and_take_images_from_all_over(tmp_path):
+    training = {"batch_size": 4, "validate_every": None, "validation_images": 2}
+    stages = [{"level": 0, "epochs": 5, "learning_rate": 0.05}]
+    settings = {"training": training, "stages": stages, "data": {"source": "phantoms:20", "holdout_share": 0.2}}
+    run = Pretraining(read_arguments(settings_file(tmp_path, **settings)))
+    assert len(run.holdout_indices) == 4
+    assert run.validated.tolist() == run.holdout_indices[::2].tolist()
+    assert run.validate_every == 4  # a validation of 2 costs as much as training on 1, of 16 a fiftieth is 0.32
+    folder = run.train()
+    assert [line["epoch"] for line in metrics(folder) if "validation_loss" in line] == [3, 4]

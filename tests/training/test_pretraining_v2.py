@@ -28,7 +28,9 @@ STAGES = [
     {"objective": "localize", "epochs": [1, 1], **SCHEDULES},
     {"objective": "part_whole", "epochs": [1, 0, 1], **SCHEDULES},
 ]
-TRAINING = {"batch_size": 4, "optimizer": "adamw", "max_grad_norm": 3.0, "clip_each_tensor": True}
+TRAINING = {
+    "batch_size": 4, "optimizer": "adamw", "max_grad_norm": 3.0, "clip_each_tensor": True, "validate_every": 1,
+}  # fmt: skip
 
 
 def sections(**changes) -> dict:
