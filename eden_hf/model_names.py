@@ -12,6 +12,8 @@ from eden_hf.configuration_eden import BACKBONE_PRESETS, EdenConfig
 from eden_hf.image_processing_eden import EdenImageProcessor
 
 FRESH = "random:"
+#: Columns that stand beside encoders in tables and are no models: plain pixels, and what looks at no image.
+PIXELS, MAJORITY = CONTROLS = ("pixels", "majority")
 
 
 class NamedModel(NamedTuple):

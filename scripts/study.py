@@ -32,7 +32,7 @@ from eden_hf.evaluation.few_shot import (
 )
 from eden_hf.evaluation.probes import probe
 from eden_hf.evaluation.report_card import evaluate
-from eden_hf.evaluation.results import Results
+from eden_hf.evaluation.results import Results, differences
 from eden_hf.hub.repository import stage_model
 from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.plots import plot_few_shot, plot_groups
@@ -55,6 +55,7 @@ SHOWN = {
         *("decomposability gain", "interpolation gain", "extrapolation gain"),
     ],
     "correspondence": ["mean_radial_error_mm", "within_20_mm", "same_place_mm", "pixels_mm"],
+    "nuisances": ["border", "marker", "exposure", "mark_chance"],
     "probe": ["linear accuracy", "knn accuracy"],
 }
 SHOTS = (3, 6, 12, 24)
@@ -97,9 +98,12 @@ def study(
     if pretrain_only:
         return
     measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (arm, _), folder in runs.items():
+    found: dict[tuple[str, int], dict[str, Results]] = {}
+    for (arm, seed), folder in runs.items():
         measures = root / "measures" / folder.name
-        for result in _measure(folder, measures, cxr, scr):
+        results = _measure(folder, measures, cxr, scr)
+        found[arm, seed] = {result.evaluation: result for result in results}
+        for result in results:
             for name in SHOWN[result.evaluation]:
                 measured[f"{result.evaluation}: {name.replace('_', ' ')}"][arm].append(result.values[name].value)
         _stage(folder, measures, root / "models" / folder.name)
@@ -107,17 +111,30 @@ def study(
         mode: _few_shot(mode, list(runs.values()), scr, root / "few_shot", settings["few_shot"][mode])
         for mode in settings["few_shot"]
     }
-    _write(root, measured, few_shot)
+    _write(root, measured, _by_seed(found), few_shot)
 
 
 def _measure(run: Path, output: Path, cxr: str, scr: str) -> list[Results]:
     """Anatomy evaluations on SCR's test images and probes on the classes, of one run."""
     model = str(run / "last")
     if not (output / "probe.md").exists():
-        evaluate([model], scr, str(output), split="test", id_column="image_id")
-        probe([model], cxr, str(output), id_column="image_id", size=128)
+        evaluate([model], scr, str(output), split="test", id_column="image_id", untrained=0)  # an arm of its own
+        probe([model], cxr, str(output), id_column="image_id", size=128, untrained=0)
     found = [Results.load(file) for file in output.glob("**/results.json")]
+    found = [result for result in found if result.encoder == model]
     return sorted(found, key=lambda result: list(SHOWN).index(result.evaluation))
+
+
+def _by_seed(found: dict[tuple[str, int], dict[str, Results]]) -> dict[str, dict[str, list[str]]]:
+    """For each measure and arm, seed by seed, how much more the last arm has, in the same patients, with intervals."""
+    arms = list(dict.fromkeys(arm for arm, _ in found))
+    rows: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for (arm, seed), results in found.items():
+        for evaluation, result in results.items() if arm != arms[-1] else ():
+            for name, value in differences(found[arms[-1], seed][evaluation], result).items():
+                if name in SHOWN[evaluation]:
+                    rows[f"{evaluation}: {name.replace('_', ' ')}"][arm].append(str(value))
+    return rows
 
 
 def _stage(run: Path, measures: Path, output: Path) -> None:
@@ -148,12 +165,23 @@ def _few_shot(mode: str, runs: list[Path], scr: str, output: Path, settings: dic
     return renamed
 
 
-def _write(root: Path, measured: dict[str, dict[str, list[float]]], few_shot: dict[str, list[Score]]) -> None:
+def _write(
+    root: Path,
+    measured: dict[str, dict[str, list[float]]],
+    by_seed: dict[str, dict[str, list[str]]],
+    few_shot: dict[str, list[Score]],
+) -> None:
     """`study.md`: all numbers by arm, mean and standard deviation over seeds, or over draws by seed, with figures."""
     arms = list(next(iter(measured.values())))
     lines = [["", *arms], ["---"] * (1 + len(arms))]
     lines += [[name, *(_mean(values[arm]) for arm in arms)] for name, values in measured.items()]
     text = ["# The study's numbers", "", "Mean ± standard deviation over seeds.", "", _table(lines)]
+    if by_seed:
+        others = arms[:-1]
+        lines = [["", *others], ["---"] * (1 + len(others))]
+        lines += [[name, *("; ".join(values.get(arm, ["-"])) for arm in others)] for name, values in by_seed.items()]
+        said = f"`{arms[-1]}` minus each other arm, seed by seed, in the same patients, with 95 % intervals."
+        text += ["", "## Differences by seed", "", said, "", _table(lines)]
     plot_groups({name: dict(values) for name, values in measured.items()}).savefig(root / "study.png", dpi=90)
     for mode, scores in few_shot.items():
         scores.sort(key=lambda score: -arms.index(score.encoder))

@@ -38,6 +38,7 @@ def test_a_study_is_written_and_not_done_twice(tmp_path):
     text = (output / "study.md").read_text()
     assert "|  | random | moco_v2 |" in text
     assert "| heart | (Adam in the paper) | 84.35 | 86.7 | 89.79 | 90.45 |" in text
+    assert "`moco_v2` minus each other arm, seed by seed" in text
     numbers = json.loads((output / "study.json").read_text())
     assert 0 <= numbers["locality: retrieval at 1"]["random"][0] <= 1
     for run in ("random-0", "moco_v2-0"):

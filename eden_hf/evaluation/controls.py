@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from eden_hf.encoders import FRESH, Encoder, load_encoder
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.model_names import find_model
+from eden_hf.model_names import PIXELS, find_model
 
 #: Pixels along a side of the pictures that are compared as they are.
 SIDE = 16
-PIXELS = "pixels"
 
 
 class GreyPixels(nn.Module):
@@ -52,7 +51,12 @@ def columns(
         pixels: Whether pixels have a column.
         size: As for `load_encoder`, as is `intensity`.
         seed: The first of the fresh weights'.
+
+    Raises:
+        ValueError: a model is named twice.
     """
+    if len(set(models)) < len(models):
+        raise ValueError(f"encoders must differ, got {', '.join(models)}")
     load = partial(load_encoder, size=size, intensity=intensity)
     found: dict[str, list[Callable[[], Encoder]]] = {name: [partial(load, name, seed=seed)] for name in models}
     built = {_build(name) for name in models if name.startswith(FRESH)}

@@ -110,37 +110,42 @@ def locality_scores(
     to_prototypes = torch.einsum("nlc,nkc->nlk", vectors, prototypes)
     own = torch.arange(landmarks)
     scores = {
-        "retrieval_at_1": _chance_of(similarity, label[:, None] == label),
-        "knn_accuracy": _chance_of(_votes(similarity, label), label[:, None] == own),
-        "prototype_accuracy": _chance_of(to_prototypes, (own[:, None] == own).expand_as(to_prototypes)),
+        "retrieval_at_1": chance_of(similarity, label[:, None] == label),
+        "knn_accuracy": chance_of(_votes(similarity, label), label[:, None] == own),
+        "prototype_accuracy": chance_of(to_prototypes, (own[:, None] == own).expand_as(to_prototypes)),
     }
     pairs = [(names.index(name), names.index(mirror)) for name in names if (mirror := mirror_of(name)) in names]
     if pairs:
         here, there = torch.tensor(pairs).T
         both = torch.stack([to_prototypes[:, here, here], to_prototypes[:, here, there]], dim=2)
-        scores["side_accuracy"] = _chance_of(both, torch.tensor([True, False]).expand_as(both))
+        scores["side_accuracy"] = chance_of(both, torch.tensor([True, False]).expand_as(both))
         among_all = to_prototypes[:, here]
-        scores["mirror_confusion"] = _chance_of(among_all, (there[:, None] == own).expand_as(among_all))
+        scores["mirror_confusion"] = chance_of(among_all, (there[:, None] == own).expand_as(among_all))
     found = {name: hits.double().view(images, -1).mean(dim=1).numpy() for name, hits in scores.items()}
     found["auroc"] = _auroc(similarity, label, others)
     found["silhouette"] = _silhouettes(rows, label, others).view(images, -1).mean(dim=1).numpy()
     return found
 
 
-def _chance_of(scores: Tensor, wanted: Tensor) -> Tensor:
+def chance_of(scores: Tensor, wanted: Tensor) -> Tensor:
     """How likely the best of `scores` `[..., n]` is a wanted one, drawn among those that are equally good."""
     best = scores >= scores.max(dim=-1, keepdim=True).values - TIED
     return (best & wanted).sum(dim=-1).double() / best.sum(dim=-1)
 
 
 def _votes(similarity: Tensor, label: Tensor) -> Tensor:
-    """Votes `[n, L]` of each patch's nearest ones, weighted by similarity; equally near ones share the last places."""
+    """Votes `[n, L]` of each patch's nearest ones, weighted by similarity."""
+    weights = neighbour_weights(similarity) * (similarity.clamp(min=-1).double() + 1)
+    return weights @ F.one_hot(label).double()
+
+
+def neighbour_weights(similarity: Tensor) -> Tensor:
+    """1 for the 5 nearest of each row of `[n, m]` and 0 for others; equally near ones share the last places."""
     k = min(NEIGHBOURS, int(similarity.isfinite().sum(dim=1).min()))
     last = similarity.topk(k).values[:, -1:]
     nearer, as_near = similarity > last + TIED, (similarity - last).abs() <= TIED
     share = (k - nearer.sum(dim=1, keepdim=True)) / as_near.sum(dim=1, keepdim=True)
-    weights = nearer.double() + as_near * share.double()
-    return (weights * (similarity.clamp(min=-1).double() + 1)) @ F.one_hot(label).double()
+    return nearer.double() + as_near * share.double()
 
 
 def _auroc(similarity: Tensor, label: Tensor, others: Tensor) -> np.ndarray:

@@ -29,6 +29,7 @@ from eden_hf.evaluation.statistics import (
     by_patient,
     resampled,
 )
+from eden_hf.model_names import MAJORITY
 from eden_hf.training.downstream_data import row_image
 from eden_hf.training.downstream_metrics import measure
 from eden_hf.training.run_folder import keeps_output
@@ -111,7 +112,7 @@ def probe(
         used = [load() for load in encoders]
         found = [probed(encoder, task, probes, images=images, patients=patients, seed=seed) for encoder in used]
         keep(name, revision_of(used), f"encoder-{number}", found, **over_seeds(found))
-    keep("majority", None, "majority", [probed(None, task, probes, images=images, patients=patients, seed=seed)])
+    keep(MAJORITY, None, MAJORITY, [probed(None, task, probes, images=images, patients=patients, seed=seed)])
     page = Path(output) / "probe.md"
     page.write_text(_page(task, results, drawn, len(set(patients))), encoding="utf-8")
     return page

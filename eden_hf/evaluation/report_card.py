@@ -10,20 +10,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from eden_hf.data.landmarks import LandmarkedImage, load_landmarked, patients_of
 from eden_hf.data.patients import of_subgroup
 from eden_hf.data.sources import load_source
-from eden_hf.encoders import FRESH, check_encoders, load_encoder
+from eden_hf.encoders import FRESH, check_encoders
 from eden_hf.evaluation.compositionality import compositionality
 from eden_hf.evaluation.confidence import confidence
+from eden_hf.evaluation.controls import columns, revision_of
 from eden_hf.evaluation.correspondence import SCR_SIDE_MM, SHOTS, Control, correspondence, find_controls
 from eden_hf.evaluation.correspondence_windows import correspondence_windows
 from eden_hf.evaluation.disturbances import disturbances
 from eden_hf.evaluation.locality import locality, locality_scores
+from eden_hf.evaluation.nuisances import nuisances
 from eden_hf.evaluation.relations import relations
 from eden_hf.evaluation.results import Evaluation, Results, data_hash, difference_table, table
+from eden_hf.evaluation.statistics import averaged, estimates
+from eden_hf.model_names import PIXELS
 from eden_hf.training.run_folder import keeps_output
 
 EVALUATIONS: dict[str, Callable[..., Evaluation]] = {
@@ -31,12 +36,17 @@ EVALUATIONS: dict[str, Callable[..., Evaluation]] = {
     "compositionality": compositionality,
     "relations": relations,
     "correspondence": correspondence,
+    "nuisances": nuisances,
     "correspondence_windows": correspondence_windows,
     "disturbances": disturbances,
     "confidence": confidence,
 }
 #: Those that are measured where none are chosen; the others take long.
-USUAL = ("locality", "compositionality", "relations", "correspondence")
+USUAL = ("locality", "compositionality", "relations", "correspondence", "nuisances")
+#: Those that 16 x 16 pixels are set beside as a column of their own; `correspondence` has pixels within.
+WITH_PIXELS = ("locality", "nuisances")
+#: Those whose cosines spread by architecture, with random weights already: only trunks of one are set side by side.
+WITHIN_ARCHITECTURE = ("compositionality", "relations")
 #: Whose docstring tells what the numbers are.
 _EXPLAINED: dict[str, Callable] = EVALUATIONS | {"locality": locality_scores}
 
@@ -49,6 +59,7 @@ def evaluate(
     split: str = "train",
     id_column: str | None = None,
     patient_column: str | None = None,
+    origin_column: str | None = None,
     images: int | None = None,
     evaluations: Sequence[str] = USUAL,
     size: int | None = None,
@@ -57,6 +68,7 @@ def evaluate(
     side_mm: float = SCR_SIDE_MM,
     shots: Sequence[int] = SHOTS,
     controls: Sequence[Control] = ("pixels",),
+    untrained: int = 3,
     dilated: bool = False,
     subgroup: dict[str, str | list[str]] | None = None,
     seed: int = 0,
@@ -71,16 +83,20 @@ def evaluate(
         id_column: Column whose values name the images.
         patient_column: Column that tells patients apart, who are what is compared and drawn. Images are taken for
             patients by default.
+        origin_column: Column that tells where images come from (hospital, device, data set), for `nuisances`.
         images: How many of the first images with landmarks; all by default.
-        evaluations: Which of `locality`, `compositionality`, `relations`, `correspondence`, and of those that take
-            long: `correspondence_windows` (the paper's definition), `disturbances`, `confidence` (for phantoms).
+        evaluations: Which of `locality`, `compositionality`, `relations`, `correspondence`, `nuisances`, and of those
+            that take long: `correspondence_windows` (the paper's definition), `disturbances`, `confidence`
+            (for phantoms).
         size: Pixels a side that patches are brought to, instead of each processor's own.
         intensity: How intensities are normalised, instead of each processor's own way.
         window: Side of patches, as a share of the image's smaller side.
         side_mm: Millimetres along an image's width, for the errors of correspondence (SCR's by default).
         shots: Numbers of annotated references from which correspondence looks for landmarks.
-        controls: What else looks for them: `pixels`, and `registration` (needs the extra of that name, and a second
-            for each reference).
+        controls: What else looks for them: `pixels`, which have a column beside `locality` and `nuisances` too, and
+            `registration` (needs the extra of that name, and a second for each reference).
+        untrained: How many fresh weights of each model's architecture are measured beside it, as one column: their
+            mean in each patient. As many times as long; 0 leaves them out.
         dilated: Search windows in one pass over each image (`dilated_embeddings`; convolutional trunks only).
         subgroup: Patients whose values are told apart as well, by columns of the source: `--subgroup.sex "[F, M]"`,
             `--subgroup.age "[0-59, 60-120]"`. All are slices of the one run, compared with all other patients.
@@ -95,9 +111,13 @@ def evaluate(
     """
     if unknown := set(evaluations).difference(EVALUATIONS):
         raise ValueError(f"unknown evaluations {sorted(unknown)}; there are {', '.join(EVALUATIONS)}")
-    folders = _folders(model)
+    pixels = PIXELS in controls and not set(WITH_PIXELS).isdisjoint(evaluations)
     check_encoders(model, size=size, intensity=intensity)
-    data = load_landmarked(source, split, id_column=id_column, patient_column=patient_column, images=images)
+    loaded = columns(model, untrained=untrained, pixels=pixels, size=size, intensity=intensity, seed=seed)
+    folders = _folders(list(loaded))
+    data = load_landmarked(
+        source, split, id_column=id_column, patient_column=patient_column, origin_column=origin_column, images=images
+    )
     members = _members(data, source, split, id_column, subgroup or {})
     digest = data_hash([item.source_id for item in data], [item.image for item in data])
     patches = {"window": window}  # wholes of compositionality have sizes of their own
@@ -106,20 +126,22 @@ def evaluate(
         "locality": patches, "compositionality": {}, "relations": patches, "correspondence_windows": searched,
         "correspondence": {"side_mm": side_mm, "shots": shots}, "disturbances": {"side_mm": side_mm},
         "confidence": {"side_mm": side_mm},
+        "nuisances": {},
     }  # fmt: skip
     if "correspondence" in evaluations:
         options["correspondence"]["controls"] = find_controls(data, shots, controls, seed)
     written, everything = [], []
     for name, folder in folders.items():
-        encoder = load_encoder(name, size=size, intensity=intensity, seed=seed)
+        encoders = [load() for load in loaded[name]]
         results = []
-        for chosen in tqdm(evaluations, desc=name):
-            evaluation = EVALUATIONS[chosen](encoder, data, seed=seed, **options[chosen])
+        for chosen in tqdm([e for e in evaluations if name != PIXELS or e in WITH_PIXELS], desc=name):
+            found = [EVALUATIONS[chosen](encoder, data, seed=seed, **options[chosen]) for encoder in encoders]
+            evaluation = _over_seeds(found, seed)
             settings = evaluation.settings | {"size": size, "intensity": intensity}
+            settings["architecture"] = encoders[0].architecture
             where = f"{source} ({split}, {len(data)} images)"
-            result = Results(
-                chosen, name, encoder.revision, where, digest, seed, evaluation.values, settings, evaluation.measured
-            )
+            values, measured, revision = evaluation.values, evaluation.measured, revision_of(encoders)
+            result = Results(chosen, name, revision, where, digest, seed, values, settings, measured)
             result.save(Path(output) / folder / chosen)
             for (column, value), patients in members.items():
                 part = result.of(patients, subgroup={column: value})
@@ -135,6 +157,17 @@ def evaluate(
         page.write_text(_comparison(everything, folders), encoding="utf-8")
         written.append(page)
     return written
+
+
+def _over_seeds(found: Sequence[Evaluation], seed: int) -> Evaluation:
+    """What several seeds gave, on the mean in each patient, and how much they differ; ratios and deviations go."""
+    first = found[0]
+    if len(found) == 1:
+        return first
+    measured = {name: averaged([one.measured[name] for one in found]) for name in first.measured}
+    spread = {name: float(np.std([one.values[name].value for one in found], ddof=1)) for name in measured}
+    settings = first.settings | {"deviation_over_seeds": spread}
+    return dataclasses.replace(first, values=estimates(measured, seed), settings=settings, measured=measured)
 
 
 def _members(
@@ -203,14 +236,26 @@ def _comparison(results: Sequence[Results], folders: dict[str, str]) -> str:
     """All encoders side by side, with links to their pages."""
     named = [dataclasses.replace(result, encoder=folders[result.encoder]) for result in results]
     first = results[0]
+    beside = [r for r in named if r.evaluation not in WITHIN_ARCHITECTURE or _built_alike(r, first)]
     links = [f"- [{folder}]({folder}/report.md): `{name}`" for name, folder in folders.items()]
-    intro = f"Data: {first.source}, hash `{first.data_hash}`. Means over patients with bootstrap 95 % intervals."
-    text = ["# Anatomy report cards side by side", "", *links, "", intro, "", table(named)]
-    text += [
-        f"Differences: `{named[0].encoder}` minus each other, in the same patients and pairs.",
-        "",
+    text = [
+        "# Anatomy report cards side by side",
+        "\n".join(links),
+        f"Data: {first.source}, hash `{first.data_hash}`. Means over patients with bootstrap 95 % intervals.",
+        table(beside),
     ]
-    return "\n".join([*text, difference_table(named)])
+    if len(beside) < len(named):
+        left = ", ".join(dict.fromkeys(f"`{r.encoder}`" for r in named if r not in beside))
+        text.append(
+            f"{' and '.join(WITHIN_ARCHITECTURE).capitalize()} of {left} are on pages of their own: random weights of "
+            "one architecture reach what others do not when trained, so only trunks of one are set side by side."
+        )
+    text += [f"Differences: `{named[0].encoder}` minus each other, in the same patients and pairs."]
+    return "\n\n".join(part.strip() for part in [*text, difference_table(beside)]) + "\n"
+
+
+def _built_alike(one: Results, other: Results) -> bool:
+    return one.settings["architecture"] == other.settings["architecture"]
 
 
 def _meaning(name: str) -> str:

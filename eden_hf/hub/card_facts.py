@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from eden_hf.model_names import FRESH
+from eden_hf.model_names import CONTROLS, FRESH
 
 if TYPE_CHECKING:  # needs an extra, which a card without results does without
     from eden_hf.evaluation.few_shot import Score
@@ -50,6 +50,10 @@ HEADLINES = {
     "correspondence": (
         *(f"{of}mean_radial_error_mm" for of in ("", "5_references_", "20_references_")),
         *("same_place_mm", "pixels_mm", "registration_mm", "within_5_mm", "within_10_mm", "within_20_mm"),
+    ),
+    "nuisances": (
+        *("border", "marker", "exposure", "mark_chance"),
+        *("source_neighbours", "source_chance", "parts_across_sources"),
     ),
     "correspondence_windows": ("mean_radial_error_mm", "same_place_mm", "within_5_mm", "within_10_mm", "within_20_mm"),
 }  # fmt: skip
@@ -223,7 +227,7 @@ def _few_shot(page: Path, folder: Path) -> FewShot:
 
 
 def _own_name(names: Sequence[str], declared: str | None, recipe: dict[str, Any]) -> str | None:
-    """Which encoder of the result files is this model: results of fresh weights beside it are a control."""
+    """Which encoder of the result files is this model: fresh weights, pixels and the majority are controls."""
     if not names:
         return None
     if declared is not None:
@@ -232,7 +236,7 @@ def _own_name(names: Sequence[str], declared: str | None, recipe: dict[str, Any]
         return declared
     if "task" in recipe and recipe["model"]["name"] in names:  # a fine-tuned model goes by what it grew from
         return recipe["model"]["name"]
-    trained = [name for name in names if not name.startswith(FRESH)]
+    trained = [name for name in names if not name.startswith(FRESH) and name not in CONTROLS]
     if len(trained) != 1:
         raise CardError(
             f"evaluation/ holds results of {', '.join(names)}: say in card.yaml by `evaluated_as` which is this model"

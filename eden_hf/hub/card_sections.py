@@ -71,6 +71,8 @@ _QUESTIONS = {
     "A margin is over another patient's; a gain above zero means that the arithmetic helped.",
     "correspondence": "Are landmarks found in other patients from one, five, twenty annotated references? Errors in "
     "millimetres, all pairs; same place is the error of not looking at all, pixels and registration learned nothing.",
+    "nuisances": "What moves the embedding besides anatomy? Share of images whose nearest one, of another patient, "
+    "has the same border, marker, exposure or source; best is no more than by chance.",
     "correspondence_windows": "Is a landmark of one patient found in the next, by the nearest window? Errors in "
     "millimetres; same place is the error of not looking at all.",
     "disturbances": "How much worse are landmarks found in pictures that are scaled, turned, framed, noisy, inverted? "

@@ -277,6 +277,15 @@ def test_what_is_declared_is_told(pretrained):
     assert "- No trunk of random weights" in section(render_card(pretrained), "Limits")
 
 
+def test_pixels_and_the_majority_are_no_models(pretrained):
+    """They stand in result files beside the model, which needs no `evaluated_as` for that."""
+    for name in ("pixels", "majority"):
+        write_results(pretrained, name, "probe", {"knn accuracy": 0.5012}, encoder=name, revision=None)
+    text = render_card(pretrained)
+    assert "majority" in text
+    assert "pixels" in section(text, "Evaluation")
+
+
 def test_other_models_stand_beside_this_one_where_it_is_named(pretrained):
     write_results(pretrained, "other", "locality", {"auroc": 0.6543}, encoder="/home/me/other/best")
     with pytest.raises(CardError, match=r"results of .*last, .*other/best.*: say in card.yaml by `evaluated_as`"):

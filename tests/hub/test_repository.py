@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from eden_hf import EdenForPreTraining, EdenImageProcessor, EdenModel, EdenV2ForPreTraining
 from eden_hf.evaluation.results import Estimate, Results
+from eden_hf.evaluation.statistics import by_patient
 from eden_hf.hub.cards import CardError, check_card
 from eden_hf.hub.refusals import PICKLES
 from eden_hf.hub.repository import StagingError, _without_folders, stage_model
@@ -161,6 +163,16 @@ def test_several_folders_of_results_are_told_apart(run, report, tmp_path):
     assert [path.name for path in (single / "evaluation").iterdir()] == ["locality"]
     with pytest.raises(StagingError, match=r"would go to one folder, report-.*: rename one of theirs"):
         stage_model(run / "last", tmp_path / "staged", card, [report, shutil.copytree(report, tmp_path / "report")])
+
+
+def test_values_of_patients_stay_behind(run, report, tmp_path):
+    measured = {"auroc": by_patient(np.array([0.5, 0.7]), ["Doe, Jane", "Roe, Richard"])}
+    file = next(report.glob("**/results.json"))
+    replace(Results.load(file), measured=measured).save(file.parent)
+    assert (file.parent / "values.parquet").exists()
+    folder = stage_model(run / "last", tmp_path / "staged", write_card_yaml(tmp_path), [report])
+    assert not [name for name in names(folder) if name.endswith(".parquet")]
+    (file.parent / "values.parquet").unlink()
 
 
 def test_results_of_other_weights_are_refused(run, report, tmp_path):
