@@ -102,7 +102,8 @@ def _measured(own: np.ndarray, others: np.ndarray, patients: Sequence[str]) -> d
 
 def _root(squares: Estimate) -> Estimate:
     """The standard deviation of which this is the square."""
-    return Estimate(*np.sqrt(squares[:3]).tolist(), squares.n)
+    value, low, high = np.sqrt(squares[:3]).tolist()
+    return Estimate(value, low, high, squares.n)
 
 
 def composition_cosines(whole: Tensor, mean_of_parts: Tensor) -> Tensor:

@@ -181,9 +181,9 @@ def single_references(
         ValueError: no target is left.
     """
     patients = patients_of(images)
-    drawn = rng.permutation(first_images(patients))[:count]
-    targets = np.flatnonzero(outside(patients, drawn))
-    if not len(targets):
+    drawn = rng.permutation(first_images(patients))[:count].tolist()
+    targets = np.flatnonzero(outside(patients, drawn)).tolist()
+    if not targets:
         raise ValueError(f"{count} references leave no targets of {len(set(patients))} patients")
     return [AnatomyMatcher(encoder, [as_reference(images[i], names)]) for i in drawn], [images[i] for i in targets]
 

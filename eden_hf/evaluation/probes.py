@@ -6,6 +6,7 @@ eden probe --model outputs/run/last random:outputs/run/last --source cxr --label
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -243,7 +244,7 @@ def probed(
     draws: dict[str, Resampled] = {}
     measured: dict[str, Measured] = {}
     for name, predicted in predictions.items():
-        own = resampled(lambda chosen, p=predicted: _metrics(task, p[chosen], test_y[chosen]), whose, seed)
+        own = resampled(partial(_metrics, task, predicted, test_y), whose, seed)
         draws |= {f"{name} {metric}": draw for metric, draw in own.items() if not np.isnan(draw.value)}
         if undefined := [metric for metric, draw in own.items() if np.isnan(draw.value)]:
             logger.warning("not defined on these test images: %s", ", ".join(sorted(undefined)))
@@ -252,8 +253,9 @@ def probed(
     return Probed(draws, measured)
 
 
-def _metrics(task: Task, predictions: np.ndarray, truths: np.ndarray) -> dict[str, float]:
-    """Those of the task's kind, with the balanced accuracy of classes; two classes have one AUC, so it comes once."""
+def _metrics(task: Task, predicted: np.ndarray, true: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
+    """Those of chosen images, with the balanced accuracy of classes; two classes have one AUC, so it comes once."""
+    predictions, truths = predicted[chosen], true[chosen]
     found = measure(task.kind, task.labels, predictions, truths)
     if task.kind == "single_label":
         found["balanced_accuracy"] = _balanced_accuracy(np.column_stack([truths, predictions.argmax(axis=1)]))

@@ -68,7 +68,7 @@ def relations(
     found, gains = _of_neighbouring_windows(encoder, images, window, wholes, rng, batch_size)
     apart = np.asarray(patients)[:, None] != np.asarray(patients)
     measured: dict[str, Measured] = {}
-    shown = {}
+    shown: dict[str, np.ndarray] = {}
     for name, (own, others) in found.items():
         rows = [_compared(a[None], b) for a, b in zip(own, others, strict=True)]
         measured[name] = by_patient(own, patients)

@@ -142,16 +142,16 @@ def estimate(values: Sequence[float] | np.ndarray, seed: int = 0, over: np.ndarr
     Raises:
         ValueError: no patient has a value.
     """
-    values = np.asarray(values, dtype=float)
-    under = np.ones_like(values) if over is None else np.asarray(over, dtype=float)
-    values, under = (of.reshape(len(of), -1).mean(axis=1) for of in (values, under))
-    kept = ~np.isnan(values) & ~np.isnan(under)
-    values, under = values[kept], under[kept]
-    if not len(values):
+    upper = np.asarray(values, dtype=float)
+    under = np.ones_like(upper) if over is None else np.asarray(over, dtype=float)
+    upper, under = (of.reshape(len(of), -1).mean(axis=1) for of in (upper, under))
+    kept = ~np.isnan(upper) & ~np.isnan(under)
+    upper, under = upper[kept], under[kept]
+    if not len(upper):
         raise ValueError("no patient has a value to average")
-    drawn = _times_drawn(len(values), np.random.default_rng(seed))
-    low, high = np.percentile((drawn @ values) / (drawn @ under), _percentiles(len(values) - 1))
-    return Estimate(float(values.mean() / under.mean()), float(low), float(high), len(values))
+    drawn = _times_drawn(len(upper), np.random.default_rng(seed))
+    low, high = np.percentile((drawn @ upper) / (drawn @ under), _percentiles(len(upper) - 1))
+    return Estimate(float(upper.mean() / under.mean()), float(low), float(high), len(upper))
 
 
 def estimate_pairs(values: np.ndarray, patients: Sequence[str], partners: Sequence[str], seed: int = 0) -> Estimate:
