@@ -26,11 +26,11 @@ eden bench --quick                                                          scri
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dis import opname
 from functools import wraps
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
-from traceback import walk_tb
 from typing import Any, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -65,11 +65,16 @@ def _command(function: Callable[[list[str] | None, str], None]) -> Command:
 def _for_users(error: Exception) -> str | None:
     """What to tell of an error that the user has to mend; none of another, which is a fault of the program.
 
-    The package's own errors say what to mend. Of libraries', those of files and models that are not there do so in
-    their first line.
+    The package's own `raise` statements say what to mend. Of libraries' errors, those of files and models that are not
+    there do so in their first line.
     """
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    ours = frame.f_globals["__name__"].startswith("eden_hf.")
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    assert traceback is not None
+    code = traceback.tb_frame.f_code.co_code
+    raised = opname[code[traceback.tb_lasti]] == "RAISE_VARARGS"  # and not by C, called in that line
+    ours = raised and traceback.tb_frame.f_globals["__name__"].startswith("eden_hf.")
     if ours and type(error) not in (RuntimeError, ModuleNotFoundError):  # which libraries and Python raise
         return str(error)
     return (str(error) or type(error).__name__).splitlines()[0] if isinstance(error, OSError) else None

@@ -197,8 +197,8 @@ def check_whole_images(encoder: Encoder) -> None:
 def embed(encoder: Encoder, images: Iterable[Image.Image | np.ndarray], batch_size: int = 64) -> Tensor:
     """One unit vector for each image.
 
-    An embedding is the encoder's `pooler_output`, or where it has none the mean of `last_hidden_state`, scaled to
-    length 1.
+    An embedding is the encoder's `pooler_output`, or where it has none the mean of the map or of the patches' tokens
+    in `last_hidden_state`, scaled to length 1.
 
     Args:
         encoder: From `load_encoder`, or `Encoder(model, processor)`.
@@ -216,23 +216,33 @@ def embed(encoder: Encoder, images: Iterable[Image.Image | np.ndarray], batch_si
     sparing = {"output_dense_embeddings": False} if encoder.is_dense else {}
     while batch := list(islice(waiting, batch_size)):
         with torch.inference_mode():
-            outputs = encoder.model(pixel_values=encoder.pixel_values(batch), **sparing)
-            embedded.append(F.normalize(pooled(outputs).float(), dim=1).cpu())
+            pixel_values = encoder.pixel_values(batch)
+            outputs = encoder.model(pixel_values=pixel_values, **sparing)
+            vectors = pooled(outputs, pixel_values, encoder.model.config)
+            embedded.append(F.normalize(vectors.float(), dim=1).cpu())
     if not embedded:
         raise ValueError("there are no images to embed: the sequence given is empty")
     return torch.cat(embedded)  # outside inference mode, so that a probe can be trained on the result
 
 
-def pooled(outputs: Any) -> Tensor:
+def pooled(outputs: Any, pixel_values: Tensor, config: Any) -> Tensor:
     """One vector an image, `[B, C]`, from the output of an image encoder.
 
+    Tokens without a pooler are averaged over the patches, as in a trunk: class, register and detection tokens are left
+    out.
+
+    Args:
+        outputs: What the encoder gave.
+        pixel_values: What it was given, `[B, C, H, W]`.
+        config: The encoder's.
+
     Raises:
-        ValueError: it has neither `pooler_output` nor `last_hidden_state`.
+        ValueError: it has neither `pooler_output` nor `last_hidden_state`, or tokens that are no grid.
     """
     if (vectors := getattr(outputs, "pooler_output", None)) is not None:
         return vectors.flatten(1)  # [B, C], or [B, C, 1, 1] of the ResNets in transformers
     if (features := getattr(outputs, "last_hidden_state", None)) is not None:
-        return features.mean(dim=1) if features.ndim == 3 else features.mean(dim=(2, 3))  # tokens, or a map
+        return as_map(features, pixel_values, config).mean(dim=(2, 3))
     raise ValueError(
         f"{type(outputs).__name__} has neither pooler_output nor last_hidden_state; "
         "load an encoder without a head, for example with AutoModel.from_pretrained"

@@ -127,6 +127,16 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
         cli.match(["--model", "a", "a.png", "b.png"])
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [("raise ValueError('mend it')", True), ("int('x')", False), ("list(zip([1], [], strict=True))", False)],
+)
+def test_what_c_code_raises_in_the_package_is_a_fault_of_it(line, told):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (any)
+        exec(line, {"__name__": "eden_hf.anywhere"})
+    assert cli._for_users(caught.value) == ("mend it" if told else None)
+
+
 def test_a_misspelt_setting_exits_with_a_suggestion():
     finished = eden("pretrain", "--training.batchsize", "3")
     assert finished.returncode == 2

@@ -187,6 +187,25 @@ def test_exclusive_classes_are_scored_by_cross_entropy_without_ignored_pixels(pi
     assert torch.allclose(output.loss, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("settings", "label"), [({"semantic_loss_ignore_index": -100}, 255), ({}, 3), ({}, -1)])
+def test_a_label_that_is_no_class_is_refused_with_the_mend(settings, label, pixel_values):
+    config = labelled(segmentation_type="exclusive", **settings)
+    ignored = config.semantic_loss_ignore_index
+    classes = torch.zeros(2, 64, 64, dtype=torch.int64)
+    classes[0, 0, :2] = torch.tensor([label, ignored])
+    message = rf"from 0 to 2 .* or {ignored} .* got \[{label}\]: set `config.semantic_loss_ignore_index`"
+    with pytest.raises(ValueError, match=message):
+        EdenForSemanticSegmentation(config)(pixel_values, labels=classes)
+
+
+def test_a_class_beyond_the_model_is_refused_and_the_ignored_one_left_out(pixel_values):
+    model = EdenForImageClassification(labelled(problem_type="single_label_classification")).eval()
+    with pytest.raises(ValueError, match=r"classes from 0 to 2 .* got \[3\]"):
+        model(pixel_values, labels=torch.tensor([0, 3]))
+    output = model(pixel_values, labels=torch.tensor([1, -100]))
+    assert torch.allclose(output.loss, F.cross_entropy(output.logits[:1], torch.tensor([1])))
+
+
 def test_a_batch_of_ignored_pixels_alone_costs_nothing(pixel_values):
     model = EdenForSemanticSegmentation(labelled(segmentation_type="exclusive"))
     loss = model(pixel_values, labels=torch.full((2, 64, 64), 255)).loss

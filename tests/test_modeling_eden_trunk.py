@@ -84,6 +84,14 @@ def test_the_map_is_of_patches_alone(model_type, before):
     torch.testing.assert_close(outputs.pooler_output, tokens.mean(dim=1))
 
 
+@pytest.mark.parametrize(("attention", "layers"), [("eager", 2), ("sdpa", 0)])
+def test_attentions_are_those_of_the_stock_encoder(attention, layers):
+    model, stock = EdenModel(EdenConfig(backbone_config=config_of("vit"))), AutoModel.from_config(config_of("vit"))
+    for either in (model, stock):
+        either.set_attn_implementation(attention)
+        assert len(either(torch.rand(1, 3, 32, 32), output_attentions=True).attentions) == layers
+
+
 def test_a_model_with_two_towers_gives_the_one_that_sees():
     config = EdenConfig(backbone_config={"model_type": "clip", "vision_config": TOKENS})
     assert config.backbone_config.model_type == "clip_vision_model"

@@ -100,8 +100,7 @@ def embedded_one_by_one(encoder: Encoder, files: list[str]) -> Tensor:
     """Unit vectors of image files, one forward pass an image."""
     vectors = []
     for file in files:
-        pixel_values = encoder.pixel_values([Image.open(file)])
-        vectors.append(F.normalize(pooled(encoder.model(pixel_values=pixel_values)), dim=1))
+        vectors.append(_unit_vectors(encoder, encoder.pixel_values([Image.open(file)])))
     return torch.cat(vectors)
 
 
@@ -116,5 +115,10 @@ def embedded_windows(encoder: Encoder, image: Image.Image, window: int, stride: 
     with torch.inference_mode():
         for start in range(0, len(boxes), 64):
             windows = [image.crop(box) for box in boxes[start : start + 64]]
-            vectors.append(F.normalize(pooled(encoder.model(pixel_values=encoder.pixel_values(windows))), dim=1))
+            vectors.append(_unit_vectors(encoder, encoder.pixel_values(windows)))
     return torch.cat(vectors)
+
+
+def _unit_vectors(encoder: Encoder, pixel_values: Tensor) -> Tensor:
+    outputs = encoder.model(pixel_values=pixel_values)
+    return F.normalize(pooled(outputs, pixel_values, encoder.model.config), dim=1)

@@ -19,6 +19,7 @@ from eden_hf.data.references import Reference, mask_names
 from eden_hf.data.view_arguments import PointArguments
 from eden_hf.encoders import Encoder
 from eden_hf.matching.dense_maps import DenseMap, dense_maps
+from eden_hf.training.optimizers import make_optimizer
 
 #: Copies of references: milder than the views that the dense stage learns from, as embeddings bear those already.
 COPIES = PointArguments(
@@ -225,9 +226,7 @@ def _train(features: Tensor, inside: Tensor, arguments: ClassifierArguments) -> 
     hidden = nn.Linear(features.shape[1], arguments.hidden_size)
     output = nn.Linear(arguments.hidden_size, inside.shape[1])
     network = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(arguments.dropout), output)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=arguments.learning_rate, weight_decay=arguments.weight_decay
-    )
+    optimizer = make_optimizer(network, "adamw", lr=arguments.learning_rate, weight_decay=arguments.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.steps)
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-3)
     for _ in range(arguments.steps):

@@ -155,7 +155,11 @@ def _dilated(encoder: Encoder, size: int, step: int) -> tuple[PreTrainedModel, _
     kind = getattr(model.config, "backbone_config", model.config).model_type
     strided = outputs.last_hidden_state
     attends = any("Attention" in type(module).__name__ for module in model.modules())
-    if attends or strided.ndim != 4 or not torch.allclose(pooled(outputs), strided.mean(dim=(2, 3)), atol=1e-4):
+    if (
+        attends
+        or strided.ndim != 4
+        or not torch.allclose(pooled(outputs, probe, model.config), strided.mean(dim=(2, 3)), atol=1e-4)
+    ):
         raise ValueError(f"dilation needs a convolutional trunk whose embedding is the mean of its map, not {kind!r}")
     stride, dilation = 1, 1
     layers: list[Any] = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.MaxPool2d)]

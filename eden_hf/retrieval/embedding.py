@@ -241,25 +241,27 @@ class _Reader:
 
 
 @torch.inference_mode()
-def _outputs(encoder: Encoder, batch: _Batch, **arguments: Any) -> Any:
+def _outputs(encoder: Encoder, batch: _Batch, **arguments: Any) -> tuple[Any, Tensor]:
+    """What the encoder gives of a batch, and its pixels on the device."""
     device = encoder.model.device
     pixel_values = batch.pixel_values.to(
         device, encoder.model.dtype, non_blocking=True, memory_format=torch.channels_last
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=gains_from_bfloat16(device)):
-        return encoder.model(pixel_values=pixel_values, **arguments)
+        return encoder.model(pixel_values=pixel_values, **arguments), pixel_values
 
 
 def _images(encoder: Encoder, batch: _Batch) -> pa.RecordBatch:
     """Columns `image` and `embedding`."""
-    outputs = _outputs(encoder, batch, **({"output_dense_embeddings": False} if encoder.is_dense else {}))
-    vectors = F.normalize(pooled(outputs).float(), dim=1).cpu().numpy()
+    sparing = {"output_dense_embeddings": False} if encoder.is_dense else {}
+    outputs, pixel_values = _outputs(encoder, batch, **sparing)
+    vectors = F.normalize(pooled(outputs, pixel_values, encoder.model.config).float(), dim=1).cpu().numpy()
     return pa.record_batch({"image": pa.array(batch.names), "embedding": _vectors(vectors)})
 
 
 def _points(encoder: Encoder, batch: _Batch) -> pa.RecordBatch:
     """All columns, of the nodes that lie on their image."""
-    maps = _outputs(encoder, batch).dense_embeddings.float().cpu()
+    maps = _outputs(encoder, batch)[0].dense_embeddings.float().cpu()
     height, width = maps.shape[-2:]
     rows, columns = np.divmod(np.arange(height * width, dtype=np.int32), width)
     tables = []

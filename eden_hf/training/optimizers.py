@@ -18,18 +18,19 @@ def decayed_names(model: nn.Module) -> list[str]:
     return [f"{name}.weight" if name else "weight" for name in maps]
 
 
-def make_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    """`sgd`, which decays every parameter (published), or `adamw`; each step sets the rates of the groups.
+def make_optimizer(model: nn.Module, name: str, **rates: float) -> torch.optim.Optimizer:
+    """`sgd`, which decays every parameter (published), or `adamw`, with torch's `lr` and `weight_decay` as `rates`.
 
-    A group that is not decayed says so by `decayed`.
+    A group that is not decayed says so by `decayed`, for pretraining, which sets the rates each step.
     """
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     if name == "sgd":
-        return torch.optim.SGD(trained.values(), momentum=0.9)
+        return torch.optim.SGD(trained.values(), momentum=0.9, **rates)
     decayed = set(decayed_names(model))
     maps, others = ([trained[key] for key in trained if (key in decayed) == is_map] for is_map in (True, False))
     return torch.optim.AdamW(
-        [{"params": maps, "decayed": True}, {"params": others, "decayed": False, "weight_decay": 0.0}]
+        [{"params": maps, "decayed": True}, {"params": others, "decayed": False, "weight_decay": 0.0}],
+        **rates,
     )
 
 

@@ -174,7 +174,8 @@ class EdenModel(EdenPreTrainedModel):
             output_dense_embeddings (`bool`, *optional*, defaults to `True`):
                 `False` spares the dense decoder of a model that has one.
             output_hidden_states (`bool`, *optional*): Return the hidden states of the trunk's stages as well.
-            output_attentions (`bool`, *optional*): Return the attentions of a trunk that has some as well.
+            output_attentions (`bool`, *optional*): Return the attentions of a trunk that has some as well. As in
+                transformers, there are none (an empty tuple) but with `attn_implementation="eager"`.
             return_dict (`bool`, *optional*): `False` gives a plain tuple.
 
         Returns:

@@ -14,6 +14,22 @@ from .modeling_eden_base import DENSE_KEYS, PRETRAINING_KEYS, EdenModel, EdenPre
 from .modeling_eden_dense import convolution
 from .modeling_eden_trunk import run_trunk, with_decoder_stages, without_dense_decoder
 
+#: Class that the loss of a classification leaves out, as torch and transformers have it.
+_IGNORED = -100
+
+
+def check_classes(labels: Tensor, num_labels: int, ignored: int, mend: str) -> None:
+    """Raise ValueError unless labels are classes below `num_labels`, or the one that is left out.
+
+    torch would raise an IndexError without the value, and on a GPU end the process.
+    """
+    wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignored)]
+    if wrong.numel():
+        raise ValueError(
+            f"labels must be classes from 0 to {num_labels - 1} (`config.num_labels`), or {ignored} for what is left "
+            f"out, got {wrong.unique()[:5].tolist()}: {mend}, or make the model with more labels"
+        )
+
 
 class EdenForImageClassification(EdenPreTrainedModel):
     """The trunk with a linear classifier on its pooled features: one label, several labels, or regression.
@@ -50,7 +66,7 @@ class EdenForImageClassification(EdenPreTrainedModel):
             for.
 
         Raises:
-            ValueError: `labels` have another shape than the logits need.
+            ValueError: `labels` have another shape than the logits need, or are no classes of the model.
         """
         outputs = self.eden(pixel_values, return_dict=True, **self.asked_of_trunk(kwargs))
         logits = self.classifier(outputs.pooler_output)
@@ -74,7 +90,8 @@ class EdenForImageClassification(EdenPreTrainedModel):
             )
         labels, logits = labels.view(wanted), logits.float()
         if self.config.problem_type == "single_label_classification":
-            return F.cross_entropy(logits, labels.long())
+            check_classes(labels, self.num_labels, _IGNORED, "correct the labels")
+            return F.cross_entropy(logits, labels.long(), ignore_index=_IGNORED)
         known = ~labels.isnan()
         loss = F.mse_loss if self.config.problem_type == "regression" else F.binary_cross_entropy_with_logits
         # A sum over what is known, so that a batch in which nothing is gives 0 and not NaN.
@@ -194,7 +211,7 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
 
         Raises:
             ValueError: `pixel_values` is no batch of images, or `labels` have another shape than
-                `config.segmentation_type` needs.
+                `config.segmentation_type` needs, or are no classes of the model.
         """
         check_batch(pixel_values)
         pixel_values = pixel_values.to(self.dtype)
@@ -220,6 +237,8 @@ class EdenForSemanticSegmentation(EdenPreTrainedModel):
             )
         if not overlapping:
             ignored = self.config.semantic_loss_ignore_index
+            mend = "set `config.semantic_loss_ignore_index` to the label of pixels that do not count"
+            check_classes(labels, logits.shape[1], ignored, mend)
             loss = F.cross_entropy(logits, labels.long(), ignore_index=ignored, reduction="sum")
             return loss / (labels != ignored).sum().clamp(min=1)
         masks = labels.float()

@@ -1,6 +1,7 @@
 """A folder in, a Parquet file of embeddings out: values, unreadable files, points, several processes."""
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -51,7 +52,8 @@ def saved_model(tmp_path_factory):
 @pytest.fixture
 def exact(monkeypatch):
     """Float32 throughout."""
-    monkeypatch.setattr("eden_hf.retrieval.embedding.gains_from_bfloat16", lambda device: False)
+    for module in ("retrieval.embedding", "matching.dense_maps"):
+        monkeypatch.setattr(import_module(f"eden_hf.{module}"), "gains_from_bfloat16", lambda device: False)
 
 
 READABLE = ["a.png", "b.png", "deep/c.png", "scan.dcm", "z.png"]

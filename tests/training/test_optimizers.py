@@ -30,6 +30,11 @@ def test_adamw_has_two_groups_and_sgd_one_as_published():
     assert {id(p) for p in maps["params"]} == {id(model.get_parameter(n)) for n in decayed_names(model)} & {
         id(p) for p in model.parameters() if p.requires_grad
     }
+    rates = [
+        (group["lr"], group["weight_decay"])
+        for group in make_optimizer(model, "adamw", lr=0.1, weight_decay=0.2).param_groups
+    ]
+    assert rates == [(0.1, 0.2), (0.1, 0.0)]
     (published,) = make_optimizer(model, "sgd").param_groups
     count = sum(parameter.requires_grad for parameter in model.parameters())
     assert len(published["params"]) == len(maps["params"]) + len(others["params"]) == count
