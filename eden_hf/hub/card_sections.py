@@ -20,6 +20,15 @@ METHOD_CITATION = """@inproceedings{hosseinzadehtaher2023adam,
   note = {arXiv:2309.15358}
 }"""
 
+SECOND_CITATION = """@inproceedings{hosseinzadehtaher2024representing,
+  title = {Representing Part-Whole Hierarchies in Foundation Models by Learning Localizability, Composability, and
+           Decomposability from Anatomy via Self-Supervision},
+  author = {Hosseinzadeh Taher, Mohammad Reza and Gotway, Michael B. and Liang, Jianming},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year = {2024},
+  note = {arXiv:2404.15672}
+}"""
+
 _WHAT = {
     "EdenModel": "A {trunk} trunk that turns a medical image into an embedding and a feature map, with no head on it.",
     "EdenForImageClassification": "A {trunk} trunk with a head that labels whole images: {labels}.",
@@ -105,7 +114,7 @@ def sections(declared: "EdenModelCardData", facts: Facts) -> dict[str, Any]:
             "without_control": bool(facts.measurements)
             and not any(found.results.encoder.startswith(FRESH) for found in facts.measurements),
             "lineage": lineage(declared, facts),
-            "method_citation": METHOD_CITATION,
+            "method_citation": method_citation(facts),
         }
     except KeyError as error:
         raise CardError(
@@ -129,6 +138,12 @@ def _use(facts: Facts) -> str:
     if facts.kind.eden_class == "EdenForSemanticSegmentation":
         return _RUN + _OUTLINE[facts.config["segmentation_type"]]
     return _RUN + _EMBED + (_EMBED_POINTS if facts.config.get("dense_dim") else "")
+
+
+def method_citation(facts: Facts) -> str:
+    """The method's publication, and of a run of its second generation that one's too."""
+    second = any(is_second_generation(stage) for stage in facts.recipe.get("stages", []))
+    return f"{METHOD_CITATION}\n\n{SECOND_CITATION}" if second else METHOD_CITATION
 
 
 def input_table(facts: Facts) -> str:

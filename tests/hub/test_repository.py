@@ -95,6 +95,7 @@ def test_a_run_of_adam_v2(tmp_path):
         "Pretrained by localizability for 2 epochs.",
         "Pretrained by localizability, composability and decomposability for 2 epochs, from the last student",
         "| 2 | part whole | 1, 0, 1 | none |",
+        "arXiv:2404.15672",
         "12 outputs, temperatures 0.1 (student) and 0.04 (teacher)",
     ):
         assert said in card
