@@ -213,7 +213,10 @@ def _frame_index(frame: int | None, count: int, one_picture: bool = False) -> in
     if frame is None and (count == 1 or one_picture):
         return 0
     if frame is None:
-        raise DecodeError(f"it holds {count} frames; choose one by frame=0 to frame={count - 1}")
+        raise DecodeError(
+            f"it holds {count} frames; choose one by frame=0 to frame={count - 1} of read_image, or, in a folder of "
+            "images, convert it to one picture a file"
+        )
     if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < count:
         raise DecodeError(f"frame must be an integer from 0 to {count - 1}, as the file's frames, got {frame!r}")
     return frame

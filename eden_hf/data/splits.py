@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,27 @@ def split_folders(images: Sequence[str], root: Path) -> Mapping[str, Sequence[st
         found = {split for split in named if split}
         at_the_top = rule is split_of and any(rule(image.partition("/")[0]) for image in images if "/" in image)
         if at_the_top or ("train" in found and len(found) > 1):
-            return _parted(images, named, root)
-    return {"train": images}
+            return _told(_parted(images, named, root), root)
+    return _told({"train": images}, root)
+
+
+def _told(splits: dict[str, Any], root: Path) -> dict[str, Any]:
+    """`splits`, of which a line says once how many images of which folders each has."""
+    tops = {split: Counter(image.split("/")[0] for image in own if "/" in image) for split, own in splits.items()}
+    if any(tops.values()):
+        parts = (f"{split} {len(splits[split])} of {_named(tops[split])}" for split in in_order(splits))
+        _tell_once(f"{root}: images by split and folder: {'; '.join(parts)}")
+    return splits
+
+
+def _named(folders: Counter[str], most: int = 5) -> str:
+    named = ", ".join(f"{name} ({count})" for name, count in folders.most_common(most))
+    return f"{named}, and {len(folders) - most} more" if len(folders) > most else named
+
+
+@cache
+def _tell_once(message: str) -> None:
+    logger.info(message)
 
 
 def class_folder(image: str) -> str:

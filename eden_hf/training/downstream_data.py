@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from eden_hf.data.patients import patient_names, patients_apart
 from eden_hf.data.prepared import split_holdout
-from eden_hf.data.readers.masks import is_inside
+from eden_hf.data.readers.masks import is_inside, warn_if_inverted
 from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SkipLog
 from eden_hf.data.sources import read_cell
@@ -48,6 +48,14 @@ def row_masks(row: Mapping[str, Any]) -> np.ndarray:
     if len({mask.shape for mask in masks}) > 1:
         raise TaskError(f"image {row['source_id']} has masks of the shapes {sorted({mask.shape for mask in masks})}")
     return np.stack(masks)
+
+
+def warn_of_inverted_masks(task: Task, look_at: int = 16) -> None:
+    """`warn_if_inverted` of some training images of a segmentation task, spread over all."""
+    rows = task.splits["train"]
+    chosen = np.linspace(0, len(rows) - 1, min(look_at, len(rows))).astype(int).tolist()
+    masks = (dict(zip(task.labels, row_masks(rows[index]), strict=True)) for index in chosen)
+    warn_if_inverted(masks, task.name)
 
 
 class TaskImages(torch.utils.data.Dataset):

@@ -53,6 +53,7 @@ from eden_hf.training.downstream_data import (
     TaskImages,
     augment,
     label_scale,
+    warn_of_inverted_masks,
     with_holdouts,
     without_skipped,
     without_unreadable,
@@ -115,6 +116,8 @@ def _finetune(arguments: FinetuneArguments, folder: Path, resume: bool, processe
     skipped, workers = folder / SKIPPED_FILE, arguments.run.num_workers
     splits = without_unreadable(task.splits, task.kind, arguments.task.max_skipped_share, skipped, workers)
     task, total = dataclasses.replace(task, splits=splits), sum(map(len, task.splits.values()))
+    if task.kind == "segmentation" and processes.is_main_process:
+        warn_of_inverted_masks(task)
     model, processor = load_start(arguments.model, task.kind, task.labels, arguments.training.seed)
     if resume:
         check_images(folder, **_image_lists(task))

@@ -76,3 +76,12 @@ def test_common_names_lose_no_split(names):
     assert [name for name in in_order(common) if name in ("train", "test")] == sorted(
         {"train", "test"} & set(names), reverse=True
     )
+
+
+def test_which_folders_became_which_split_is_told_once(caplog):
+    caplog.set_level("INFO")
+    for _ in range(2):
+        assert list(parted("tr/a.png", "tr/b.png", "te/c.png")) == ["train"]
+    assert caplog.messages == ["root: images by split and folder: train 3 of tr (2), te (1)"]
+    parted("Train/x/a.png", "Test/b.png")
+    assert caplog.messages[1:] == ["root: images by split and folder: train 1 of Train (1); test 1 of Test (1)"]

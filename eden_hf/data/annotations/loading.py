@@ -23,7 +23,7 @@ from eden_hf.data.errors import SourceError, first
 from eden_hf.data.folders import list_files
 from eden_hf.data.landmarks import LandmarkedImage, load_landmarked
 from eden_hf.data.pixel_size import picture_point
-from eden_hf.data.readers.masks import Size, fitted_mask, read_mask
+from eden_hf.data.readers.masks import Size, fitted_mask, read_mask, warn_if_inverted
 from eden_hf.data.reading import ImageReadError, read_image
 from eden_hf.data.references import Reference
 from eden_hf.data.skips import SkipLog, left_out
@@ -74,6 +74,12 @@ def load_references(
         SourceError: nothing is annotated, or an annotation is wrong: the message names file, line, value and mend.
         TooManyUnreadable: no annotated image can be read.
     """
+    references = _references(source, split, id_column, mask_columns)
+    warn_if_inverted((reference.masks for reference in references), str(source)[:200])
+    return references
+
+
+def _references(source: Any, split: str | None, id_column: str | None, mask_columns: Sequence[str]) -> list[Reference]:
     path = Path(source).expanduser() if isinstance(source, str | Path) else None
     if path is not None and path.is_file() and path.suffix.lower() in (".csv", ".json", ".xml"):
         if (marks := _read(path)) is None:

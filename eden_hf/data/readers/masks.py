@@ -1,7 +1,8 @@
 """Masks: drawn from run lengths and outlines or read from files, once, and cached as PNG of one bit a pixel."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -16,6 +17,8 @@ from eden_hf.data.caches import datasets_cache
 from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.readers.task import TaskError
 from eden_hf.data.reading import ImageReadError, Sizes, image_sizes, read_image
+
+logger = logging.getLogger(__name__)
 
 Size: TypeAlias = tuple[int, int]  # width, height
 Cell: TypeAlias = dict[str, Any]  # {bytes, path}
@@ -176,6 +179,28 @@ def is_inside(picture: PIL.Image.Image) -> np.ndarray:
     """
     brightness = np.atleast_3d(np.asarray(picture)).max(axis=2)
     return brightness > brightness.max() / 2
+
+
+def warn_if_inverted(masks: Iterable[Mapping[str, np.ndarray]], where: str) -> None:
+    """Warn of structures whose masks fill most of the picture's edge in every image, as masks drawn inverted do.
+
+    Args:
+        masks: For each image masks bool `[H, W]` by name; empty ones say nothing.
+        where: What the warning calls their source.
+    """
+    framed: dict[str, list[bool]] = {}
+    for named in masks:
+        for name, inside in named.items():
+            if inside.any():
+                edge = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
+                framed.setdefault(name, []).append(edge.mean() > 0.5)
+    if suspects := [name for name, own in framed.items() if all(own)]:
+        logger.warning(
+            "%s: the masks of %s are bright along the edge of every image looked at, and what is bright is inside; if "
+            "they are drawn dark on bright, invert the files",
+            where,
+            ", ".join(suspects),
+        )
 
 
 def _refuse_maps(colours: np.ndarray, inside: np.ndarray, name: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from eden_hf.data.readers.masks import decode_runs, fill_outlines, mask_cell, read_mask
+from eden_hf.data.readers.masks import decode_runs, fill_outlines, mask_cell, read_mask, warn_if_inverted
 from eden_hf.data.readers.task import TaskError
 
 from .layouts import pixels, save, save_mask
@@ -134,3 +134,16 @@ def test_masks_of_another_shape_are_refused(tmp_path, size):
     save_mask(tmp_path / "mask.png", pixels(0) > 128)
     with pytest.raises(TaskError, match=rf"mask .*mask.png has 8 x 6 pixels, its image {size[0]} x {size[1]}"):
         read_mask(str(tmp_path / "mask.png"), size)
+
+
+def test_masks_that_fill_the_edge_of_every_image_are_warned_of(caplog):
+    structure = np.zeros((8, 8), bool)
+    structure[2:5, 3:6] = True
+    wide = structure.copy()
+    wide[:, :6] = True
+    named = [{"heart": ~structure, "lung": structure, "bed": wide}, {"heart": ~structure, "bed": structure}]
+    warn_if_inverted([*named, {"heart": np.zeros((8, 8), bool)}], "scans")
+    assert "scans: the masks of heart are bright along the edge" in caplog.text
+    caplog.clear()
+    warn_if_inverted([{"lung": structure}], "scans")
+    assert not caplog.text
