@@ -13,13 +13,11 @@ import numpy as np
 import torch
 
 from eden_hf.benchmarks.measuring import machine
-from eden_hf.data.point_views import make_point_views, plain_views
 from eden_hf.data.prepared import CACHE_DIR, Decoder, processors
 from eden_hf.data.sources import find_source
-from eden_hf.data.views import TwoViews
 from eden_hf.encoders import gains_from_bfloat16
-from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.training.arguments import PretrainArguments, Stage
+from eden_hf.training.objectives import objective_of
 from eden_hf.training.processor import keep_freed_memory
 
 _SAMPLE = 32  # images that are decoded to tell the speed of decoding
@@ -113,7 +111,7 @@ def _gigabytes(arguments: PretrainArguments, images: int) -> tuple[float, float]
     """Of prepared images, and of what a run keeps: checkpoints with the optimiser's state, `best` and `last`."""
     data = arguments.data
     with torch.device("meta"):
-        model = EdenForPreTraining(arguments.model.to_config())
+        model = objective_of(arguments).model_class(arguments.model.to_config())
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     student = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     moments = 2 if "adamw" in {stage.optimizer or arguments.training.optimizer for stage in arguments.stages} else 1
@@ -136,7 +134,8 @@ def _stage_cost(arguments: PretrainArguments, stage: Stage, images: int, device:
     training, data = arguments.training, arguments.data
     batch = stage.batch_size or training.batch_size
     piece = max(2, batch // training.gradient_accumulation_steps)
-    model: Any = EdenForPreTraining(arguments.model.to_config())
+    objective = objective_of(arguments)
+    model: Any = objective.model_class(arguments.model.to_config())
     model.to(device).train()
     layout = torch.channels_last if training.channels_last else torch.contiguous_format
     model.to(memory_format=layout)
@@ -144,15 +143,12 @@ def _stage_cost(arguments: PretrainArguments, stage: Stage, images: int, device:
     pixels = torch.randint(0, 256, (piece, data.channels, data.side, data.side), dtype=torch.uint8, device=device)
     indices = torch.arange(piece)
 
-    def views() -> dict[str, Any]:
-        if stage.objective == "parts":
-            made = TwoViews(arguments.views)(pixels, indices, level=stage.level, seed=0, epoch=0)
-            return dict(zip(("query_pixel_values", "key_pixel_values"), made, strict=True))
-        query, key, points = make_point_views(pixels, indices, arguments.points, seed=0, epoch=0)
-        partners = {"partner_pixel_values": plain_views(pixels, arguments.points.size)} if stage.partner_weight else {}
-        return {"query_pixel_values": query, "key_pixel_values": key, "points": points, **partners}
+    granularity = stage.granularity(stage.total_epochs - 1)
 
-    inputs = views()
+    def views() -> dict[str, Any]:
+        return objective.inputs(pixels, indices, stage, granularity, seed=0, epoch=0)
+
+    inputs = views() | objective.settings(stage, epoch=0, first_piece=True)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=training.mixed_precision != "no"):
@@ -162,9 +158,9 @@ def _stage_cost(arguments: PretrainArguments, stage: Stage, images: int, device:
         optimizer.zero_grad()
 
     pieces = batch / piece
-    epoch_steps = max(1, images // batch)
+    steps = stage.total_epochs * max(1, images // batch)
     name = f"stage {stage.objective}" + (f" level {stage.level}" if stage.objective == "parts" else "")
-    return StageCost(name, stage.epochs * epoch_steps, pieces * _timed(step, device), pieces * _timed(views, device))
+    return StageCost(name, steps, pieces * _timed(step, device), pieces * _timed(views, device))
 
 
 def _timed(call: Callable[[], Any], device: torch.device) -> float:

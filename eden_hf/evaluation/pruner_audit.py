@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
 from eden_hf.anatomy import part_boxes
+from eden_hf.configuration_eden import EdenConfig
 from eden_hf.data.patients import patient_names
 from eden_hf.data.sources import first_pictures
 from eden_hf.encoders import Encoder
@@ -167,6 +168,9 @@ def _saved_models(run: Path) -> Iterator[tuple[str, EdenForPreTraining]]:
     folder = _model_folder(run)
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"no model in {run}: give the folder of a pretraining run, or of a model it saved")
+    held = EdenConfig.from_pretrained(folder).architectures or []
+    if EdenForPreTraining.__name__ not in held:  # its projectors would be drawn at random
+        raise ValueError(f"{folder} holds {', '.join(held)}, which has no pruner: give an EdenForPreTraining")
     model = EdenForPreTraining.from_pretrained(folder)
     checkpoints = sorted(run.glob("checkpoints/step-*/model.safetensors"))
     if not checkpoints:

@@ -37,6 +37,16 @@ def test_a_run_is_told_before_it_starts(tmp_path):
     assert not list(tmp_path.iterdir())  # nothing is written
 
 
+def test_a_run_of_adam_v2_is_told_too(tmp_path):
+    run = settings(tmp_path)
+    run.stages = [Stage(objective="localize", epochs=[2, 1]), Stage(objective="part_whole", epochs=[0, 1])]
+    run.anchors.local_size, run.anchors.local_count = 16, 2
+    run.model.localizability_hidden_size = run.model.localizability_outputs = 16
+    told = "\n".join(examine(run))
+    assert "stage localize: 3 steps of" in told  # 7 of 8 images, 4 a step, 3 epochs
+    assert "stage part_whole: 1 steps of" in told
+
+
 def test_a_source_that_is_not_there(tmp_path):
     with pytest.raises(SourceError, match="nothing at"):
         list(examine(settings(tmp_path, source="./no/where")))

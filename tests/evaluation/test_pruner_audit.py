@@ -3,10 +3,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eden_hf import EdenForPreTraining, EdenImageProcessor
+from eden_hf import EdenForPreTraining, EdenImageProcessor, EdenModel, EdenV2ForPreTraining
 from eden_hf.evaluation.pruner_audit import audit_pruner, pruner_scores
 from eden_hf.evaluation.results import Results
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_v2_config
 
 
 def test_parts_that_are_known_are_pruned_and_nothing_else():
@@ -68,6 +68,14 @@ def test_a_model_is_audited_with_its_own_processor(tmp_path):
     assert "recall, gamma 0.9" in text
     assert (page.parent / "figure.png").stat().st_size > 5000
     assert Results.load(page.parent / "last" / "results.json").settings["level"] == 2
+
+
+@pytest.mark.parametrize("kind", [EdenModel, EdenV2ForPreTraining])
+def test_a_model_without_a_pruner_is_refused(kind, tmp_path):
+    kind(tiny_v2_config()).save_pretrained(tmp_path / "run" / "last")
+    EdenImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "run" / "last")
+    with pytest.raises(ValueError, match=rf"holds {kind.__name__}, which has no pruner"):
+        audit_pruner(str(tmp_path / "run"), "phantoms:3", str(tmp_path / "out"), images=3)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
