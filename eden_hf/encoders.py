@@ -218,7 +218,7 @@ def embed(encoder: Encoder, images: Iterable[Image.Image | np.ndarray], batch_si
         with torch.inference_mode():
             pixel_values = encoder.pixel_values(batch)
             outputs = encoder.model(pixel_values=pixel_values, **sparing)
-            vectors = pooled(outputs, pixel_values, encoder.model.config)
+            vectors = pooled(outputs, pixel_values, getattr(encoder.model, "config", None))
             embedded.append(F.normalize(vectors.float(), dim=1).cpu())
     if not embedded:
         raise ValueError("there are no images to embed: the sequence given is empty")
@@ -234,7 +234,7 @@ def pooled(outputs: Any, pixel_values: Tensor, config: Any) -> Tensor:
     Args:
         outputs: What the encoder gave.
         pixel_values: What it was given, `[B, C, H, W]`.
-        config: The encoder's.
+        config: The encoder's, if it has one; controls of pixels have none.
 
     Raises:
         ValueError: it has neither `pooler_output` nor `last_hidden_state`, or tokens that are no grid.
