@@ -39,26 +39,23 @@ KINDS = {
 
 #: The values of an evaluation that a card shows; others are a link away. A choice of names, made before any result.
 HEADLINES = {
-    "locality": ("retrieval_at_1", "prototype_accuracy", "side_accuracy", "mirror_confusion", "auroc"),
-    "compositionality": ("own", "margin", "auroc"),
-    "relations": (
-        *(f"{relation} {of}" for relation in ("decomposability", "interpolation", "extrapolation")
-          for of in ("margin", "gain")),
-        "symmetry margin",
-        "scale margin",
-    ),
+    "locality": ("retrieval_at_1", "prototype_accuracy", "mirror_confusion"),
+    "compositionality": ("margin", "auroc"),
+    "relations": ("decomposability margin", "symmetry margin", "scale margin", "decomposability gain"),
     "correspondence": (
-        *(f"{of}mean_radial_error_mm" for of in ("", "5_references_", "20_references_")),
-        *("same_place_mm", "pixels_mm", "registration_mm", "within_5_mm", "within_10_mm", "within_20_mm"),
+        *("mean_radial_error_mm", "20_references_mean_radial_error_mm", "within_10_mm"),
+        *("same_place_mm", "pixels_mm", "registration_mm"),
     ),
     "nuisances": (
         *("border", "marker", "exposure", "mark_chance"),
         *("source_neighbours", "source_chance", "parts_across_sources"),
     ),
-    "correspondence_windows": ("mean_radial_error_mm", "same_place_mm", "within_5_mm", "within_10_mm", "within_20_mm"),
-}  # fmt: skip
+    "correspondence_windows": ("mean_radial_error_mm", "within_20_mm", "same_place_mm"),
+}
 #: How a path begins that one machine alone can read: at its root, home, here, above, on a drive or a share.
 LOCAL = r"(?:~[\w.-]*[/\\]|\.{0,2}[/\\]|[A-Za-z]:[/\\]|\\\\)"
+#: Where a folder says of which weights its own were made.
+WEIGHTS = "evaluation/weights.json"
 _EXTRA = "pip install 'eden_hf[evaluation]'"
 _LONG = 12  # rows from which values of single labels are left to the link
 
@@ -83,7 +80,8 @@ class Measurement:
     def title(self) -> str:
         """Name of the evaluation, such as `Fine-tuned on scr`."""
         name, _, task = self.results.evaluation.partition(" ")
-        return f"Fine-tuned on {data_name(task)}" if name == "finetuned" else self.results.evaluation.capitalize()
+        whole = self.results.evaluation.replace("_", " ").capitalize()
+        return f"Fine-tuned on {data_name(task)}" if name == "finetuned" else whole
 
     @property
     def subgroup(self) -> dict[str, str]:
@@ -125,6 +123,8 @@ class Facts:
         metrics: Rows of `training/metrics.json`.
         measurements: The result files, in the order of their folders.
         few_shot: The pages of few-shot scores.
+        staged: Revision of the weights that were staged and measured, and of the same as `published`
+            (`evaluation/weights.json`).
         own: The name that result files give to this model; `None` without result files of it.
     """
 
@@ -138,6 +138,7 @@ class Facts:
     metrics: list[dict[str, Any]]
     measurements: list[Measurement]
     few_shot: list[FewShot]
+    staged: dict[str, str]
     own: str | None
 
 
@@ -175,6 +176,7 @@ def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
         metrics=_read(training / "metrics.json", list, required=False),
         measurements=measurements,
         few_shot=few_shot,
+        staged=_read(folder / WEIGHTS, dict, required=False),
         own=_own_name(list(dict.fromkeys(names)), evaluated_as, recipe),
     )
 

@@ -1,15 +1,20 @@
 """The sections of a card: each function puts into Markdown what `Facts` and the declared data hold, and no more."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import EvalResult
 
+from eden_hf.configuration_eden import EdenConfig
 from eden_hf.hub.card_facts import CardError, Facts, Measurement, data_name, model_name
 from eden_hf.model_names import FRESH
+from eden_hf.modeling_eden import EdenModel
 
 if TYPE_CHECKING:
+    from eden_hf.evaluation.results import Estimate
     from eden_hf.hub.cards import EdenModelCardData
 
 METHOD_CITATION = """@inproceedings{hosseinzadehtaher2023adam,
@@ -42,22 +47,15 @@ processor = AutoImageProcessor.from_pretrained("{model_id}", trust_remote_code=T
 model = {auto_class}.from_pretrained("{model_id}", trust_remote_code=True)
 
 image = Image.open("image.png")
+outputs = model(**processor(image, return_tensors="pt"))
 """
-_LOAD_WITH_PACKAGE = """from eden_hf import EdenImageProcessor, {eden_class}
-from eden_hf.data import read_image
-
-processor = EdenImageProcessor.from_pretrained("{model_id}")
-model = {eden_class}.from_pretrained("{model_id}")
-
-image = read_image("image.png")
-"""
-_RUN = 'outputs = model(**processor(image, return_tensors="pt"))\n'
-_EMBED = """outputs.pooler_output  # [1, C], the image's embedding
-outputs.last_hidden_state  # [1, C, h, w], its map"""
-_EMBED_POINTS = """
-outputs.dense_embeddings  # [1, D, H / 4, W / 4], a unit vector for each point"""
+_EMBEDDINGS = {
+    "pooler_output": "the embedding of the image",
+    "last_hidden_state": "its map",
+    "dense_embeddings": "a unit vector for each point",
+}
 _CLASSIFY = {
-    problem: f"scores = dict(zip(model.config.id2label.values(), outputs.{scores}.tolist()))"
+    problem: f"scores = dict(zip(model.config.id2label.values(), outputs.{scores}.tolist()))\nprint(scores)"
     for problem, scores in {
         "single_label_classification": "logits.softmax(-1)[0]",
         "multi_label_classification": "logits.sigmoid()[0]",
@@ -67,29 +65,23 @@ _CLASSIFY = {
 _OUTLINE = {
     "overlapping": """size = [(image.height, image.width)]
 found = processor.post_process_instance_segmentation(outputs, target_sizes=size)[0]
-masks = found["segmentation"].masks  # bool [labels, H, W], at the image's own size""",
+masks = found["segmentation"].masks  # bool, at the image's own size
+print(masks.shape)  # [{labels}, H, W]""",
     "exclusive": """size = [(image.height, image.width)]
-labels = processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0]  # [H, W], a label a pixel""",
+labels = processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0]  # a label a pixel
+print(labels.shape)  # [H, W]""",
 }
-
-#: What each evaluation asks, in a sentence or two.
-_QUESTIONS = {
-    "locality": "Are patches of one landmark alike in different patients? Higher is better, but for mirror confusion.",
-    "compositionality": "Is a whole near the mean of its parts (own), and nearer than to another patient's (margin)?",
-    "relations": "Do sums and differences of embeddings stand for neighbouring, mirrored and scaled anatomy? "
-    "A margin is over another patient's; a gain above zero means that the arithmetic helped.",
-    "correspondence": "Are landmarks found in other patients from one, five, twenty annotated references? Errors in "
-    "millimetres, all pairs; same place is the error of not looking at all, pixels and registration learned nothing.",
-    "nuisances": "What moves the embedding besides anatomy? Share of images whose nearest one, of another patient, "
-    "has the same border, marker, exposure or source; best is no more than by chance.",
-    "correspondence_windows": "Is a landmark of one patient found in the next, by the nearest window? Errors in "
-    "millimetres; same place is the error of not looking at all.",
-    "disturbances": "How much worse are landmarks found in pictures that are scaled, turned, framed, noisy, inverted? "
-    "Errors in millimetres, and over the undisturbed error.",
-    "confidence": "Does the confidence of a found point tell how far it is to be trusted, and a missing one?",
-    "probe": "How much do frozen embeddings tell about labels, by a linear model and by nearest neighbours?",
-    "pruner audit": "Is what the pruner drops the same anatomy?",
+#: Rows that are no results of the model, but of what learned nothing.
+BASELINES = {
+    "same_place_mm": "copying the example's coordinates",
+    "pixels_mm": "matching pixels",
+    "registration_mm": "registering the images",
+    "mark_chance": "border, marker, exposure by chance",
+    "source_chance": "source by chance",
 }
+_LOWER = ("mirror_confusion", "border", "marker", "exposure", "source_neighbours")  # and errors in millimetres
+#: The Hub's ids of metrics (https://huggingface.co/metrics) that fine-tuned models are measured by.
+_HUB_METRICS = {"accuracy": "accuracy", "auc": "roc_auc", "iou": "mean_iou"}
 
 
 def sections(declared: "EdenModelCardData", facts: Facts) -> dict[str, Any]:
@@ -101,25 +93,91 @@ def sections(declared: "EdenModelCardData", facts: Facts) -> dict[str, Any]:
     try:
         return {
             "declared": declared,
-            "what": what(facts),
-            "remote_snippet": _LOAD.format(model_id=declared.model_id, **facts.kind._asdict()) + _use(facts),
-            "package_snippet": _LOAD_WITH_PACKAGE.format(model_id=declared.model_id, **facts.kind._asdict())
-            + _use(facts),
-            "input_table": input_table(facts),
-            "recorded_data": recorded_data(facts),
-            "recipe": recipe(facts),
+            "beside_untrained": beside_untrained(facts),
+            "beside_copying": beside_copying(facts),
+            "facts": _table(["", ""], fact_rows(declared, facts).items()),
+            "snippet": snippet(declared.model_id, facts),
             "evaluation": evaluation(facts),
             "subgroups": subgroups(facts),
-            "compute": compute(facts),
-            "without_control": bool(facts.measurements)
-            and not any(found.results.encoder.startswith(FRESH) for found in facts.measurements),
-            "lineage": lineage(declared, facts),
             "method_citation": method_citation(facts),
         }
     except KeyError as error:
         raise CardError(
             f"{facts.folder}: the setting {error} is missing from its files, and a card tells it"
         ) from error
+
+
+def _lower_is_better(name: str) -> bool:
+    return (name.endswith("_mm") and "within" not in name) or name in _LOWER
+
+
+def _is_better(name: str, value: "Estimate", other: "Estimate") -> bool:
+    """Whether the interval of a value lies on the better side of the other's."""
+    return value.high < other.low if _lower_is_better(name) else value.low > other.high
+
+
+def beside_untrained(facts: Facts) -> str:
+    """A sentence: in which measures this model is not better than a trunk of random weights."""
+    compared: list[str] = []
+    failed: list[str] = []
+    for group in _groups(facts):
+        control = next((found for found in group if found.results.encoder.startswith(FRESH)), None)
+        own = next((found for found in group if found.results.encoder == facts.own), None)
+        for name, value in own.headline.items() if own and control else ():
+            if name in BASELINES or name not in control.results.values:  # type: ignore[union-attr]
+                continue
+            told = f"{_readable(name)} ({group[0].title.lower()})"
+            compared.append(told)
+            if not _is_better(name, value, control.results.values[name]):  # type: ignore[union-attr]
+                failed.append(told)
+    if not compared:
+        return "No untrained trunk was measured beside it."
+    if not failed:
+        return f"It is better than an untrained trunk in all of the {len(compared)} measures below."
+    return (
+        f"It is not better than an untrained trunk in {len(failed)} of the {len(compared)} measures below: "
+        f"{', '.join(failed)}."
+    )
+
+
+def beside_copying(facts: Facts) -> str:
+    """A sentence: what copying the coordinates of an example scores, or the mean mask of the training images."""
+    for found in facts.measurements:
+        values = found.results.values
+        if found.results.encoder == facts.own and {"mean_radial_error_mm", "same_place_mm"} <= values.keys():
+            error, copied = values["mean_radial_error_mm"], values["same_place_mm"]
+            verdict = ", which is better" if copied.high < error.low else ", which is not worse"
+            verdict = "" if error.high < copied.low else verdict
+            return (
+                f"Landmarks of one example are found in others {_mean(error)} mm off on the mean; copying its "
+                f"coordinates gives {_mean(copied)} mm{verdict}."
+            )
+    for group in _groups(facts):
+        own = next((found for found in group if found.results.encoder == facts.own), None)
+        mean = next((found for found in group if found.results.encoder.startswith("mean mask")), None)
+        if own and mean:
+            name, value = next(iter(own.headline.items()))
+            return (
+                f"On {own.data[0]} its {_readable(name)} is {_mean(value)}; the mean mask of the training images has "
+                f"{_mean(mean.results.values[name])}."
+            )
+    return "It was not measured beside copying coordinates."
+
+
+def _mean(value: "Estimate") -> str:
+    return str(value).split()[0]
+
+
+def fact_rows(declared: "EdenModelCardData", facts: Facts) -> dict[str, str]:
+    """What it is, takes and was made by."""
+    rows = {"model": what(facts), **input_rows(facts), "training images": recorded_data(facts)}
+    if steps := lineage(declared, facts):
+        rows["made"] = " ".join(steps)
+    if facts.recipe:
+        rows["recipe"] = f"{recipe(facts)} ([training/config.yaml](training/config.yaml))"
+    if facts.environment:
+        rows["compute"] = compute(facts)
+    return rows
 
 
 def what(facts: Facts) -> str:
@@ -131,13 +189,16 @@ def what(facts: Facts) -> str:
     return _WHAT[facts.kind.eden_class].format(trunk=trunk, labels=labels)
 
 
-def _use(facts: Facts) -> str:
-    """The lines of a snippet that use what was loaded."""
+def snippet(model_id: str, facts: Facts) -> str:
+    """Python that loads the model by its id, and prints what it gives."""
+    loaded = _LOAD.format(model_id=model_id, auto_class=facts.kind.auto_class)
     if facts.kind.eden_class == "EdenForImageClassification":
-        return _RUN + _CLASSIFY[facts.config.get("problem_type") or "single_label_classification"]
+        return loaded + _CLASSIFY[facts.config.get("problem_type") or "single_label_classification"]
     if facts.kind.eden_class == "EdenForSemanticSegmentation":
-        return _RUN + _OUTLINE[facts.config["segmentation_type"]]
-    return _RUN + _EMBED + (_EMBED_POINTS if facts.config.get("dense_dim") else "")
+        return loaded + _OUTLINE[facts.config["segmentation_type"]].format(labels=len(facts.config["id2label"]))
+    return loaded + "\n".join(
+        f"print(outputs.{name}.shape)  # {shape}, {_EMBEDDINGS[name]}" for name, shape in _shapes(facts).items()
+    )
 
 
 def method_citation(facts: Facts) -> str:
@@ -146,54 +207,46 @@ def method_citation(facts: Facts) -> str:
     return f"{METHOD_CITATION}\n\n{SECOND_CITATION}" if second else METHOD_CITATION
 
 
-def input_table(facts: Facts) -> str:
-    """Size, channels, range, normalisation and orientation of images."""
+def _shapes(facts: Facts) -> dict[str, list[int]]:
+    """Shapes of a trunk's outputs for one image of the processor's size."""
+    config, size = EdenConfig.from_pretrained(facts.folder), facts.processor["size"]
+    with torch.device("meta"):
+        pixels = torch.empty(1, config.backbone_config.num_channels, size["height"], size["width"])
+        outputs = EdenModel(config).eval()(pixels)
+    return {name: list(outputs[name].shape) for name in _EMBEDDINGS if outputs.get(name) is not None}
+
+
+def input_rows(facts: Facts) -> dict[str, str]:
+    """Size, range, normalisation and orientation of images; the processor does it all."""
     processor = facts.processor
     size = processor["size"]
     fit = "fitted in, proportions kept, on black" if processor["aspect_ratio"] == "pad" else "stretched to that"
     mean, std = (", ".join(f"{value:g}" for value in processor[name]) for name in ("image_mean", "image_std"))
-    normalised = f"mean {mean} and standard deviation {std} of the channels, of intensities from 0 to 1"
+    normalised = f"by mean {mean} and standard deviation {std} of the channels"
     if processor["intensity"] == "per_image":
-        normalised = "each image by its own mean and standard deviation"
+        normalised = "each by its own mean and standard deviation"
     dense = [is_dense(stage) for stage in facts.recipe.get("stages", [])]
     views = "points" if dense and all(dense) else "views"
     turned = facts.recipe.get(views, facts.recipe.get("augmentation", {})).get("rotation_degrees")
-    turns = f"; training turned images by up to {turned:g} degrees and mirrored none" if turned else ""
-    rows = {
-        "size": f"{size['width']} x {size['height']} pixels; images of another size are {fit}",
-        "channels": "3 (RGB); grey images are repeated",
-        "range": "8-bit values from 0 (black) to 255 (white); 16-bit values are stretched from the image's own "
-        "minimum and maximum; floats lie in [0, 1]",
-        "normalisation": normalised,
-        "orientation": "upright and not mirrored; in a frontal radiograph the patient's right is on the image's left"
-        + turns,
+    turns = f"; training turned them by up to {turned:g} degrees and mirrored none" if turned else ""
+    return {
+        "images": f"{size['width']} x {size['height']} pixels (others are {fit}), grey or RGB, 8 or 16 bits, black is "
+        f"0; normalised {normalised}",
+        "orientation": f"upright, not mirrored, the patient's right on the image's left{turns}",
     }
-    return _table(["", ""], rows.items())
 
 
 def recorded_data(facts: Facts) -> str:
     """What the run recorded of its training images."""
     images = facts.data.get("images")
     if images is None:
-        return "Which images, and how many, was not recorded."
-    counts = ", ".join(f"{n} for {split}" for split, n in images.items()) if isinstance(images, dict) else str(images)
-    said = f"Images that the run read: {counts}"
-    if "images_skipped" in facts.data:
-        said += f" ({facts.data['images_skipped']} unreadable ones skipped)"
-    if listed := facts.data.get("list_hash"):
-        said += f"; sha256 of their list `{listed}`"
+        return "not recorded"
+    said = ", ".join(f"{n} for {split}" for split, n in images.items()) if isinstance(images, dict) else str(images)
+    if skipped := facts.data.get("images_skipped"):
+        said += f" ({skipped} unreadable ones skipped)"
     if held := facts.recipe.get("data", {}).get("holdout_share"):
-        said += f"; a share of {held:g} of them was held out for validation"
-    return said + "."
-
-
-def recipe(facts: Facts) -> str:
-    """The settings of the run and its loss figure."""
-    if not facts.recipe:
-        return "Not recorded."
-    tables = _pretraining(facts.recipe) if "stages" in facts.recipe else _finetuning(facts.recipe)
-    rest = "Everything else is in [training/config.yaml](training/config.yaml)."
-    return "\n\n".join([tables, rest, *_figure(facts, "training/loss.png", "Loss of the run")])
+        said += f", a share of {held:g} held out"
+    return f"{said} ([training/data.json](training/data.json))"
 
 
 def is_dense(stage: dict[str, Any]) -> bool:
@@ -212,117 +265,52 @@ def _setting(value: Any) -> str:
     return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
-def _shown(stage: dict[str, Any]) -> dict[str, Any]:
-    """A stage with its objective in the columns that are not its own."""
-    if is_dense(stage) or is_second_generation(stage):
-        return {**stage, "level": stage["objective"].replace("_", " "), "prune_threshold": None}
-    return stage
-
-
-def _pretraining(recipe: dict[str, Any]) -> str:
-    """A row for each stage of the curriculum, and the settings that all of them share."""
-    dense = [is_dense(stage) for stage in recipe["stages"]]
-    second = is_second_generation(recipe["stages"][0])
-    columns = ["level", "epochs", "prune_threshold", "learning_rate", "momentum", "weight_decay"]
-    columns += ["partner_weight"] if any(dense) else []
-    columns += ["composability_weight", "decomposability_weight"] if second else []
-    shown = map(_shown, recipe["stages"])
-    stages = [[number, *(_setting(stage.get(name)) for name in columns)] for number, stage in enumerate(shown, 1)]
-    training = recipe["training"]
-    rows = {
-        "optimiser": f"{training['optimizer']}, the learning rate brought down by a cosine over each stage",
-        "batch": f"{training['batch_size']} images, {_precision(training)}",
-        "teacher": f"momentum {recipe['model']['teacher_momentum']:g}",
-        **({} if all(dense) else _of_anchors(recipe) if second else _of_parts(recipe)),
-        **(_of_points(recipe) if any(dense) else {}),
-        "seed": training["seed"],
-    }
-    header = ["stage", *(name.replace("prune_threshold", "pruning from").replace("_", " ") for name in columns)]
-    return f"{_table(header, stages)}\n\n{_table(['', ''], rows.items())}"
-
-
-def _of_parts(recipe: dict[str, Any]) -> dict[str, str]:
-    """Settings of stages that contrast views of parts."""
-    model, views = recipe["model"], recipe["views"]
-    low, high = views["crop_scale"]
-    return {
-        "contrast": f"temperature {model['contrastive_temperature']:g}, memory bank {model['memory_bank_size']}",
-        "views of parts": f"{views['size']} pixels, from {low:g} to {high:g} of a part",
-    }
-
-
-def _of_anchors(recipe: dict[str, Any]) -> dict[str, str]:
-    """Settings of Adam-v2's stages."""
-    model, views, anchors = recipe["model"], recipe["views"], recipe["anchors"]
-    return {
-        "localizability": f"{model['localizability_outputs']} outputs, temperatures {model['student_temperature']:g} "
-        f"(student) and {model['teacher_temperature']:g} (teacher), centre with momentum {model['center_momentum']:g}",
-        "views of anchors": f"wholes, parts and global crops of {views['size']} pixels, "
-        f"{anchors['local_count']} local crops of {anchors['local_size']}",
-    }
-
-
-def _of_points(recipe: dict[str, Any]) -> dict[str, str]:
-    """Settings of the dense stage."""
-    model, points = recipe["model"], recipe["points"]
-    low, high = points["scale"]
-    return {
-        "points": f"temperature {model['dense_temperature']:g}, tolerance {model['dense_tolerance']:g} of the side",
-        "views of points": f"{points['size']} pixels, showing {low:g} to {high:g} of the image's side, "
-        f"{points['count']} points each",
-    }
-
-
-def _finetuning(recipe: dict[str, Any]) -> str:
-    model, training = recipe["model"], recipe["training"]
+def recipe(facts: Facts) -> str:
+    """The run's settings, in a line."""
+    training = facts.recipe["training"]
+    precision = "float32" if training["mixed_precision"] == "no" else training["mixed_precision"]
+    common = f"{training['batch_size']} images a step, {precision}, seed {training['seed']}"
+    if "stages" in facts.recipe:
+        rates = dict.fromkeys(_setting(stage["learning_rate"]) for stage in facts.recipe["stages"])
+        momentum = facts.recipe["model"]["teacher_momentum"]
+        return f"{training['optimizer']}, learning rate {', '.join(rates)}, teacher's momentum {momentum:g}, {common}"
+    model = facts.recipe["model"]
     moved = "the head alone" if model["freeze"] else "trunk and head"
     if model["lora_rank"]:
         moved = f"LoRA adapters of rank {model['lora_rank']}, and the head"
-    length = f"{training['steps']} steps" if training["steps"] else f"at most {training['epochs']} epochs"
-    rows = {
-        "optimiser": f"AdamW, learning rate {training['learning_rate']:g}, weight decay {training['weight_decay']:g}",
-        "length": f"{length} of {training['batch_size']} images, {_precision(training)}",
-        "trained": moved,
-        "seed": training["seed"],
-    }
-    return _table(["", ""], rows.items())
+    return f"AdamW, learning rate {training['learning_rate']:g}, {moved}, {common}"
 
 
-def _precision(training: dict[str, Any]) -> str:
-    return "float32" if training["mixed_precision"] == "no" else training["mixed_precision"]
+def _groups(facts: Facts) -> Iterator[list[Measurement]]:
+    """Results of all patients by evaluation and set of images, this model's first."""
+
+    def same(found: Measurement) -> tuple[str, ...]:
+        return found.results.evaluation, found.results.source, found.results.data_hash
+
+    whole = sorted((found for found in facts.measurements if not found.subgroup), key=same)
+    for _, group in groupby(whole, key=same):
+        yield sorted(group, key=lambda found: found.results.encoder != facts.own)
 
 
 def evaluation(facts: Facts) -> str:
-    """A table and a figure for each evaluation of all patients, controls beside this model."""
-    whole = sorted((found for found in facts.measurements if not found.subgroup), key=_same_images)
-    said = "Values with bootstrap 95 % intervals over the patients of one test set; they say nothing of other seeds."
-    parts = [_evaluation(list(group), facts) for _, group in groupby(whole, key=_same_images)]
-    return "\n\n".join([*([said] if parts else []), *parts, *_few_shot(facts)]) or "Not measured."
-
-
-def _same_images(found: Measurement) -> tuple[str, ...]:
-    return found.results.evaluation, found.results.source, found.results.data_hash
-
-
-def _evaluation(group: Sequence[Measurement], facts: Facts) -> str:
-    """One evaluation on one set of images: a column a result file, this model's first."""
-    group = sorted(group, key=lambda found: found.results.encoder != facts.own)
-    first, columns = group[0], [_column(found, facts) for found in group]
-    rows = [
-        [_readable(name), *(str(found.results.values.get(name, "-")) for found in group)] for name in first.headline
-    ]
-    data, split = first.data
-    images = max(value.n for value in first.results.values.values()) if first.results.values else 0
-    links = ", ".join(f"[{name}]({found.folder}/results.json)" for name, found in zip(columns, group, strict=True))
-    parts = [
-        f"### {first.title}: {data}" + (f", {split}" if split else ""),
-        _QUESTIONS.get(first.results.evaluation, ""),
-        _table(["", *columns], rows),
-        f"{images} images. Weights {first.results.revision or 'not named'}, images `{first.results.data_hash}`, "
-        f"seed {first.results.seed}. All {len(first.results.values)} values: {links}.",
-        *_figure(facts, f"{first.folder}/figure.png", first.title),
-    ]
-    return "\n\n".join(filter(None, parts))
+    """One table of the chosen values, controls beside this model; all others are a link away."""
+    groups = list(_groups(facts))
+    columns = list(dict.fromkeys(_column(found, facts) for group in groups for found in group))
+    columns.sort(key=lambda name: (name != "this model", not name.startswith("random")))
+    rows: list[list[str]] = []
+    for group in groups:
+        first, (data, split) = group[0], group[0].data
+        n = max((value.n for value in first.results.values.values()), default=0)
+        where = f"{data}, {split}" if split else data
+        rows.append([f"**[{first.title}]({first.folder}/results.md)**: {where}, n = {n}", *("" for _ in columns)])
+        by_column = {_column(found, facts): found.results.values for found in group}
+        for name in first.headline:
+            arrow = "" if name in BASELINES else " ↓" if _lower_is_better(name) else " ↑"
+            told = f"{BASELINES.get(name, _readable(name))}{arrow}"
+            rows.append([told, *(str(by_column.get(column, {}).get(name, "-")) for column in columns)])
+    said = "Means with 95 % bootstrap intervals over patients of one test set; they say nothing of other seeds."
+    parts = [said, _table(["", *columns], rows)] if rows else []
+    return "\n\n".join([*parts, *_few_shot(facts)]) or "Not measured."
 
 
 def _few_shot(facts: Facts) -> Iterator[str]:
@@ -337,8 +325,7 @@ def _few_shot(facts: Facts) -> Iterator[str]:
         draws = len({score.draw for score in own})
         about = f"Dice in percent with k labelled images, mean ± standard deviation over {draws} draws of them. "
         about += labelled_images(own[0].validation)
-        yield f"### {found.title}\n\n{about} [Settings]({found.page}).\n\n{few_shot_table(own)}".rstrip()
-        yield from _figure(facts, found.page.removesuffix("md") + "png", found.title)
+        yield f"**[{found.title}]({found.page})**. {about}\n\n{few_shot_table(own)}".rstrip()
 
 
 def _column(found: Measurement, facts: Facts) -> str:
@@ -352,10 +339,7 @@ def subgroups(facts: Facts) -> str:
     """The headline values of result files that are of some patients only."""
     parts = [found for found in facts.measurements if found.subgroup and found.results.encoder == facts.own]
     if not parts:
-        return (
-            "Not measured: no result file tells patients apart by sex or age, so whether it is equally good for all "
-            "is not known."
-        )
+        return ""
     cells = {
         (f"{found.title}, {_readable(name)}", _patients(found)): value
         for found in parts
@@ -375,49 +359,38 @@ def _patients(found: Measurement) -> str:
 
 
 def eval_results(facts: Facts) -> list[EvalResult]:
-    """The headline values of this model and all patients for `model-index`, rounded as the card prints them."""
+    """What `model-index` may hold by the Hub's specification: Hub metrics of this model's head on Hub data sets."""
     return [
         EvalResult(
-            task_type=_task_type(found, facts),
+            task_type=facts.kind.pipeline_tag,
             dataset_type=found.data[0],
             dataset_name=found.data[0],
             dataset_split=found.data[1],
-            dataset_revision=found.results.data_hash,
-            metric_type=name.replace(", ", "_").replace(" ", "_"),
-            metric_name=f"{found.title}: {_readable(name)}",
-            metric_value=float(str(value).split()[0]),
-            metric_args={"weights": found.results.revision, "seed": found.results.seed},
+            metric_type=_HUB_METRICS[name],
+            metric_name=name,
+            metric_value=float(_mean(value)),
         )
         for found in facts.measurements
         if found.results.encoder == facts.own and not found.subgroup
-        for name, value in found.headline.items()
+        if found.results.evaluation.startswith("finetuned") and re.fullmatch(r"[\w.-]+/[\w.-]+", found.data[0])
+        for name, value in found.results.values.items()
+        if name in _HUB_METRICS
     ]
-
-
-def _task_type(found: Measurement, facts: Facts) -> str:
-    """The Hub's name for what was measured."""
-    kind = found.results.evaluation.split()[0]
-    if kind == "finetuned":
-        masks = found.results.settings.get("metric") in ("dice", "iou")
-        return "image-segmentation" if masks else "image-classification"
-    return "image-classification" if kind == "probe" else facts.kind.pipeline_tag
 
 
 def compute(facts: Facts) -> str:
     """Device, length and versions of the run."""
     environment = facts.environment
-    if not environment:
-        return "Not recorded."
     processes = environment.get("processes", 1)
     said = f"{environment.get('device') or 'CPU'}, {processes} process{'es' if processes > 1 else ''}"
     if steps := max((row.get("step", 0) for row in facts.metrics), default=0):
         said += f", {steps} optimiser steps"
     if seconds := _seconds(facts):
         length = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
-        said += f", {length} of training by its own log"
+        said += f", {length}"
     versions = environment.get("packages", {})
     named = ", ".join(f"{name} {versions[name]}" for name in ("eden_hf", "torch", "transformers") if name in versions)
-    return f"{said}. {named}." if named else f"{said}."
+    return f"{said}; {named}" if named else said
 
 
 def _seconds(facts: Facts) -> float:
@@ -432,7 +405,7 @@ def _seconds(facts: Facts) -> float:
     return seconds
 
 
-def lineage(declared: "EdenModelCardData", facts: Facts) -> str:
+def lineage(declared: "EdenModelCardData", facts: Facts) -> list[str]:
     """From which checkpoint it grew, stage by stage."""
     steps = list(declared.lineage)
     if declared.base_model:
@@ -446,7 +419,7 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> str:
         start, task = facts.recipe["model"]["name"], facts.recipe["task"]
         steps.append(f"{'Random weights' if start.startswith(FRESH) else 'The trunk'} of {model_name(start)}.")
         steps.append(f"Fine-tuned on {data_name(task['name'] or task['source'])}.")
-    return "\n".join(f"{number}. {step.strip()}" for number, step in enumerate(steps, 1)) or "Not recorded."
+    return [step.strip() for step in steps]
 
 
 def _stage(stage: dict[str, Any], first: bool) -> str:
@@ -468,10 +441,6 @@ def _learned(stage: dict[str, Any]) -> str:
     branches = ("composability", "decomposability") if stage["objective"] == "part_whole" else ()
     *most, last = ["localizability", *(name for name in branches if stage[f"{name}_weight"])]
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _figure(facts: Facts, file: str, title: str) -> list[str]:
-    return [f'<img src="{file}" alt="{title}" width="480">'] if (facts.folder / file).is_file() else []
 
 
 def _readable(name: str) -> str:

@@ -28,7 +28,7 @@ KNOWN: dict[RepoType, tuple[str, ...]] = {
         r"(pretraining/)?model(-\d+-of-\d+)?\.safetensors|(pretraining/)?model\.safetensors\.index\.json",
         r"(onnx/)?model\.onnx(\.data)?",
         r"training/(config\.yaml|data\.json|environment\.json|metrics\.json|loss\.png)",
-        r"evaluation/[^/]+/(results\.json|results\.md|figure\.png)",
+        r"evaluation/weights\.json|evaluation/[^/]+/(results\.json|results\.md|figure\.png)",
         r"evaluation/([^/]+/)?few_shot-[^/]+\.(md|png|jsonl)",
     ),
     "dataset": (r"README\.md|LICENSE|NOTICE", r"[\w.-]+/[\w.-]+\.parquet", r"[\w.-]+/skipped\.jsonl"),

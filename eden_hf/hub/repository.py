@@ -21,7 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 from transformers import PreTrainedModel
 
 from eden_hf.configuration_eden import EdenConfig
-from eden_hf.hub.card_facts import LOCAL, data_name
+from eden_hf.hub.card_checks import weights_problems
+from eden_hf.hub.card_facts import LOCAL, WEIGHTS, data_name, read_facts
 from eden_hf.hub.cards import EdenModelCardData, write_card
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import weights_revision
@@ -46,6 +47,7 @@ PUBLISHED: dict[str, type[PreTrainedModel]] = {
     "EdenForSemanticSegmentation": EdenForSemanticSegmentation,
 }
 _PRETRAINING = {"EdenForPreTraining": EdenForPreTraining, "EdenV2ForPreTraining": EdenV2ForPreTraining}
+LICENSE = "LICENSE"
 #: Evaluations whose figures show the very images that were measured on.
 SHOWS_IMAGES = ("correspondence", "correspondence_windows", "disturbances")
 
@@ -85,7 +87,9 @@ def stage_model(
         CardError: `card` or the repository is not as a card needs it.
         ImportError: the loss figure, or results, need an extra that is not installed.
     """
-    EdenModelCardData.load(card)  # before the work, and with the error naming the file that was given
+    declared = EdenModelCardData.load(card)  # before the work, and with the error naming the file that was given
+    if declared.license_link == LICENSE and not Path(card).with_name(LICENSE).is_file():
+        raise StagingError(f"{card}: `license_link` is {LICENSE}, but there is no such file beside it: write one")
     model_folder, run = _find_model(Path(source))
     output = Path(output)
     if output.exists() and any(output.iterdir()) and not (output / "card.yaml").is_file():
@@ -94,13 +98,18 @@ def stage_model(
 
     def write(folder: Path) -> None:
         _write_model(model_folder, folder, pretraining, half)
-        _check_revision(measured, (weights_revision(str(model_folder)), weights_revision(str(folder))))
         if run is not None:
             _write_training(run, folder / "training")
         for name, file in measured.items():
             _copy_result(file, folder / "evaluation" / name, images)
+        if measured:
+            _write_revisions(model_folder, folder)
         shutil.copy(card, folder / "card.yaml")
+        if declared.license_link == LICENSE:
+            shutil.copy(Path(card).with_name(LICENSE), folder / LICENSE)
         write_card(folder)
+        if problems := list(weights_problems(read_facts(folder, declared.evaluated_as))):
+            raise StagingError(problems[0])
 
     replace_folder(output, write)
     return output
@@ -184,14 +193,11 @@ def _measured(results: Sequence[str | Path]) -> dict[str, Path]:
     return files
 
 
-def _check_revision(files: dict[str, Path], revisions: tuple[str | None, ...]) -> None:
-    """Results of this model's weights, as they were or as they are published, must be among the files."""
-    measured = {json.loads(file.read_text())["revision"] for file in files.values()}
-    if measured and not measured.intersection(revisions):
-        raise StagingError(
-            f"the results are of other weights ({', '.join(map(str, measured))}) than the model's ({revisions[0]}): "
-            "evaluate the very folder that is published"
-        )
+def _write_revisions(source: Path, output: Path) -> None:
+    """Say which weights were staged and what they became here, if they changed: results may be of either."""
+    told = {"staged": weights_revision(str(source)), "published": weights_revision(str(output))}
+    if told["staged"] != told["published"]:
+        (output / WEIGHTS).write_text(json.dumps(told, indent=2) + "\n")
 
 
 def _copy_result(file: Path, output: Path, images: bool) -> None:

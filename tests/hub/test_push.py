@@ -188,14 +188,16 @@ def test_a_push_that_fails_leaves_the_last_revision_and_the_next_completes_it(hu
     weights = load_file(folder / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "model.safetensors")
     (folder / "NOTICE").write_text("Another revision.\n")
+    with pytest.raises(RefusedError, match="the results are of other weights"):
+        publish_model(folder, "user/tiny")
     hub.fault(kind, pattern, times=1000)
     with pytest.raises(PublishingError, match=message) as caught:
-        publish_model(folder, "user/tiny", tags=["v2.0"])
+        publish_model(folder, "user/tiny", tags=["v2.0"], allow=["card"])
     assert "\n" not in str(caught.value)
     repository = hub.repository("user/tiny")
     assert (repository.head, repository.tags, held(hub)) == (first.commit, {}, before)
     hub.faults.clear()
-    second = publish_model(folder, "user/tiny", tags=["v2.0"])
+    second = publish_model(folder, "user/tiny", tags=["v2.0"], allow=["card"])
     assert list(repository.revisions)[1:] == [first.commit, second.commit]
     assert held(hub) == contents(folder)
     assert repository.tags == {"v2.0": second.commit}

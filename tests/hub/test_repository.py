@@ -43,7 +43,7 @@ def names(folder: Path) -> set[str]:
 
 def test_it_holds_what_the_layout_promises(run, staged):
     results = {f"evaluation/{of}/results.{kind}" for of in ("locality", "correspondence") for kind in ("json", "md")}
-    assert names(staged) == {"README.md", "card.yaml", *MODEL, *TRAINING, *results}
+    assert names(staged) == {"README.md", "card.yaml", "evaluation/weights.json", *MODEL, *TRAINING, *results}
     assert check_card(staged, model_id="user/tiny") == []
     assert not [name for name in names(staged) if name.endswith(PICKLES)]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -94,9 +94,7 @@ def test_a_run_of_adam_v2(tmp_path):
     for said in (
         "Pretrained by localizability for 2 epochs.",
         "Pretrained by localizability, composability and decomposability for 2 epochs, from the last student",
-        "| 2 | part whole | 1, 0, 1 | none |",
         "arXiv:2404.15672",
-        "12 outputs, temperatures 0.1 (student) and 0.04 (teacher)",
     ):
         assert said in card
 
@@ -157,11 +155,11 @@ def test_several_folders_of_results_are_told_apart(run, report, tmp_path):
     Results("locality", "random:run/last", None, "phantoms:4", "0123456789ab", 0, values).save(control / "locality")
     card = write_card_yaml(tmp_path)
     folder = stage_model(run / "last", tmp_path / "staged", card, [report, control])
-    assert {path.name for path in (folder / "evaluation").iterdir()} == {
+    assert {path.name for path in (folder / "evaluation").glob("*/")} == {
         "report-locality", "report-correspondence", "random-last-locality",
     }  # fmt: skip
     single = stage_model(run / "last", tmp_path / "staged", card, [report / "locality"])
-    assert [path.name for path in (single / "evaluation").iterdir()] == ["locality"]
+    assert [path.name for path in (single / "evaluation").glob("*/")] == ["locality"]
     with pytest.raises(StagingError, match=r"would go to one folder, report-.*: rename one of theirs"):
         stage_model(run / "last", tmp_path / "staged", card, [report, shutil.copytree(report, tmp_path / "report")])
 
@@ -181,8 +179,13 @@ def test_results_of_other_weights_are_refused(run, report, tmp_path):
         part.save_pretrained(tmp_path / "model")
     with pytest.raises(StagingError, match=r"results are of other weights \(sha256 .*evaluate the very folder"):
         stage_model(tmp_path / "model", tmp_path / "staged", write_card_yaml(tmp_path), [report])
+    mixed = shutil.copytree(report, tmp_path / "mixed")
+    file = mixed / "locality" / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"revision": "sha256 ba9876543210"}))
+    with pytest.raises(StagingError, match=r"locality/results\.json: the results are of other weights \(sha256 ba98"):
+        stage_model(run / "last", tmp_path / "staged", write_card_yaml(tmp_path), [mixed])
     with pytest.raises(StagingError, match=r"holds no results\.json"):
-        stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path), [tmp_path])
+        stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path), [tmp_path / "model"])
     assert not (tmp_path / "staged").exists()
 
 
@@ -258,7 +261,7 @@ def test_sources_that_are_no_model(run, tmp_path):
     with pytest.raises(StagingError, match=r"config\.json is of ResNetModel; published are EdenForPreTraining"):
         stage_model(tmp_path, tmp_path / "staged", card)
     EdenModel(tiny_config()).save_pretrained(tmp_path / "trunk")
-    with pytest.raises(StagingError, match="holds no teacher and no memory bank"):
+    with pytest.raises(StagingError, match="holds no teacher beside a student"):
         stage_model(tmp_path / "trunk", tmp_path / "staged", card, pretraining=True)
 
 
@@ -268,6 +271,17 @@ def test_another_folder_is_not_written_over(run, tmp_path):
     with pytest.raises(StagingError, match="thesis holds something else than a staged repository"):
         stage_model(run, tmp_path / "thesis", write_card_yaml(tmp_path))
     assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_a_licence_file_goes_along(run, tmp_path):
+    terms = {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
+    card = write_card_yaml(tmp_path, **terms)
+    with pytest.raises(StagingError, match=r"declared\.yaml: `license_link` is LICENSE, but there is no such"):
+        stage_model(run, tmp_path / "staged", card)
+    (tmp_path / "LICENSE").write_text("Ask me.\n")
+    folder = stage_model(run, tmp_path / "staged", card)
+    assert (folder / "LICENSE").read_text() == "Ask me.\n"
+    assert check_card(folder) == []
 
 
 def test_a_bad_card_makes_no_folder(run, tmp_path):
