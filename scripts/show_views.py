@@ -11,14 +11,15 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from eden_hf.data.prepared import prepare_images
-from eden_hf.data.views import TwoViews
 from eden_hf.training.arguments import read_arguments
+from eden_hf.training.objectives import objective_of
 
 CELL = 104
 
 
 def show_views(recipe: str, source: str, output: str, split: str = "train", images: int = 3):
-    """Write a picture: for each level of the recipe a row of images, each with two pairs of query and key views.
+    """Write a picture: for each level of the recipe a row of images, each with two pairs of views: query
+    and key, or of Adam-v2, at the finest granularity, two global crops, or an anchor and its global crop.
 
     Args:
         recipe: YAML file of a run.
@@ -34,15 +35,27 @@ def show_views(recipe: str, source: str, output: str, split: str = "train", imag
     ).get(range(images))
     raw = replace(settings.views, intensity="fixed", image_mean=(0.0, 0.0, 0.0), image_std=(1.0, 1.0, 1.0))
     rows = []
+    settings.views = raw
+    objective = objective_of(settings)
     for stage in settings.stages:
         cells = [shown.expand(-1, 3, -1, -1) / 255]
         for epoch in range(2):
-            cells += TwoViews(raw)(shown, torch.arange(images), level=stage.level, seed=0, epoch=epoch)
+            last = stage.granularity(stage.total_epochs - 1)
+            inputs = objective.inputs(shown, torch.arange(images), stage, last, seed=0, epoch=epoch)
+            cells += _pair(inputs)
         cells = [torch.nn.functional.interpolate(cell, (CELL, CELL), mode="area") for cell in cells]
         rows.append(torch.stack(cells, dim=1).flatten(0, 1))  # source, query, key, query, key of each image
     sheet = torch.stack(rows).permute(0, 3, 1, 4, 2).reshape(len(rows) * CELL, -1, 3)
     picture = Image.fromarray((sheet.numpy() * 255).round().astype(np.uint8))
     picture.convert("L" if data.channels == 1 else "RGB").save(output, optimize=True)
+
+
+def _pair(inputs: dict) -> list[torch.Tensor]:
+    """Two views of each image: query and key, two global crops, or an anchor and its global crop."""
+    if "query_pixel_values" in inputs:
+        return [inputs["query_pixel_values"], inputs["key_pixel_values"]]
+    whole = [inputs["whole_pixel_values"]] if "whole_pixel_values" in inputs else []
+    return [*whole, *inputs["global_pixel_values"]]
 
 
 if __name__ == "__main__":

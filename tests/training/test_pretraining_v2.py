@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModel
@@ -15,7 +16,7 @@ from eden_hf import EdenForPreTraining, EdenModel, EdenV2ForPreTraining
 from eden_hf.training.arguments import Stage, read_arguments
 from eden_hf.training.pretraining import Pretraining, pretrain
 
-from ..launching import torchrun
+from ..launching import python, torchrun
 from ..tiny import BACKBONES, tiny_config, tiny_v2_config
 from .test_pretraining import assert_equal_runs, assert_equal_states, metrics, run_pretraining, settings_file
 
@@ -208,6 +209,14 @@ def test_it_may_start_from_a_trunk_and_give_one_to_the_first_generation(kind, tm
 def test_stages_that_do_not_fit_are_refused(stages, words, tmp_path):
     with pytest.raises((ValueError, ArgumentError), match=words):
         read_arguments(settings_file(tmp_path, **sections(stages=stages)))
+
+
+def test_its_views_are_shown(tmp_path):
+    """A row a stage: three images, each with two pairs of views."""
+    options = ["--recipe", "configs/adam_v2_resnet18_small.yaml", "--source", "phantoms:3"]
+    python("scripts/show_views.py", *options, "--output", str(tmp_path / "views.png"))
+    with Image.open(tmp_path / "views.png") as sheet:
+        assert sheet.size == (15 * 104, 2 * 104)
 
 
 def test_the_published_recipe(pytestconfig):
