@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import EvalResult
 
 from eden_hf.configuration_eden import EdenConfig
-from eden_hf.hub.card_facts import CardError, Facts, Measurement, data_name, model_name
+from eden_hf.hub.card_facts import HEADLINES, CardError, Facts, Measurement, data_name, model_name
 from eden_hf.model_names import FRESH
 from eden_hf.modeling_eden import EdenModel
 
@@ -107,13 +107,18 @@ def sections(declared: "EdenModelCardData", facts: Facts) -> dict[str, Any]:
         ) from error
 
 
-def _lower_is_better(name: str) -> bool:
-    return (name.endswith("_mm") and "within" not in name) or name in _LOWER
+def _arrow(found: Measurement, name: str) -> str:
+    """Whether more of a value is better or less; nothing for baselines, and where it depends on the value."""
+    evaluation = found.results.evaluation.split()[0]
+    if name in BASELINES or evaluation not in (*HEADLINES, "probe", "finetuned"):
+        return ""
+    lower = name in _LOWER or name.startswith("mae") or (name.endswith("_mm") and "within" not in name)
+    return "↓" if lower else "↑"
 
 
-def _is_better(name: str, value: "Estimate", other: "Estimate") -> bool:
+def _is_better(arrow: str, value: "Estimate", other: "Estimate") -> bool:
     """Whether the interval of a value lies on the better side of the other's."""
-    return value.high < other.low if _lower_is_better(name) else value.low > other.high
+    return value.high < other.low if arrow == "↓" else value.low > other.high
 
 
 def beside_untrained(facts: Facts) -> str:
@@ -124,11 +129,12 @@ def beside_untrained(facts: Facts) -> str:
         control = next((found for found in group if found.results.encoder.startswith(FRESH)), None)
         own = next((found for found in group if found.results.encoder == facts.own), None)
         for name, value in own.headline.items() if own and control else ():
-            if name in BASELINES or name not in control.results.values:  # type: ignore[union-attr]
+            arrow, other = _arrow(group[0], name), control.results.values.get(name)  # type: ignore[union-attr]
+            if not arrow or other is None:
                 continue
             told = f"{_readable(name)} ({group[0].title.lower()})"
             compared.append(told)
-            if not _is_better(name, value, control.results.values[name]):  # type: ignore[union-attr]
+            if not _is_better(arrow, value, other):
                 failed.append(told)
     if not compared:
         return "No untrained trunk was measured beside it."
@@ -174,7 +180,8 @@ def fact_rows(declared: "EdenModelCardData", facts: Facts) -> dict[str, str]:
     if steps := lineage(declared, facts):
         rows["made"] = " ".join(steps)
     if facts.recipe:
-        rows["recipe"] = f"{recipe(facts)} ([training/config.yaml](training/config.yaml))"
+        losses = ", [losses](training/loss.png)" if (facts.folder / "training" / "loss.png").is_file() else ""
+        rows["recipe"] = f"{recipe(facts)} ([training/config.yaml](training/config.yaml){losses})"
     if facts.environment:
         rows["compute"] = compute(facts)
     return rows
@@ -305,8 +312,7 @@ def evaluation(facts: Facts) -> str:
         rows.append([f"**[{first.title}]({first.folder}/results.md)**: {where}, n = {n}", *("" for _ in columns)])
         by_column = {_column(found, facts): found.results.values for found in group}
         for name in first.headline:
-            arrow = "" if name in BASELINES else " ↓" if _lower_is_better(name) else " ↑"
-            told = f"{BASELINES.get(name, _readable(name))}{arrow}"
+            told = f"{BASELINES.get(name, _readable(name))} {_arrow(first, name)}".rstrip()
             rows.append([told, *(str(by_column.get(column, {}).get(name, "-")) for column in columns)])
     said = "Means with 95 % bootstrap intervals over patients of one test set; they say nothing of other seeds."
     parts = [said, _table(["", *columns], rows)] if rows else []
@@ -412,7 +418,7 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> list[str]:
         steps.insert(0, f"The checkpoint [{declared.base_model}](https://huggingface.co/{declared.base_model}).")
     if "stages" in facts.recipe:
         start = facts.recipe["model"].get("start")
-        steps += [f"The model {model_name(start)}."] if start else []
+        steps += [f"Started from {model_name(start)}."] if start else []
         steps += [] if steps else ["Random weights."]
         steps += [_stage(stage, first=index == 0) for index, stage in enumerate(facts.recipe["stages"])]
     elif "task" in facts.recipe:

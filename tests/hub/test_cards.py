@@ -226,6 +226,14 @@ def test_baselines_are_no_results_of_the_model(pretrained):
     assert "| matching pixels | 24.0 (" in text
 
 
+def test_an_arrow_stands_only_where_the_better_side_is_known(pretrained):
+    write_results(pretrained, "frame", "disturbances", {"framed ratio": 1.4})
+    write_results(pretrained, "frame-0", "disturbances", {"framed ratio": 1.2}, encoder="random:resnet18")
+    text = render_card(pretrained)
+    assert "| framed ratio | 1.400 (" in text
+    assert top(text)[1].endswith("in all of the 1 measures below.")  # of locality alone
+
+
 def test_probes_have_columns_of_their_controls(pretrained):
     for encoder, value in {"/home/me/run/last": 0.9, "random:resnet18": 0.85, "pixels": 0.8, "majority": 0.5}.items():
         name = encoder.replace("/", "").replace(":", "-")
