@@ -34,4 +34,4 @@ def read_text(path: str | Path) -> str:
         logger.warning("%s is no UTF-8: read as Windows-1252", path)
     if "\0" in text:
         raise ValueError(f"{path} holds null characters, so it is no text, or UTF-16 without mark; save it as UTF-8")
-    return text
+    return text.lstrip("\ufeff")  # a second mark, of a file converted with its first

@@ -37,3 +37,8 @@ def test_text_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "list.txt").write_text("a")
     assert read_text("~/list.txt") == "a"
+
+
+def test_a_mark_that_was_converted_with_the_text_is_left_out(tmp_path):
+    (tmp_path / "list.txt").write_bytes("\ufeffa.png\n".encode("utf-16"))
+    assert read_text(tmp_path / "list.txt") == "a.png\n"
