@@ -264,7 +264,7 @@ class EdenBackbone(BackboneMixin, EdenPreTrainedModel):
         asked = self.asked_of_trunk(kwargs)
         maps, outputs = run_trunk(self.backbone, pixel_values, **asked)
         return BackboneOutput(
-            feature_maps=maps,
+            feature_maps=maps,  # type: ignore[arg-type]  # its annotation means one map
             hidden_states=selected(outputs.hidden_states, asked.get("output_hidden_states")),
             attentions=outputs.get("attentions"),
         )

@@ -160,5 +160,5 @@ def intervals(
     def measured(chosen: np.ndarray) -> dict[str, float]:
         return measure(task.kind, task.labels, predictions[chosen], truths[chosen])
 
-    whose = np.arange(len(truths)) if patients is None else patients
+    whose = [str(index) for index in range(len(truths))] if patients is None else list(patients)
     return {name: found.estimate() for name, found in resampled(measured, whose, seed).items()}

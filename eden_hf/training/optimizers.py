@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ def decayed_names(model: nn.Module) -> list[str]:
     return [f"{name}.weight" if name else "weight" for name in maps]
 
 
-def make_optimizer(model: nn.Module, name: str, **rates: float) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, name: str, **rates: Any) -> torch.optim.Optimizer:
     """`sgd`, which decays every parameter (published), or `adamw`, with torch's `lr` and `weight_decay` as `rates`.
 
     A group that is not decayed says so by `decayed`, for pretraining, which sets the rates each step.

@@ -109,7 +109,8 @@ def run_trunk(trunk: Any, pixel_values: Tensor, **asked: Any) -> tuple[tuple[Ten
     try:
         return _run_trunk(trunk, pixel_values, asked)
     except (RuntimeError, ValueError) as error:
-        size, own = tuple(pixel_values.shape[-2:]), _own_size(trunk.config)
+        (height, width), own = pixel_values.shape[-2:], _own_size(trunk.config)
+        size = (height, width)
         if own == size or _takes(trunk.config, size):  # then it is something else
             raise
         raise ValueError(
@@ -178,7 +179,7 @@ def average(trunk: Any, maps: tuple[Tensor, ...], outputs: Any) -> Tensor:
     """The embedding `[B, C]` of each image from what `run_trunk` gave, as the trunk's type pools its last map."""
     if not _normalises_averages(trunk):
         return maps[-1].mean(dim=(2, 3))
-    norm = final_norm(trunk) or trunk.hidden_states_norms[trunk.stage_names[-1]]
+    norm: Any = final_norm(trunk) or trunk.hidden_states_norms[trunk.stage_names[-1]]
     averages = outputs.hidden_states[-1].mean(dim=(2, 3))
     return F.layer_norm(averages, averages.shape[1:], norm.weight, norm.bias, norm.eps)
 
