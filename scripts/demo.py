@@ -44,7 +44,7 @@ def demo(data: str = "phantoms", output: str = "outputs/demo"):
     _run("gallery", "--model", str(model), "--output", output, "--source", shown, "--images", str(min(64, count)))
     source = data if data != "phantoms" and _has_landmarks(data) else "phantoms:64"
     _run(
-        *("evaluate", "--model", str(model), f"random:{model}", "--source", source),
+        *("evaluate", "--model", str(model), f"random:{model}", "--source", source, "--untrained", "0"),
         *("--images", str(REPORTED_IMAGES), "--output", f"{output}/report"),
     )
     print(summary(Path(output)))

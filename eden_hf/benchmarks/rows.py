@@ -373,7 +373,7 @@ def landmarks() -> Iterator[Sides]:
     names = list(rows[0]["landmarks"])
     places = torch.tensor([rows[0]["landmarks"][name] for name in names]) * 256 - 0.5
     model = EdenModel(EdenConfig(backbone_config="resnet18-half", dense_dim=64))
-    encoder = Encoder(model, EdenImageProcessor(size={"height": 256, "width": 256}, intensity="per_image"))
+    encoder = Encoder(model, EdenImageProcessor(size={"height": 160, "width": 160}, intensity="per_image"))
     points = {name: tuple(place) for name, place in zip(names, places.tolist(), strict=True)}
     matcher = AnatomyMatcher(encoder, [Reference(image=pictures[0], points=points)])
     fixed = Registered(pictures[0])
