@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from eden_hf.anatomy import Box
 from eden_hf.evaluation.compositionality import CUTS, _cut, compositionality, random_window
@@ -13,6 +14,20 @@ def test_an_encoder_that_averages_its_parts_composes(colours, charts):
     assert values["own"].n == len(charts)
     assert values["own"].value - values["others"].value == pytest.approx(values["margin"].value)
     assert {f"{value}, {name}" for name in CUTS for value in ("own", "margin")} < values.keys()
+
+
+def test_others_are_other_patients(colours, charts):
+    """Two red images of one patient and two green ones of another: own cosines are 1, others' 0."""
+    images = [
+        item._replace(image=Image.new("RGB", (96, 96), colour), patient=colour)
+        for item, colour in zip(charts, ("red", "red", "lime", "lime"), strict=False)
+    ]
+    values = compositionality(colours, images, wholes=2).values
+    assert values["others"].value == pytest.approx(0)
+    assert values["margin"].value == pytest.approx(1)
+    assert values["auroc"].value == 1
+    assert values["others_std"].value == pytest.approx(0, abs=1e-6)
+    assert values["own"].n == 2
 
 
 def test_a_collapsed_encoder_has_no_margin(collapsed, charts):

@@ -85,6 +85,27 @@ def test_errors_are_in_millimetres_of_the_target(phantoms):
     assert small[2, 5, index] == pytest.approx(100 * np.linalg.norm(a - b), rel=1e-4)
 
 
+def test_millimetres_are_of_the_targets_width(phantoms):
+    """Oblong images: an upright query, and a target of 200 x 100 pixels and 100 mm, a millimetre to two pixels."""
+    names = list(phantoms[0].landmarks)
+    query = phantoms[0]._replace(image=phantoms[0].image.resize((50, 150)))
+    target = phantoms[1]._replace(image=phantoms[1].image.resize((200, 100)))
+    sets = reference_sets(["a", "b"], 1)
+    errors = errors_mm([query, target], copied_landmarks([query, target], sets), side_mm=100)
+    shares = np.array([query.landmarks[name] for name in names]) - [target.landmarks[name] for name in names]
+    assert errors[0, 1] == pytest.approx(np.linalg.norm(shares * [100, 50], axis=1), rel=1e-3)
+
+
+def test_the_same_place_is_that_of_each_sets_references(dense_encoder, phantoms):
+    """Over all pairs of two patients, by a plain loop."""
+    found = correspondence(dense_encoder, phantoms, shots=(1,), side_mm=100).values["same_place_mm"]
+    places = np.array([list(item.landmarks.values()) for item in phantoms])
+    errors = [
+        np.linalg.norm(100 * (places[i] - places[j]), axis=1).mean() for i in range(6) for j in range(6) if i != j
+    ]
+    assert found.value == pytest.approx(np.mean(errors), rel=1e-4)
+
+
 def test_the_mean_of_references_is_copied(phantoms):
     copied = copied_landmarks(phantoms, [[0, 1, 2]])
     mean = np.mean([list(phantoms[i].landmarks.values()) for i in range(3)], axis=0)

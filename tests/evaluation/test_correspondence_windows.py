@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from eden_hf.evaluation.correspondence_windows import correspondence_windows
@@ -30,3 +31,6 @@ def test_errors_are_in_millimetres_of_the_target(places, charts):
     assert small == pytest.approx(large, abs=1e-3)
     doubled = correspondence_windows(places, charts, window=0.1, steps=24, side_mm=192).values["same_place_mm"].value
     assert doubled == pytest.approx(2 * small)
+    shares = np.array([list(item.landmarks.values()) for item in charts])
+    errors = [np.linalg.norm(96 * (a - b), axis=1).mean() for a in shares for b in shares if a is not b]
+    assert small == pytest.approx(np.sum(errors) / 30, rel=1e-4)

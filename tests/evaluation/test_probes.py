@@ -128,9 +128,12 @@ def test_labels_that_are_not_there_are_named(encoder):
         probe_scores(encoder, task)
 
 
-def test_fewer_training_images_may_be_used(encoder, splits):
-    task = load_source_task(splits, "single_label", label_column="label")
-    assert probe_scores(encoder, task, ["knn"], images=4)["knn"]["accuracy"].n == 20
+def test_fewer_training_images_may_be_used(splits, tmp_path):
+    """The first alone, a dark one: every column knows no other class; all test images are scored."""
+    _, found = of_folder(splits, tmp_path, probes=["knn"], images=1)
+    for results_ in found.values():
+        assert (results_.measured["knn probability of dark"].values == 1).all(), results_.encoder
+        assert results_.values["knn accuracy"].n == 20
 
 
 def test_impossible_probes_are_refused(encoder, splits):

@@ -2,9 +2,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_model
 
 from eden_hf import EdenForPreTraining, EdenImageProcessor, EdenModel, EdenV2ForPreTraining
-from eden_hf.evaluation.pruner_audit import audit_pruner, pruner_scores
+from eden_hf.data.phantoms import draw_phantom
+from eden_hf.encoders import Encoder
+from eden_hf.evaluation.pruner_audit import audit_pruner, pruner_scores, queries_and_keys
 from eden_hf.evaluation.results import Results
 from tests.tiny import tiny_config, tiny_v2_config
 
@@ -68,6 +72,43 @@ def test_a_model_is_audited_with_its_own_processor(tmp_path):
     assert "recall, gamma 0.9" in text
     assert (page.parent / "figure.png").stat().st_size > 5000
     assert Results.load(page.parent / "last" / "results.json").settings["level"] == 2
+
+
+def test_every_saved_step_is_audited_with_its_own_weights(tmp_path):
+    run, models = tmp_path / "run", []
+    for seed, where in ((0, "early"), (1, "run/last")):
+        torch.manual_seed(seed)
+        models.append(EdenForPreTraining(tiny_config()))
+        models[-1].save_pretrained(tmp_path / where)
+        EdenImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / where)
+    for step, model in zip(("step-0002", "step-0010"), models, strict=True):
+        (run / "checkpoints" / step).mkdir(parents=True)
+        save_model(model, str(run / "checkpoints" / step / "model.safetensors"))
+    options = {"source": "phantoms:3", "images": 3, "level": 2, "gammas": [0.5, 0.9]}
+    audit_pruner(str(run), output=str(tmp_path / "out"), **options)
+    audit_pruner(str(tmp_path / "early"), output=str(tmp_path / "out"), **options)
+    early, late, alone = (
+        Results.load(tmp_path / "out" / name / "results.json").values for name in ("step 2", "step 10", "early")
+    )
+    assert early == alone != late
+
+
+def test_queries_are_the_students_and_keys_the_teachers():
+    torch.manual_seed(0)
+    model = EdenForPreTraining(tiny_config())
+    encoder = Encoder(model, EdenImageProcessor(size={"height": 32, "width": 32}))
+    pictures = [Image.fromarray(draw_phantom(seed, 64).image) for seed in range(2)]
+    queries, keys = queries_and_keys(encoder, pictures, 2)
+    for parameter in model.teacher.parameters():
+        torch.nn.init.normal_(parameter)
+    same, others = queries_and_keys(encoder, pictures, 2)
+    assert torch.equal(same, queries)
+    assert not torch.allclose(others, keys)
+    for parameter in model.projector.parameters():
+        torch.nn.init.normal_(parameter)
+    changed, still = queries_and_keys(encoder, pictures, 2)
+    assert not torch.allclose(changed, queries)
+    assert torch.equal(still, others)
 
 
 @pytest.mark.parametrize("kind", [EdenModel, EdenV2ForPreTraining])

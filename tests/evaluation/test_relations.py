@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from PIL import ImageChops
+from PIL import Image, ImageChops
 
+from eden_hf.encoders import Encoder
 from eden_hf.evaluation.relations import _mirrored, _retrieved, relations
 
 NAMES = ("decomposability", "interpolation", "extrapolation", "symmetry", "scale")
@@ -61,6 +62,32 @@ def test_a_collapsed_encoder_retrieves_at_chance(charts):
 def test_symmetry_is_left_out_without_sides(places, charts):
     middle = [item._replace(landmarks={"a": (0.3, 0.5), "b": (0.6, 0.5)}) for item in charts]
     assert not any(name.startswith("symmetry") for name in relations(places, middle).values)
+
+
+def test_scale_is_of_a_larger_window(places, charts):
+    """Windows of 0.2 of a side of 96, and of one and a half times that."""
+    seen, known = set(), places.processor
+
+    def process(images, return_tensors):
+        seen.update(image.size for image in images)
+        return known(images, return_tensors)
+
+    relations(Encoder(places.model, process, "places"), charts[:2], window=0.2, wholes=1)
+    assert {(19, 19), (29, 29)} < seen
+
+
+def test_others_are_other_patients(colours, charts):
+    """Two red images of one patient and two green ones of another: own cosines are 1, others' 0."""
+    images = [
+        item._replace(image=Image.new("RGB", (96, 96), colour), patient=colour)
+        for item, colour in zip(charts, ("red", "red", "lime", "lime"), strict=False)
+    ]
+    values = relations(colours, images, wholes=2).values
+    for name in NAMES[:3]:
+        assert values[name].value == values[f"{name} margin"].value == pytest.approx(1)
+        assert values[f"{name} auroc"].value == 1
+        assert values[name].n == 2
+    assert values["scale"].value == pytest.approx(0)
 
 
 def test_a_mirrored_image_takes_its_landmarks_with_it(charts):
