@@ -1,8 +1,9 @@
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eden_hf.evaluation.results import Results, data_hash, difference_table, differences, table
+from eden_hf.evaluation.results import VALUES, Results, data_hash, difference_table, differences, table
 from eden_hf.evaluation.statistics import Estimate, by_patient, estimates
 
 
@@ -17,10 +18,10 @@ def test_results_come_back_from_their_file(tmp_path):
 
 
 def test_a_table_sets_encoders_side_by_side():
-    one, two = results("a", knn=Estimate(0.5, 0.4, 0.6, 12)), results("b", margin=Estimate(12.25, 11, 13, 12))
+    one, two = results("a", knn_accuracy=Estimate(0.5, 0.4, 0.6, 12)), results("b", margin=Estimate(12.25, 11, 13, 12))
     lines = table([one, two]).splitlines()
     assert lines[0] == "|  |  | a | b |"
-    assert lines[2] == "| locality | knn | 0.500 (0.400, 0.600) | - |"
+    assert lines[2] == "| locality | knn accuracy | 0.500 (0.400, 0.600) | - |"
     assert lines[3] == "| locality | margin | - | 12.2 (11.0, 13.0) |"
 
 
@@ -53,6 +54,7 @@ def test_encoders_are_compared_in_the_same_patients():
 def test_subgroups_are_slices_of_one_run(tmp_path):
     saved = measured_results("a", [1, 2, 3, 4], list("wxyz"))
     saved.save(tmp_path)
+    assert pq.read_table(tmp_path / VALUES)["encoder"].to_pylist() == ["a"] * 4
     part = Results.load(tmp_path / "results.json").of({"w", "z"}, subgroup={"sex": "F"})
     assert part.values["hit"].value == 2.5
     assert part.values["hit"].n == 2

@@ -1,12 +1,16 @@
 """Intervals cover what they should, patients are who is drawn, and differences are of the same patients."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ttest_ind
 
 from eden_hf.evaluation.statistics import (
+    Estimate,
     Measured,
+    _freedom,
     averaged,
     by_patient,
     estimate,
@@ -140,6 +144,49 @@ def test_pairs_that_share_nobody_are_independent():
     assert estimate_pairs(values, names[:4], names) == estimate(alone)
 
 
+def test_pairs_of_patients_who_are_partners_too_are_not_independent():
+    """Each is compared once and is a partner once: who is drawn, is drawn on both sides."""
+    names, alone = list("abcdefghijkl"), np.arange(12.0) ** 2
+    values = np.full((12, 12), np.nan)
+    values[np.arange(12), np.arange(12) - 1] = alone
+    found, independent = estimate_pairs(values, names, names), estimate(alone)
+    assert (found.value, found.n) == (independent.value, 12)
+    assert found.high - found.low != pytest.approx(independent.high - independent.low, rel=0.02)
+
+
+def test_freedom_of_two_sides_is_welchs():
+    """Of the means of rows and of columns; missing pairs do not count, nor does a side of one."""
+    values = np.random.default_rng(0).normal(size=(5, 9)) * np.arange(1, 10)
+    values[1, 3] = np.nan
+    sides = np.nanmean(values, axis=1), np.nanmean(values, axis=0)
+    assert _freedom(values) == pytest.approx(ttest_ind(*sides, equal_var=False).df)
+    assert _freedom(values[:2]) == pytest.approx(
+        ttest_ind(np.nanmean(values[:2], axis=1), np.nanmean(values[:2], axis=0), equal_var=False).df
+    )
+    assert _freedom(values[:, 4:5]) == pytest.approx(4)
+
+
+def test_what_is_missing_in_one_image_is_no_value_of_its_patient():
+    assert by_patient(np.array([1, np.nan, 3, np.nan]), list("aabc")).values == pytest.approx(
+        [1, 3, np.nan], nan_ok=True
+    )
+    pairs = np.array([[5, 1, np.nan], [7, np.nan, np.nan], [2, 9, 9]])
+    found = by_patient(pairs, list("aab"), list("bca"))
+    assert found.values == pytest.approx(np.array([[6, 1, np.nan], [np.nan, 9, 9]]), nan_ok=True)
+    assert (found.patients, found.partners) == (list("ab"), list("bca"))
+
+
+def test_further_axes_are_averaged():
+    values = np.arange(24.0).reshape(2, 3, 4)
+    assert by_patient(values, list("ab")).values.tolist() == [5.5, 17.5]
+    assert by_patient(values, list("ab"), list("cde")).values.tolist() == [[1.5, 5.5, 9.5], [13.5, 17.5, 21.5]]
+
+
+def test_digits_of_an_estimate():
+    assert str(Estimate(-9.9996, -11, 0.25, 3)) == "-10.000 (-11.000, 0.250)"
+    assert str(Estimate(10, 8.96, 11.04, 3)) == "10.0 (9.0, 11.0)"
+
+
 def test_ratios_are_of_means():
     found = estimate([2.0, 6, np.nan], over=np.array([1.0, 3, 5]))
     assert found == (2, 2, 2, 2)
@@ -160,6 +207,7 @@ def test_values_come_back_from_their_file(tmp_path):
     for name, one in measured.items():
         assert np.array_equal((found[name] - one).values, 0 * one.values, equal_nan=True)
     assert found["b"].partners == ["s", "t"]
+    assert pq.read_table(tmp_path / "values.parquet")["encoder"].to_pylist() == ["encoder"] * 8
 
 
 def test_seeds_are_averaged_patient_by_patient():

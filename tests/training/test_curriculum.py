@@ -12,7 +12,9 @@ from eden_hf.training.curriculum import (
     enough_values,
     epoch_order,
     learning_rate,
+    teacher_temperature,
     validation_interval,
+    weight_decay,
 )
 
 
@@ -27,6 +29,33 @@ def test_the_learning_rate_is_half_a_cosine():
     assert rates[50] == pytest.approx(0.015)
     assert rates[100] == pytest.approx(0)
     assert rates == sorted(rates, reverse=True)
+
+
+def test_a_warm_up_rises_to_the_peak_and_the_rate_comes_to_its_end():
+    """Two epochs of five steps from 0; the cosine's ends and its middle after them."""
+    stage = Stage(learning_rate=0.4, final_learning_rate=0.1, warmup_epochs=2, epochs=10)
+    rates = [learning_rate(stage, step, 50) for step in (0, 3, 9, 10, 30, 50)]
+    assert rates == pytest.approx([0, 0.4 / 3, 0.4, 0.4, 0.25, 0.1])
+    assert [learning_rate(stage, step, 10) for step in (0, 1, 2)] == pytest.approx([0, 0.4, 0.4])
+
+
+def test_weight_decay_and_temperature_move_where_they_are_told_to():
+    still, moving = Stage(weight_decay=0.04), Stage(weight_decay=0.04, final_weight_decay=0.4)
+    assert [weight_decay(still, step, 8) for step in (0, 4, 8)] == [0.04] * 3
+    assert [weight_decay(moving, step, 8) for step in (0, 4, 8)] == pytest.approx([0.04, 0.22, 0.4])
+    warm = Stage(objective="localize", first_teacher_temperature=0.04, teacher_temperature_epochs=3)
+    assert [teacher_temperature(warm, epoch, 0.07) for epoch in range(5)] == pytest.approx(
+        [0.04, 0.055, 0.07, 0.07, 0.07]
+    )
+    assert teacher_temperature(Stage(), 0, 0.07) == 0.07
+
+
+def test_one_value_a_channel_is_named_by_its_settings():
+    with (
+        pytest.raises(ValueError, match=r"BatchNorm needs more .* raise `batch` .* or `size`"),
+        enough_values("batch", "size"),
+    ):
+        torch.nn.BatchNorm2d(2)(torch.ones(1, 2, 1, 1))
 
 
 def test_orders_depend_on_seed_and_epoch_only():
