@@ -11,6 +11,7 @@ eden few-shot --config configs/few_shot_scr.yaml --encoders a b --frozen    scri
 eden finetune --config configs/finetune_scr_heart.yaml                      scripts/finetune.py
 eden embed --model outputs/run/last --images images/ --output embeddings.parquet  scripts/embed.py
 eden search --model outputs/run/last --query image.png --embeddings embeddings.parquet --output sheet.png
+eden leaks pretraining/ test/
 eden landmarks --model outputs/run/last --references refs/ --images xrays/ --output outputs/landmarks
 eden match --model outputs/run/last a.png b.png --output outputs/match.png
 eden masks --model outputs/run/last --references refs/ --images images/ --output masks/
@@ -208,6 +209,20 @@ def search(arguments: list[str] | None, prog: str) -> None:
 
 
 @_command
+def leaks(arguments: list[str] | None, prog: str) -> None:
+    """Find images that two sources share, by id, pixels and looks. Exits with 1 if there are, or unreadable ones."""
+    from eden_hf.retrieval.leaks import find_leaks
+
+    report = _call(find_leaks, arguments, prog, named=("a", "b"))
+    for leak in report.leaks:
+        print(*leak, sep="\t")
+    print(f"{len(report.leaks)} pairs shared by {report.images[0]} and {report.images[1]} images: {report.file}")
+    if report.unreadable:
+        print(f"not compared, as they cannot be read: {report.unreadable}: {report.skipped_file}", file=sys.stderr)
+    sys.exit(int(bool(report.leaks or report.unreadable)))
+
+
+@_command
 def landmarks(arguments: list[str] | None, prog: str) -> None:
     """Find the points of annotated images in others: tables and pictures. Exits with 1 if images were unreadable."""
     from eden_hf.matching.landmarks import find_landmarks
@@ -328,8 +343,22 @@ def doctor(arguments: list[str] | None, prog: str) -> None:
         print(line)
 
 
-def _call(function: Callable, arguments: list[str] | None, prog: str, several: Sequence[str] = ()) -> Any:
-    """Call `function` by a command line; the options of `several` take values one after the other: `--model a b`."""
+def _call(
+    function: Callable,
+    arguments: list[str] | None,
+    prog: str,
+    several: Sequence[str] = (),
+    named: Sequence[str] = (),
+) -> Any:
+    """Call `function` by a command line.
+
+    Args:
+        function: Its parameters are the options.
+        arguments: The words of the line.
+        prog: What messages call the command.
+        several: Options that take values one after the other: `--model a b`.
+        named: Parameters that are given by place, without a dash.
+    """
     from eden_hf.training.arguments import ConfigParser, at_home
 
     parser = ConfigParser(prog=prog, description=(function.__doc__ or "").partition("\n")[0])
@@ -340,10 +369,12 @@ def _call(function: Callable, arguments: list[str] | None, prog: str, several: S
         kind = get_args(parameters[name].annotation)[0]
         kind = get_args(kind)[0] if get_origin(kind) is list else kind  # of `list[str] | None`
         parser.add_argument(f"--{name}", nargs="+", type=kind, required=required, help="one or more values")
+    for name in named:
+        parser.add_argument(name, type=parameters[name].annotation)
     switches = [name for name, parameter in parameters.items() if parameter.default is False]
     for name in switches:
         parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), action="store_true")
-    parser.add_function_arguments(function, skip={*several, *switches}, as_group=False)
+    parser.add_function_arguments(function, skip={*several, *named, *switches}, as_group=False)
     chosen = parser.instantiate(parser.parse_args(arguments))
     given = {name: at_home(chosen[name]) for name in parameters if not (name in several and chosen[name] is None)}
     return function(**given)
