@@ -137,11 +137,16 @@ def test_differences_of_encoders_cover_the_truth(few_resamples):
 
 
 def test_pairs_that_share_nobody_are_independent():
-    values = np.full((4, 8), np.nan)
-    alone = np.array([1.0, 2, 4, 9])
-    values[range(4), range(4, 8)] = alone
-    names = [f"p{i}" for i in range(8)]
-    assert estimate_pairs(values, names[:4], names) == estimate(alone)
+    values, alone = np.full((12, 24), np.nan), np.arange(12.0) ** 2
+    values[range(12), range(12, 24)] = alone
+    names = [f"p{i}" for i in range(24)]
+    assert estimate_pairs(values, names[:12], names) == estimate(alone)
+
+
+def test_draws_without_any_pair_do_not_count():
+    values = np.full((3, 3), np.nan)
+    values[[0, 1, 2], [1, 2, 0]] = 1, 2, 6
+    assert estimate_pairs(values, list("abc"), list("abc")) == (3, 1, 6, 3)
 
 
 def test_pairs_of_patients_who_are_partners_too_are_not_independent():
@@ -164,6 +169,7 @@ def test_freedom_of_two_sides_is_welchs():
         ttest_ind(np.nanmean(values[:2], axis=1), np.nanmean(values[:2], axis=0), equal_var=False).df
     )
     assert _freedom(values[:, 4:5]) == pytest.approx(4)
+    assert _freedom(np.ones((5, 3))) == 4
 
 
 def test_what_is_missing_in_one_image_is_no_value_of_its_patient():
