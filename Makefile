@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= phantoms
+MUTANTS ?= *__mutmut_*[16]
 MODULES = $(filter-out %__init__,$(subst /,.,$(basename $(wildcard eden_hf/*.py eden_hf/data/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help cards demo docs test test-fast test-mixins test-real check style clean
+.PHONY: help cards demo docs mutants test test-fast test-mixins test-real check style clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,10 @@ test-mixins: $(VENV)/.dev ## Fetch transformers' own tests of models and process
 	$(BIN)/python scripts/fetch_mixins.py
 	$(BIN)/python -m pytest -n 2 tests/test_mixins.py
 
+mutants: $(VENV)/.mutants ## Change the code in small ways, and list the changes that no test notices (MUTANTS='*' for all)
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1 "$(MUTANTS)"
+	$(BIN)/mutmut results
+
 docs: $(VENV)/.docs ## Generate the API reference from docstrings, to site/index.html
 	HF_HUB_OFFLINE=1 $(BIN)/python -W error::UserWarning -m pdoc --docformat google --output-directory site \
 	  eden_hf $(MODULES) eden_hf.data eden_hf.evaluation eden_hf.hub eden_hf.training
@@ -45,10 +50,10 @@ style: $(VENV)/.dev ## Fix what `make check` can fix by itself
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and everything generated
-	rm -rf $(VENV) outputs site build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) outputs site build mutants *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # An extra is installed once: its stamp is newer than the files that say what to install.
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml constraints.txt
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.docs $(VENV)/.mutants: $(VENV)/.%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, {sys.version.split()[0]} is {sys.executable}; use make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
