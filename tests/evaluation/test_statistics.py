@@ -10,13 +10,16 @@ from scipy.stats import ttest_ind
 from eden_hf.evaluation.statistics import (
     Estimate,
     Measured,
+    Resampled,
     _freedom,
     averaged,
+    averaged_draws,
     by_patient,
     estimate,
     estimate_pairs,
     load_values,
     own_against_other,
+    resampled,
     save_values,
 )
 
@@ -191,6 +194,33 @@ def test_further_axes_are_averaged():
 def test_digits_of_an_estimate():
     assert str(Estimate(-9.9996, -11, 0.25, 3)) == "-10.000 (-11.000, 0.250)"
     assert str(Estimate(10, 8.96, 11.04, 3)) == "10.0 (9.0, 11.0)"
+
+
+def test_statistics_that_are_no_means_are_drawn_by_patient():
+    """Six patients of four images each; of equally many images the mean is that of the patients' means."""
+    values = np.random.default_rng(0).normal(size=24) + np.repeat(np.arange(6.0), 4)
+    whose = list("abcdef" * 4)
+    values = values.reshape(6, 4).T.ravel()
+
+    def measure(chosen):
+        return {"mean": values[chosen].mean(), "twice": 2 * values[chosen].mean(), "undefined": np.nan}
+
+    found = resampled(measure, whose, 3)
+    assert found["mean"].draws.shape == (1000,)
+    plain = by_patient(values, whose).estimate()
+    mean = found["mean"].estimate()
+    assert (mean.value, mean.n) == (pytest.approx(plain.value), 6)
+    assert mean.high - mean.low == pytest.approx(plain.high - plain.low, rel=0.1)
+    less = found["twice"].minus(found["mean"])
+    assert less.value == pytest.approx(mean.value)
+    assert less.draws == pytest.approx(found["mean"].draws)
+    both = averaged_draws([found["mean"], found["twice"]])
+    assert both.value == pytest.approx(1.5 * mean.value)
+    assert both.draws == pytest.approx(1.5 * found["mean"].draws)
+    assert both.n == 6
+    assert np.isnan(found["undefined"].estimate()[:3]).all()
+    partly = Resampled(1.0, np.array([np.nan, 1, 2, 3]), 50).estimate()
+    assert 1 <= partly.low < 1.1 < 2.9 < partly.high <= 3
 
 
 def test_ratios_are_of_means():
