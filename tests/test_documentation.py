@@ -64,6 +64,7 @@ def furnished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("documentation")
     for name in ("Makefile", "configs", "docs", "eden_hf", "model_cards", "scripts", "tests"):
         (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "your-name").symlink_to(REPOSITORY / "model_cards")  # as if they were on the Hub
     run = pretrain(parse_arguments([f"--config={settings_file(folder, 'tiny')}"])[0])
     for name in ("demo/run", "run", "adam_resnet18_small"):
         shutil.copytree(run, folder / "outputs" / name)
