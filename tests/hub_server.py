@@ -88,7 +88,7 @@ class Repository:
 class Fault:
     """Something that goes wrong with requests whose `METHOD /path` has a match of `pattern`, so many times."""
 
-    kind: str  # a status, or `cut`, `damage`, `lost answer`
+    kind: str  # a status, or `cut`, `damage`, `lost answer`, `page` (a login page in place of JSON)
     pattern: str
     times: int
 
@@ -169,6 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = self.answer()
                 if self.fault == "lost answer":
                     self.hang_up()
+                elif self.fault == "page":
+                    self.send(200, b"<html>", {"Content-Type": "text/html"})
                 elif answer is not None:
                     self.send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
             except HubError as error:

@@ -1,5 +1,6 @@
 """AnatomyCrops: the parts of every image of a source as a data set, level by level (see `eden_hf.anatomy`)."""
 
+import json
 import logging
 import re
 import shutil
@@ -316,7 +317,14 @@ def _write_parquet(builder: AnatomyCrops, folder: Path, num_proc: int) -> None:
             file.rename(folder / f"{split}-{index:05d}-of-{len(files):05d}.parquet")
     (folder / "dataset_info.json").unlink()  # the card says the same
     if builder.skipped_path.exists():
-        shutil.copy(builder.skipped_path, folder / builder.skipped_path.name)
+        lines = [json.dumps(_without_path(entry)) + "\n" for entry in builder.skipped]
+        (folder / builder.skipped_path.name).write_text("".join(lines), encoding="utf-8")
+
+
+def _without_path(skipped: dict[str, Any]) -> dict[str, Any]:
+    """An entry whose reason names the image by its id, not by where it lay: the list is published with the crops."""
+    name, _, reason = skipped["reason"].partition(": ")
+    return skipped | ({"reason": f"{skipped['source_id']}: {reason}"} if re.search(r"[/\\]", name) else {})
 
 
 def _replace(output: Path, made: Sequence[Path]) -> None:

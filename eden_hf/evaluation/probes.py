@@ -31,6 +31,7 @@ from eden_hf.evaluation.statistics import (
     resampled,
 )
 from eden_hf.model_names import MAJORITY
+from eden_hf.training.arguments import require
 from eden_hf.training.downstream_data import row_image
 from eden_hf.training.downstream_metrics import measure
 from eden_hf.training.run_folder import keeps_output
@@ -225,6 +226,7 @@ def probed(
     Without an encoder, of what looks at no image and answers with the training images' shares or mean.
     """
     _check_task(task, probes)
+    require(images is None or images > 0, "images", images, "at least 1, or left out for all")
     train, test = task.splits["train"], task.splits["test"]
     if images is not None:
         train = train.select(range(min(images, len(train))))

@@ -52,8 +52,8 @@ HEADLINES = {
     ),
     "correspondence_windows": ("mean_radial_error_mm", "within_20_mm", "same_place_mm"),
 }
-#: How a path begins that one machine alone can read: at its root, home, here, above, on a drive or a share.
-LOCAL = r"(?:~[\w.-]*[/\\]|\.{0,2}[/\\]|[A-Za-z]:[/\\]|\\\\)"
+#: How a path begins that one machine alone can read: at its root, home, here, above, on a drive or share, as a URL.
+LOCAL = r"(?:file:/+|~[\w.-]*[/\\]|\.{0,2}[/\\]|[A-Za-z]:[/\\]|\\\\)"
 #: Where a folder says of which weights its own were made.
 WEIGHTS = "evaluation/weights.json"
 _EXTRA = "pip install 'eden_hf[evaluation]'"

@@ -18,7 +18,8 @@ Override = Literal["card", "pickle", "weights", "images", "files"]
 OVERRIDES: tuple[Override, ...] = get_args(Override)
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
-TEXTS = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml")
+#: What is no text, of the files that have a known path.
+BINARIES = (".onnx", ".onnx.data", ".parquet")
 RepoType = Literal["model", "dataset"]
 #: What a repository holds, by its whole path, as patterns.
 KNOWN: dict[RepoType, tuple[str, ...]] = {
@@ -33,8 +34,11 @@ KNOWN: dict[RepoType, tuple[str, ...]] = {
     ),
     "dataset": (r"README\.md|LICENSE|NOTICE", r"[\w.-]+/[\w.-]+\.parquet", r"[\w.-]+/skipped\.jsonl"),
 }
-#: Text that no file of ours has without a break, and every picture in base64 has: 300 bytes of it.
-_ENCODED = re.compile(rb"[A-Za-z0-9+/]{400}|data:image/")
+#: Text that no file of ours has, and every picture as text has: 300 bytes of base64 or hexadecimal digits, in a piece
+#: or in lines of at least 60 (as of MIME; a JSON text has the line breaks in letters); and 400 grey values in a row.
+_ENCODED = re.compile(
+    rb"[A-Za-z0-9+/_-]{400}|(?:[A-Za-z0-9+/_-]{60,}(?:\\[rn]|\s)+){5}|data:image/|(?:\b\d{1,5}[\s,\[\]]+){400}"
+)
 #: Formats that PIL knows by their first bytes.
 IMAGES = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 MEDICAL_IMAGES = (".dcm", ".dicom", ".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
@@ -112,8 +116,8 @@ def _refusals(folder: Path, name: str) -> Iterator[Refusal]:
             yield Refusal(f"{name} is an image ({format_}) and {reason}", "images")
     elif name.endswith(PICKLES) or _is_pickle(file):
         yield Refusal(f"{name} is a pickle, which can run code when loaded: save it as safetensors", "pickle")
-    elif name.endswith(TEXTS) and _ENCODED.search(file.read_bytes()):
-        yield Refusal(f"{name} holds what looks like an image in base64", "images")
+    elif not name.endswith(BINARIES) and _ENCODED.search(file.read_bytes()):
+        yield Refusal(f"{name} holds what looks like an image in base64 or in numbers", "images")
 
 
 def _weight_refusals(folder: Path, name: str) -> Iterator[Refusal]:
@@ -145,13 +149,14 @@ def _image_format(file: Path) -> str | None:
 def _not_ours(folder: Path, name: str) -> str | None:
     """Why an image is none of the package's own figures of numbers; `None` if it is one."""
     file = folder / name
-    if name != "training/loss.png" and not (name.startswith("evaluation/") and name.endswith("/figure.png")):
-        return "none of the package's figures (training/loss.png, evaluation/NAME/figure.png)"
+    of_scores = re.fullmatch(r"training/loss\.png|evaluation/([^/]+/)?few_shot-[^/]+\.png", name)
+    if not of_scores and not re.fullmatch(r"evaluation/.+/figure\.png", name):
+        return "none of the package's figures (training/loss.png, evaluation/NAME/figure.png, few_shot-NAME.png)"
     with Image.open(file) as image:
         if not str(image.info.get("Software", "")).startswith("Matplotlib"):
             return "was not drawn by the package (no matplotlib figure)"
     results = file.with_name("results.json")
-    if name != "training/loss.png" and (not results.is_file() or shows_images(json.loads(results.read_text()))):
+    if not of_scores and (not results.is_file() or shows_images(json.loads(results.read_text()))):
         return "shows images that were measured on, or has no results.json beside it"
     return None
 

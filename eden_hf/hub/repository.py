@@ -228,9 +228,11 @@ def _copy_small(figure: Path, output: Path) -> None:
 
 
 #: A path that one machine alone can read, to its last slash whatever is before that, and its name, up to quotes,
-#: brackets or its end; or one of three parts and more, which is no Hub id. No text and no protocol stands before it.
+#: brackets or its end; or one of three parts and more, or with backslashes, which is no Hub id. No text and no
+#: protocol stands before it.
 _PATH = re.compile(
-    rf"(?<![\w/\\.~-])(?:{LOCAL}(?=[^\s/])(?:[^\"'\n]*[/\\](?=[^\s/\\]))?|(?:[\w.~-]+[/\\]){{2,}})"
+    rf"(?<![\w/\\.~-])(?:{LOCAL}(?=[^\s/])(?:[^\"'\n]*[/\\](?=[^\s/\\]))?"
+    r"|[\w.~-]+[/\\]+(?:[\w.~-][\w .~-]*[/\\]+)+|[\w.~-]+\\+)"
     r"(?:[^\s\"',;()\[\]]|\s(?!\())+"
 )
 

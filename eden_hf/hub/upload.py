@@ -4,6 +4,7 @@ A push compares the folder with the repository's last revision, uploads what dif
 that a stranger sees the old revision or the new one and nothing between. Interrupted, it is simply done again.
 """
 
+import json
 import logging
 import re
 import time
@@ -253,7 +254,7 @@ def _retried(push: Callable[[], Push], repo_id: str) -> Push:
     for wait in (*WAITS, None):
         try:
             return push()
-        except (HTTPError, RuntimeError, OSError, OIDCError) as error:
+        except (HTTPError, RuntimeError, OSError, OIDCError, json.JSONDecodeError) as error:
             if isinstance(error, PublishingError | OfflineModeIsEnabled) or _is_local(error):
                 raise
             fault = _fault(error)
@@ -295,6 +296,8 @@ def _fault(error: Exception) -> _Fault:
     if isinstance(http, HfHubHTTPError):
         status = http.response.status_code
         return _Fault(status, http.server_message or _first_line(http), _is_busy(status))
+    if isinstance(error, json.JSONDecodeError):
+        return _Fault(None, "what answered is no JSON: a proxy's or a login page, or a wrong HF_ENDPOINT", True)
     said = _first_line(http or error)
     if match := _XET_STATUS.search(said):
         status, stored = int(match[1]), "xet-write-token" not in (match[2] or "")

@@ -499,6 +499,8 @@ def test_the_card(folder, tmp_path):
     for name in ("level-2", "hierarchy"):
         entry = json.loads((tmp_path / "out" / name / "skipped.jsonl").read_text())
         assert entry["source_id"] == "torn.png"
+        assert entry["reason"].startswith("torn.png: damaged")
+        assert str(tmp_path) not in json.dumps(entry)  # it is published with the crops
     assert len(load_dataset(str(tmp_path / "out"), "hierarchy", split="train")) == 15
 
 

@@ -140,6 +140,8 @@ def test_impossible_probes_are_refused(encoder, splits):
     task = load_source_task(splits, "single_label", label_column="label")
     with pytest.raises(ValueError, match=r"unknown probes \['tree'\].*linear, knn"):
         probe_scores(encoder, task, ["tree"])
+    with pytest.raises(ValueError, match="`images` must be at least 1, or left out for all, got 0"):
+        probe_scores(encoder, task, images=0)
     masks = load_source_task("phantoms:2", "segmentation", mask_columns=["heart"])
     with pytest.raises(ValueError, match="is segmentation with the splits train"):
         probe_scores(encoder, masks)

@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -134,7 +135,7 @@ def test_tags_name_the_revision_and_stay_where_they_are(hub, folder):
     assert publish_model(folder, "user/tiny", tags=["v1.1"]).commit == tags["v1.1"] != tags["v1.0"]
 
 
-@pytest.mark.parametrize("kind", ["500", "cut"])
+@pytest.mark.parametrize("kind", ["500", "cut", "page"])
 @pytest.mark.parametrize(
     ("hub", "pattern"),
     [
@@ -166,6 +167,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, folder):
         ("plain", "500", "PUT", r"the Hub answers 500 \(.*no revision is left half made; push again later"),
         ("plain", "500", "commit", r"the Hub answers 500 \(something broke\)"),
         ("plain", "cut", "PUT", r"the push broke off \(.+\); no revision is left half made; push again"),
+        ("plain", "page", "preupload", r"the push broke off \(what answered is no JSON: .*login page"),
         ("plain", "damage", "PUT", r"the Hub refused the push.*push again \(400: .*sha256"),
         ("xet", "401", "xet-write-token", r"the Hub does not know this token: run `hf auth login --force`.*\(401"),
         ("xet", "403", "xet-write-token", r"this token may not write to user/tiny: .*\(403"),
@@ -338,6 +340,14 @@ def in_base64(file):
     file.write_text(json.dumps(config | {"example": base64.b64encode(picture.getvalue()).decode()}))
 
 
+def written(text):
+    """A writer of a text that holds a picture."""
+    return lambda file: file.write_text(text)
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 32))
+
+
 def foreign_figure(file):
     file.parent.mkdir(parents=True)
     shutil.copy(file.parents[2] / "training" / "loss.png", file)
@@ -367,6 +377,21 @@ def patients_figure(file):
         ("notes.txt", dicom, "images", r"notes\.txt is a DICOM file"),
         ("scan.nii.gz", lambda file: file.write_text("x"), "images", r"scan\.nii\.gz is a DICOM file or another"),
         ("config.json", in_base64, "images", r"config\.json holds what looks like an image in base64"),
+        ("LICENSE", written(base64.b64encode(NOISE.tobytes()).decode()), "images", "LICENSE holds what looks like an"),
+        ("NOTICE", written(base64.encodebytes(NOISE.tobytes()).decode()), "images", "NOTICE holds what looks like an"),
+        (
+            "conversion.json",
+            written(json.dumps([base64.encodebytes(NOISE.tobytes()).decode()])),
+            "images",
+            r"conversion\.json holds what looks like an image",
+        ),
+        (
+            "conversion.json",
+            written(base64.urlsafe_b64encode(NOISE.tobytes()).decode()),
+            "images",
+            r"conversion\.json holds what looks like an image",
+        ),
+        ("conversion.json", written(json.dumps(NOISE.tolist())), "images", r"conversion\.json holds .* in numbers"),
         ("archive.tar", lambda file: file.write_text("x"), "files", r"archive\.tar is none of the files that"),
         ("patients.json", lambda file: file.write_text("[]"), "files", r"patients\.json is none of the files that"),
         ("training/a.jsonl", lambda file: file.write_text("1"), "files", r"training/a\.jsonl is none of the files"),
@@ -388,6 +413,12 @@ def test_parquet_never_goes_into_a_model(hub, folder):
     with pytest.raises(RefusedError, match=r"images\.parquet is Parquet, .* push it as a data set$"):
         publish_model(folder, "user/tiny", allow=OVERRIDES)
     assert hub.requests == []
+
+
+def test_the_figure_of_few_shot_scores_goes(hub, folder):
+    shutil.copy(folder / "training" / "loss.png", folder / "evaluation" / "few_shot-frozen.png")
+    publish_model(folder, "user/tiny")
+    assert "evaluation/few_shot-frozen.png" in held(hub)
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "model.onnx", "model.onnx.data", "onnx/model.onnx.data"])

@@ -230,6 +230,11 @@ def test_no_folder_of_the_machine_is_told(run, report, tmp_path):
         ("hf://datasets/user/name/data", "hf://datasets/user/name/data"),
         ("https://example.org/a/b/c.zip", "https://example.org/a/b/c.zip"),
         ("D / 4, and/or 1.0", "D / 4, and/or 1.0"),
+        ("file:///home/Jane Doe/chests", "chests"),
+        ("random:file:/home/jane/run/last", "random:run/last"),
+        ("outputs/Jane Doe/chests", "chests"),
+        ("pacs//jane//chests", "chests"),
+        (r"Jane\chests (test, 4 images)", "chests (test, 4 images)"),
     ],
 )
 def test_paths_lose_their_folders(told, kept):
