@@ -12,6 +12,7 @@ from eden_hf.evaluation.statistics import (
     Measured,
     Resampled,
     _freedom,
+    _percentiles,
     averaged,
     averaged_draws,
     by_patient,
@@ -189,6 +190,16 @@ def test_further_axes_are_averaged():
     values = np.arange(24.0).reshape(2, 3, 4)
     assert by_patient(values, list("ab")).values.tolist() == [5.5, 17.5]
     assert by_patient(values, list("ab"), list("cde")).values.tolist() == [[1.5, 5.5, 9.5], [13.5, 17.5, 21.5]]
+
+
+def test_percentiles_lie_further_out_by_students_t():
+    """Of twelve patients, as by hand: sqrt(12 / 11) * 2.20099 standard errors, beyond which 1.0757 % lie."""
+    assert _percentiles(11) == pytest.approx((1.0757, 98.9243), abs=1e-3)
+
+
+def test_the_seed_is_the_bootstraps():
+    values = np.arange(9.0)
+    assert by_patient(values, list("abcdefghi")).estimate(1) == estimate(values, 1) != estimate(values, 0)
 
 
 def test_digits_of_an_estimate():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from eden_hf.training.arguments import Stage
 from eden_hf.training.curriculum import (
     FullBatches,
+    Progress,
     StageBatches,
     enough_values,
     epoch_order,
@@ -56,6 +57,10 @@ def test_one_value_a_channel_is_named_by_its_settings():
         enough_values("batch", "size"),
     ):
         torch.nn.BatchNorm2d(2)(torch.ones(1, 2, 1, 1))
+
+
+def test_progress_comes_back_from_its_fields():
+    assert Progress(**Progress(stage=1, step=3).to_dict()) == Progress(stage=1, step=3)
 
 
 def test_orders_depend_on_seed_and_epoch_only():

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -370,7 +371,7 @@ def test_coordinates_are_of_the_stored_pixels(refs):
 def test_dicom_images_are_references(refs):
     pydicom = pytest.importorskip("pydicom")
     path = pydicom.data.get_testdata_file("CT_small.dcm")
-    (refs / "IM0001").write_bytes(open(path, "rb").read())  # noqa: PTH123, SIM115
+    (refs / "IM0001").write_bytes(Path(path).read_bytes())
     reference = only(load_references(write(refs, "image,name,x,y\nIM0001,a,64,64\n")))
     assert reference.image.size == (128, 128)
     assert reference.points == {"a": (64.0, 64.0)}
