@@ -89,7 +89,7 @@ def test_errors(tmp_path, save, monkeypatch):
     with pytest.raises(ExportError, match=r"is no model folder: it has no config\.json"):
         export_model(str(tmp_path), str(tmp_path / "model.pt2"), "program")
     (tmp_path / "config.json").write_text('{"architectures": ["ResNetModel"]}')
-    with pytest.raises(ExportError, match="is of ResNetModel; exported are EdenForPreTraining, EdenModel"):
+    with pytest.raises(ExportError, match=r"is of ResNetModel; exported are EdenForPreTraining, .*EdenModel"):
         export_model(str(tmp_path), str(tmp_path / "model.pt2"), "program")
     with pytest.raises(ExportError, match=r"last_hidden_state of \[1, 3, 224, 224\] images is off by"):
         export_model(folder, str(tmp_path / "model.pt2"), "program", tolerance=-1)
