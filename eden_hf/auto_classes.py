@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
 from eden_hf.configuration_eden import EdenConfig
@@ -35,6 +36,9 @@ AutoModelForPreTraining.register(EdenConfig, (EdenForPreTraining, EdenV2ForPreTr
 AutoModelForImageClassification.register(EdenConfig, EdenForImageClassification)
 AutoModelForSemanticSegmentation.register(EdenConfig, EdenForSemanticSegmentation)
 AutoModelForKeypointMatching.register(EdenConfig, EdenForKeypointMatching)
+# The segmentation pipeline looks in a copy of these names, which lacks what was registered: it would log that the model
+# is not supported, and then use it.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[EdenConfig.model_type] = EdenForSemanticSegmentation.__name__
 AutoImageProcessor.register(EdenConfig, image_processor_classes={"pil": EdenImageProcessor})
 # Pipelines look for a video processor beside every image processor, and ask whether remote code may run for it, unless
 # the configuration is known to have none.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from PIL import Image
 from transformers import (
     AutoModel,
@@ -389,6 +390,14 @@ def test_the_pipeline_gives_overlapping_masks(folders):
     assert not np.asarray(clavicles["mask"]).any()
     assert heart["score"] == pytest.approx(torch.tensor(3.0).sigmoid().item(), abs=1e-4)
     assert clavicles["score"] == 0
+
+
+@pytest.mark.parametrize(("task", "folder"), [("image-classification", 0), ("image-segmentation", 1)])
+def test_pipelines_do_not_call_a_model_unsupported_that_works(task, folder, folders, monkeypatch):
+    complaints: list[str] = []
+    monkeypatch.setattr(transformers.pipelines.base.logger, "error", complaints.append)
+    pipeline(task, model=str(folders[folder]))
+    assert not complaints
 
 
 # transformers.Trainer as it comes

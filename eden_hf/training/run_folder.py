@@ -150,7 +150,7 @@ def record_run(folder: Path, settings: Settings, device: torch.device, **facts: 
         "packages": {name: version(name) for name in PACKAGES},
         "git_revision": package_revision(),
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU",
         **facts,
     }
     folder.mkdir(parents=True, exist_ok=True)

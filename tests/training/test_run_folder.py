@@ -1,4 +1,5 @@
 import json
+import platform
 import subprocess
 import sys
 
@@ -84,6 +85,12 @@ def test_every_process_of_a_launch_is_told_that_a_folder_is_taken(impatient, tmp
 
 def settings(rate=0.03, batch_size=8):
     return PretrainArguments(stages=[Stage(learning_rate=rate)], training=TrainingArguments(batch_size=batch_size))
+
+
+def test_the_device_is_named_where_the_system_does_not_name_its_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    record_run(tmp_path, settings(), torch.device("cpu"))
+    assert json.loads((tmp_path / "environment.json").read_text())["device"] == "CPU"
 
 
 def test_a_run_without_a_step_does_not_count(tmp_path, caplog):
