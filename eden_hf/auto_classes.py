@@ -36,8 +36,8 @@ AutoModelForPreTraining.register(EdenConfig, (EdenForPreTraining, EdenV2ForPreTr
 AutoModelForImageClassification.register(EdenConfig, EdenForImageClassification)
 AutoModelForSemanticSegmentation.register(EdenConfig, EdenForSemanticSegmentation)
 AutoModelForKeypointMatching.register(EdenConfig, EdenForKeypointMatching)
-# The segmentation pipeline looks in a copy of these names, which lacks what was registered: it would log that the model
-# is not supported, and then use it.
+# The segmentation pipeline looks in a copy of these names, which lacks what was registered: it would log that the
+# model is not supported, and then use it.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[EdenConfig.model_type] = EdenForSemanticSegmentation.__name__
 AutoImageProcessor.register(EdenConfig, image_processor_classes={"pil": EdenImageProcessor})
 # Pipelines look for a video processor beside every image processor, and ask whether remote code may run for it, unless
