@@ -237,13 +237,19 @@ _PATH = re.compile(
 )
 
 
+#: Two parts, which are a Hub id unless there is such a folder here.
+_ID_OR_FOLDER = re.compile(r"(?<![\w/\\.~-])[\w.~-]+/[\w.~-]+(?![\w/\\])")
+
+
 def _without_folders(value: Any) -> Any:
     """`value` with the name alone of every path of the machine; of a run's `last` and `best` the run's as well."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
-    return _PATH.sub(_name, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return _ID_OR_FOLDER.sub(lambda id_: _name(id_) if Path(id_[0]).exists() else id_[0], _PATH.sub(_name, value))
 
 
 def _name(path: re.Match) -> str:

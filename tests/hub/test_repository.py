@@ -241,6 +241,16 @@ def test_paths_lose_their_folders(told, kept):
     assert _without_folders({"settings": [told, 1, None]}) == {"settings": [kept, 1, None]}
 
 
+def test_a_folder_of_two_parts_is_no_hub_id(tmp_path, monkeypatch):
+    """Whether `data/scr` is a folder can be told where it lies; `model-index` would call it a data set of the Hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "scr").mkdir(parents=True)
+    (tmp_path / "run" / "last").mkdir(parents=True)
+    told = ["data/scr", "finetuned data/scr", "random:run/last", "data/scr (test, 4 images)", "user/scr"]
+    kept = ["scr", "finetuned scr", "random:run/last", "scr (test, 4 images)", "user/scr"]
+    assert _without_folders(told) == kept
+
+
 def test_half_the_bytes_that_load_as_float32(run, tmp_path):
     card = write_card_yaml(tmp_path)
     whole, half = (stage_model(run / "last", tmp_path / str(h), card, half=h) for h in (False, True))
