@@ -21,7 +21,10 @@ TIED = 1e-6
 
 
 class Estimate(NamedTuple):
-    """A mean over patients: `value`, its bootstrap 95 % interval from `low` to `high`, and `n` patients."""
+    """A mean over patients: `value`, its bootstrap 95 % interval from `low` to `high`, and `n` patients.
+
+    One patient has no interval: NaN.
+    """
 
     value: float
     low: float
@@ -31,6 +34,8 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         """Such as `0.812 (0.790, 0.833)`."""
         digits = 3 if abs(self.value) < 10 else 1
+        if self.n == 1:
+            return f"{self.value:.{digits}f} (one patient)"
         return f"{self.value:.{digits}f} ({self.low:.{digits}f}, {self.high:.{digits}f})"
 
 
@@ -150,7 +155,9 @@ def estimate(values: Sequence[float] | np.ndarray, seed: int = 0, over: np.ndarr
     if not len(upper):
         raise ValueError("no patient has a value to average")
     drawn = _times_drawn(len(upper), np.random.default_rng(seed))
-    low, high = np.percentile((drawn @ upper) / (drawn @ under), _percentiles(len(upper) - 1))
+    low, high = (np.nan, np.nan)
+    if len(upper) > 1:
+        low, high = np.percentile((drawn @ upper) / (drawn @ under), _percentiles(len(upper) - 1))
     return Estimate(float(upper.mean() / under.mean()), float(low), float(high), len(upper))
 
 
@@ -217,7 +224,9 @@ class Resampled(NamedTuple):
     def estimate(self) -> Estimate:
         """The value with its percentile interval; draws in which it is not defined do not count."""
         defined = self.draws[~np.isnan(self.draws)]
-        low, high = np.percentile(defined, _percentiles(self.n - 1)) if len(defined) else (np.nan, np.nan)
+        low, high = (
+            np.percentile(defined, _percentiles(self.n - 1)) if len(defined) and self.n > 1 else (np.nan, np.nan)
+        )
         return Estimate(self.value, float(low), float(high), self.n)
 
     def minus(self, other: "Resampled") -> "Resampled":

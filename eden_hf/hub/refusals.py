@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from eden_hf.hub.repository import shows_images
 
-Override = Literal["card", "pickle", "weights", "images", "files"]
+Override = Literal["card", "pickle", "weights", "images", "files", "paths"]
 OVERRIDES: tuple[Override, ...] = get_args(Override)
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
@@ -38,6 +38,10 @@ KNOWN: dict[RepoType, tuple[str, ...]] = {
 #: or in lines of at least 60 (as of MIME; a JSON text has the line breaks in letters); and 400 grey values in a row.
 _ENCODED = re.compile(
     rb"[A-Za-z0-9+/_-]{400}|(?:[A-Za-z0-9+/_-]{60,}(?:\\[rn]|\s)+){5}|data:image/|(?:\b\d{1,5}[\s,\[\]]+){400}"
+)
+#: A path in somebody's home folder or on a drive or share, where a value of JSON or YAML begins: it may hold names.
+_HOME = re.compile(
+    r"""(?<=["'\s])(?:/(?:home|Users|root|mnt|media|scratch)/|~/|[A-Za-z]:[\\/]{1,4}(?!/)|\\\\)[^"'\n]*"""
 )
 #: Formats that PIL knows by their first bytes.
 IMAGES = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
@@ -118,6 +122,8 @@ def _refusals(folder: Path, name: str) -> Iterator[Refusal]:
         yield Refusal(f"{name} is a pickle, which can run code when loaded: save it as safetensors", "pickle")
     elif not name.endswith(BINARIES) and _ENCODED.search(file.read_bytes()):
         yield Refusal(f"{name} holds what looks like an image in base64 or in numbers", "images")
+    elif name.endswith((".json", ".jsonl", ".yaml")) and (path := _HOME.search(file.read_text(errors="replace"))):
+        yield Refusal(f"{name} holds a path of a machine, {path[0]!r}: eden stage leaves its name alone", "paths")
 
 
 def _weight_refusals(folder: Path, name: str) -> Iterator[Refusal]:

@@ -92,7 +92,8 @@ class PushOptions(TypedDict, total=False):
         tags: Names for the revision, such as `v1.0` or a stage's.
         dry_run: Send nothing; tell what would go.
         delete: Delete what is in the repository and not in the folder; hidden files, the Hub's own, stay.
-        allow: What to publish although it should not be: `card`, `pickle`, `weights`, `images`, `files`.
+        allow: What to publish although it should not be: `card`, `pickle`, `weights`, `images`, `files`,
+            `paths`.
     """
 
     public: bool

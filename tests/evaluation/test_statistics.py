@@ -260,3 +260,9 @@ def test_values_come_back_from_their_file(tmp_path):
 def test_seeds_are_averaged_patient_by_patient():
     mean = averaged([Measured(np.array([0.0, 1]), list("xy")), Measured(np.array([1.0, 1]), list("xy"))])
     assert mean.values.tolist() == [0.5, 1]
+
+
+def test_one_patient_has_no_interval():
+    alone = estimate([0.7])
+    assert np.isnan([alone.low, alone.high]).all()
+    assert str(alone) == "0.700 (one patient)"
