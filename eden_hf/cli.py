@@ -12,6 +12,7 @@ eden finetune --config configs/finetune_scr_heart.yaml                      scri
 eden embed --model outputs/run/last --images images/ --output embeddings.parquet  scripts/embed.py
 eden search --model outputs/run/last --query image.png --embeddings embeddings.parquet --output sheet.png
 eden leaks pretraining/ test/
+eden lineage outputs/run/last
 eden landmarks --model outputs/run/last --references refs/ --images xrays/ --output outputs/landmarks
 eden match --model outputs/run/last a.png b.png --output outputs/match.png
 eden masks --model outputs/run/last --references refs/ --images images/ --output masks/
@@ -220,6 +221,20 @@ def leaks(arguments: list[str] | None, prog: str) -> None:
     if report.unreadable:
         print(f"not compared, as they cannot be read: {report.unreadable}: {report.skipped_file}", file=sys.stderr)
     sys.exit(int(bool(report.leaks or report.unreadable)))
+
+
+@_command
+def lineage(arguments: list[str] | None, prog: str) -> None:
+    """Show what a model was made of, and check it. Exits with 1 if files or parents changed since."""
+    parser = ArgumentParser(prog=prog, description=lineage.__doc__)
+    parser.add_argument("target", help="folder of a run or a model, or an exported file")
+    chosen = parser.parse_args(arguments)
+    from eden_hf.training.lineage import chain, changes
+
+    print(*chain(chosen.target), sep="\n")
+    changed = changes(chosen.target)
+    print(*(changed or ["nothing changed"]), sep="\n")
+    sys.exit(int(bool(changed)))
 
 
 @_command

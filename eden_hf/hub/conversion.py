@@ -6,7 +6,6 @@ segmentation-models-pytorch state dicts (see `key_layouts`). Every key is mapped
 
 import argparse
 import difflib
-import hashlib
 import json
 import pickle
 import re
@@ -42,9 +41,11 @@ from eden_hf.hub.key_layouts import (
     find_layout,
     find_trunks,
 )
+from eden_hf.hub.repository import write_public_lineage
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.modeling_eden import EdenForPreTraining, EdenModel, EdenV2ForPreTraining
 from eden_hf.training.checkpoints import replace_folder
+from eden_hf.training.lineage import file_hash, write_lineage
 
 REPORT_FILE = "conversion.json"
 #: What torch and safetensors raise of text, of other archives and of files that end too early.
@@ -141,7 +142,7 @@ def convert_checkpoint(
         model, state, mapped = mapper.pretraining() if pretraining else mapper.trunk(branch)
         conversion = Conversion(
             source=file.name,
-            sha256=_sha256(file),
+            sha256=file_hash(file),
             layout=mapper.layout.name,
             about=mapper.layout.about,
             licence=license or mapper.layout.licence,
@@ -164,14 +165,10 @@ def convert_checkpoint(
         (temporary / "card.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
         if not pretraining:  # cards are of what is published, and that is the trunk
             write_card(temporary)
+        write_public_lineage(temporary, "convert", file)
 
     replace_folder(folder, write)
     return conversion
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_checkpoint(file: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -487,6 +484,7 @@ def export_trunk(model: str, output: str, layout: str = "torchvision") -> Path:
         weights[EXPORTS[layout] + theirs] = (state[name].flatten() if flat else state[name]).contiguous()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(save(weights, metadata={"format": "pt", "source": "eden_hf"}))  # `save_file` hides it from others
+    write_lineage(file, "export", [model])
     return file
 
 

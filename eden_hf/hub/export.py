@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eden_hf.hub.repository import PUBLISHED
+from eden_hf.training.lineage import write_lineage
 
 ENDINGS = {"onnx": ".onnx", "program": ".pt2"}
 #: A batch to trace: its sides differ, since a trace of equal ones asks for equal ones for ever after.
@@ -87,6 +88,7 @@ def export_model(
                 f"{model}: {type(eden).__name__} on {eden.config.backbone_config.model_type}: {said}"
             ) from error
         written.rename(file)
+    write_lineage(file, "export", [model])
     return file
 
 

@@ -24,7 +24,7 @@ RepoType = Literal["model", "dataset"]
 #: What a repository holds, by its whole path, as patterns.
 KNOWN: dict[RepoType, tuple[str, ...]] = {
     "model": (
-        r"README\.md|LICENSE|NOTICE|card\.yaml|conversion\.json",
+        r"README\.md|LICENSE|NOTICE|card\.yaml|(conversion|lineage)\.json",
         r"(pretraining/)?(config\.json|preprocessor_config\.json|\w+_eden\w*\.py)",
         r"(pretraining/)?model(-\d+-of-\d+)?\.safetensors|(pretraining/)?model\.safetensors\.index\.json",
         r"(onnx/)?model\.onnx(\.data)?",

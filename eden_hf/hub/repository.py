@@ -1,6 +1,7 @@
 """The folder of a published model: made of a run or a model folder, whole, with its card (`stage_model`).
 
-It holds `model.safetensors`, `config.json` and the code files, `preprocessor_config.json`, `README.md`, `card.yaml`;
+It holds `model.safetensors`, `config.json` and the code files, `preprocessor_config.json`, `README.md`, `card.yaml`,
+`lineage.json` (what it was made of);
 `training/` with the recipe, the metrics, the loss figure, the images' list hash and the environment; `evaluation/`
 with the results; and if asked `pretraining/` with student, teacher and the rest. No pickle anywhere,
 and no folder of the machine that it was made on: of a path the files hold the name alone.
@@ -34,6 +35,7 @@ from eden_hf.modeling_eden import (
     EdenV2ForPreTraining,
 )
 from eden_hf.training.checkpoints import replace_folder
+from eden_hf.training.lineage import write_lineage
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +112,16 @@ def stage_model(
         write_card(folder)
         if problems := list(weights_problems(read_facts(folder, declared.evaluated_as))):
             raise StagingError(problems[0])
+        write_public_lineage(folder, "stage", model_folder)
 
     replace_folder(output, write)
     return output
+
+
+def write_public_lineage(folder: Path, made_by: str, parent: Path) -> None:
+    """Record what a model was made of in a folder that may be published: names alone, no place of this machine."""
+    file = write_lineage(folder, made_by, [parent])
+    file.write_text(json.dumps(_without_folders(json.loads(file.read_text())), indent=2) + "\n")
 
 
 def _find_model(source: Path) -> tuple[Path, Path | None]:

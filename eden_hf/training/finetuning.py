@@ -69,6 +69,7 @@ from eden_hf.training.downstream_metrics import (
     unmeasured_labels,
 )
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
+from eden_hf.training.lineage import write_model_lineage
 from eden_hf.training.optimizers import decayed_names, same_groups
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32, precision_used
 from eden_hf.training.processor import keep_freed_memory
@@ -126,6 +127,7 @@ def _finetune(arguments: FinetuneArguments, folder: Path, resume: bool, processe
             folder,
             arguments,
             processes.device,
+            start=arguments.model.name,
             processes=processes.num_processes,
             task=task.name,
             labels=task.labels,
@@ -145,6 +147,7 @@ def _finetune(arguments: FinetuneArguments, folder: Path, resume: bool, processe
         def write(best: Path) -> None:
             model.save_pretrained(best)
             processor.save_pretrained(best)
+            write_model_lineage(best, folder, "finetune")
 
         replace_folder(folder / "best", write)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))

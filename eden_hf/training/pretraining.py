@@ -42,6 +42,7 @@ from eden_hf.training.curriculum import (
     validation_interval,
     weight_decay,
 )
+from eden_hf.training.lineage import write_model_lineage
 from eden_hf.training.monitors import LossGuard, Monitor, health
 from eden_hf.training.objectives import freeze_unreached, objective_of
 from eden_hf.training.optimizers import clip_each, make_optimizer
@@ -332,6 +333,7 @@ class Pretraining:
             def write(folder: Path) -> None:
                 self.eden.save_pretrained(folder, state_dict=weights)
                 processor.save_pretrained(folder)
+                write_model_lineage(folder, self.folder, "pretrain", step=self.progress.step)
 
             replace_folder(self.folder / name, write)
 
@@ -493,6 +495,7 @@ def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImag
         folder,
         arguments,
         accelerator.device,
+        start=arguments.model.start,
         processes=accelerator.num_processes,
         images=len(images),
         start_dtypes=held_dtypes(arguments.model.start or ""),

@@ -6,12 +6,10 @@ import functools
 import json
 import logging
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -22,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from eden_hf.training.arguments import Settings, read_settings
+from eden_hf.training.lineage import package_revision, renew_lineage, write_lineage
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,6 +28,8 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("eden_hf", "torch", "transformers", "datasets", "accelerate", "huggingface_hub", "safetensors", "numpy")
+#: Files that say what ran.
+RECORDS = ("config.yaml", "environment.json")
 #: Seconds after which a folder counts as another program's: helpers of a program that was killed end a little later.
 PATIENCE = 10
 
@@ -143,8 +144,16 @@ def check_images(folder: Path, **lists: Any) -> None:
         )
 
 
-def record_run(folder: Path, settings: Settings, device: torch.device, **facts: Any) -> None:
-    """Write what runs: settings, command, versions, revision, device and further `facts`."""
+def record_run(folder: Path, settings: Settings, device: torch.device, start: str | None = None, **facts: Any) -> None:
+    """Write what runs: settings, command, versions, revision, device, further `facts`, and what it starts from.
+
+    Args:
+        folder: Of the run.
+        settings: Its settings.
+        device: Which it computes on.
+        start: Folder or Hub id of the model that it starts from.
+        **facts: For `environment.json`.
+    """
     environment = {
         "command": sys.argv,
         "packages": {name: version(name) for name in PACKAGES},
@@ -156,6 +165,8 @@ def record_run(folder: Path, settings: Settings, device: torch.device, **facts: 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     (folder / "config.yaml").write_text(settings.to_yaml())
+    lists = {name: facts[name] for name in ("image_list_hash", "image_list_hashes") if name in facts}
+    write_lineage(folder, "run", [start] if start else [], RECORDS, **lists)
 
 
 def record_changes(folder: Path, settings: Settings, step: int) -> None:
@@ -168,21 +179,4 @@ def record_changes(folder: Path, settings: Settings, step: int) -> None:
     environment.setdefault("changes", []).append({"step": step, **changed})
     file.write_text(json.dumps(environment, indent=2) + "\n")
     (folder / "config.yaml").write_text(settings.to_yaml())
-
-
-def package_revision(root: Path = Path(__file__).parents[2]) -> str | None:
-    """The commit of this package: of its clone, or that pip installed it from; `None` where neither is known.
-
-    A wheel has none: the repository that its environment may lie in is the user's.
-
-    Args:
-        root: The folder that holds the package.
-    """
-    if (root / ".git").exists() and (git := shutil.which("git")):
-        asked = [git, f"--git-dir={root / '.git'}", "rev-parse", "HEAD"]
-        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or None
-    try:
-        told = distribution("eden_hf").read_text("direct_url.json")
-    except PackageNotFoundError:
-        return None
-    return json.loads(told or "{}").get("vcs_info", {}).get("commit_id")
+    renew_lineage(folder)

@@ -52,7 +52,7 @@ def test_onnx(tmp_path, save, kind, backbone):
     assert names == (["last_hidden_state", "pooler_output"] if kind == "trunk" else ["logits"])
     found = [torch.from_numpy(o) for o in session.run(None, {"pixel_values": PIXELS.numpy()})]
     assert_close(found, outputs(model), rtol=1e-3, atol=1e-4)
-    assert sorted(path.name for path in tmp_path.glob("model.onnx*")) == ["model.onnx"]
+    assert sorted(path.name for path in tmp_path.glob("model.onnx*")) == ["model.onnx", "model.onnx.lineage.json"]
 
 
 def test_a_trunk_with_points(tmp_path):

@@ -43,7 +43,8 @@ def names(folder: Path) -> set[str]:
 
 def test_it_holds_what_the_layout_promises(run, staged):
     results = {f"evaluation/{of}/results.{kind}" for of in ("locality", "correspondence") for kind in ("json", "md")}
-    assert names(staged) == {"README.md", "card.yaml", "evaluation/weights.json", *MODEL, *TRAINING, *results}
+    others = {"README.md", "card.yaml", "lineage.json", "evaluation/weights.json"}
+    assert names(staged) == {*others, *MODEL, *TRAINING, *results}
     assert check_card(staged, model_id="user/tiny") == []
     assert not [name for name in names(staged) if name.endswith(PICKLES)]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -119,14 +120,14 @@ def test_a_model_folder_without_a_run(tmp_path):
     EdenModel(tiny_config()).save_pretrained(tmp_path / "model")
     EdenImageProcessor().save_pretrained(tmp_path / "model")
     folder = stage_model(tmp_path / "model", tmp_path / "staged", write_card_yaml(tmp_path))
-    assert names(folder) == {"README.md", "card.yaml", *MODEL}
+    assert names(folder) == {"README.md", "card.yaml", "lineage.json", *MODEL}
 
 
 def test_a_fine_tuning_run(tmp_path):
     run = finetune(settings(tmp_path / "run", phantoms(), steps=3, start="random:resnet18-half"))
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path))
-    assert names(folder) == {"README.md", "card.yaml", *MODEL, *TRAINING}
+    assert names(folder) == {"README.md", "card.yaml", "lineage.json", *MODEL, *TRAINING}
     published = AutoModelForSemanticSegmentation.from_pretrained(folder)
     assert published.config.id2label == {0: "heart", 1: "left_lung"}
     data = json.loads((folder / "training" / "data.json").read_text())

@@ -99,7 +99,8 @@ def uninterrupted(tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(uninterrupted):
     assert {path.name for path in uninterrupted.iterdir()} == {
-        ".lock", "best", "checkpoints", "config.yaml", "environment.json", "last", "metrics.jsonl",
+        ".lock", "best", "checkpoints", "config.yaml", "environment.json", "last", "lineage.json",
+        "metrics.jsonl",
     }  # fmt: skip
     assert read_arguments(uninterrupted / "config.yaml").stages[1].level == 2
     environment = json.loads((uninterrupted / "environment.json").read_text())

@@ -6,19 +6,17 @@ import sys
 import pytest
 import torch
 
-from eden_hf.training import run_folder
 from eden_hf.training.arguments import PretrainArguments, Stage, TrainingArguments
 from eden_hf.training.run_folder import (
     check_folder,
     check_images,
     keeps_output,
     only_writer,
-    package_revision,
     record_changes,
     record_run,
 )
 
-from ..launching import ENVIRONMENT, REPOSITORY, torchrun
+from ..launching import ENVIRONMENT, torchrun
 
 HOLD = """
 import sys, time
@@ -32,7 +30,7 @@ with only_writer(Path(sys.argv[1]), "--output"):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(run_folder, "PATIENCE", 0)
+    monkeypatch.setattr("eden_hf.training.run_folder.PATIENCE", 0)
 
 
 def test_a_folder_has_one_writer_until_its_program_ends(impatient, tmp_path):
@@ -120,33 +118,6 @@ def test_what_helps_against_a_loss_that_is_not_finite_may_change_and_is_recorded
     changes = {"stages.0.learning_rate": "0.03 -> 0.01", "training.max_grad_norm": "None -> 1.0"}
     assert json.loads((tmp_path / "environment.json").read_text())["changes"] == [{"step": 7, **changes}]
     assert (tmp_path / "config.yaml").read_text() == lower.to_yaml()
-
-
-def test_the_revision_is_that_of_the_package_alone(tmp_path, monkeypatch):
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
-    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "a user's own"]):
-        subprocess.run([*git, *arguments], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    monkeypatch.setattr(run_folder, "distribution", lambda name: Installed(None))
-    assert package_revision(tmp_path) == head
-    monkeypatch.setenv("GIT_DIR", str(REPOSITORY / ".git"))  # as in a hook of another repository
-    assert package_revision(tmp_path) == head
-    assert package_revision(tmp_path / "lib" / "site-packages") is None
-    monkeypatch.setenv("PATH", "")
-    assert package_revision(tmp_path) is None
-    told = json.dumps({"url": "https://example.org/eden_hf", "vcs_info": {"vcs": "git", "commit_id": "abc"}})
-    monkeypatch.setattr(run_folder, "distribution", lambda name: Installed(told))
-    assert package_revision(tmp_path / "lib" / "site-packages") == "abc"
-
-
-class Installed:
-    """Stands in for what pip wrote of a distribution."""
-
-    def __init__(self, direct_url):
-        self.direct_url = direct_url
-
-    def read_text(self, name):
-        return self.direct_url if name == "direct_url.json" else None
 
 
 def test_other_images_than_recorded_are_refused(tmp_path):
