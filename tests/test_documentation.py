@@ -291,6 +291,7 @@ def test_names_in_code_exist(page):
 # the figure of the method
 
 
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # where hardly anything is left to draw
 @pytest.mark.parametrize("gamma", [-1.0, 0.5, 1.0])
 def test_the_figure_of_the_method_is_drawn_whatever_is_dropped(gamma, workspace):
     draw = runpy.run_path("scripts/draw_method.py")["draw_method"]

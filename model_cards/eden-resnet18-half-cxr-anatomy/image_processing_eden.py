@@ -444,7 +444,7 @@ def _matched_sizes(
 def _own_mean_and_std(image: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation over all pixels and channels; of an image of one value such that it becomes 0."""
     mean, std = float(image.mean(dtype=np.float64)), float(image.std(dtype=np.float64))
-    if std <= ROUNDING * float(np.abs(image).max()):
+    if std <= ROUNDING * float(np.abs(image).max()) + float(np.finfo(np.float32).tiny):  # below it nothing is exact
         return mean, math.inf
     return mean, std
 

@@ -83,6 +83,7 @@ def test_what_goes_on_pretraining_comes_along_if_asked(run, tmp_path):
 
 
 def test_a_run_of_adam_v2(tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # of another precision
     run = run_pretraining(tmp_path, **sections())
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = stage_model(run / "last", tmp_path / "staged", write_card_yaml(tmp_path), pretraining=True)
