@@ -37,7 +37,7 @@ from typing import Any, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from eden_hf.training.processor import let_threads_sleep
+from eden_hf.training.processor import spin_briefly
 
 Command = Callable[[list[str] | None], None]
 COMMANDS: dict[str, Command] = {}
@@ -399,7 +399,7 @@ def main() -> None:
     """Run `eden COMMAND [options]`; exits with status 2 and the list of commands if there is none of that name."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("eden_hf").setLevel(logging.INFO)
-    let_threads_sleep()
+    spin_briefly()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         return COMMANDS[name](arguments)

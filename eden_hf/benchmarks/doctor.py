@@ -1,11 +1,9 @@
 """`eden doctor`: what this machine is, what a run of some settings would take here, and what binds it."""
 
-import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from eden_hf.data.sources import find_source
 from eden_hf.encoders import gains_from_bfloat16
 from eden_hf.training.arguments import PretrainArguments, Stage
 from eden_hf.training.objectives import objective_of
+from eden_hf.training.pretraining import as_started
 from eden_hf.training.processor import keep_freed_memory
 
 _SAMPLE = 32  # images that are decoded to tell the speed of decoding
@@ -56,6 +55,7 @@ def examine(arguments: PretrainArguments) -> Iterator[str]:
         SourceError: the source is not there.
     """
     keep_freed_memory()
+    arguments = replace(arguments, model=as_started(arguments.model, objective_of(arguments).model_class))
     about = machine()
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     yield from _told(about, arguments)
@@ -93,7 +93,12 @@ def _told(about: dict[str, Any], arguments: PretrainArguments) -> Iterator[str]:
         f"device: {about['device']}; {about['processors']} processors, {about['torch_threads']} threads, waiting "
         f"{about['waiting']}; bfloat16 instructions of the processor: {bf16}"
     )
-    yield f"settings: {arguments.model.backbone}, precision {arguments.training.mixed_precision}"
+    yield f"settings: {_trunk(arguments.model.backbone)}, precision {arguments.training.mixed_precision}"
+
+
+def _trunk(backbone: str | dict[str, Any]) -> str:
+    """A preset's name, or the type of a configuration."""
+    return backbone if isinstance(backbone, str) else f"a {backbone['model_type']} trunk"
 
 
 def _decoding_seconds(arguments: PretrainArguments, rows: Any) -> float:
@@ -120,7 +125,7 @@ def _gigabytes(arguments: PretrainArguments, images: int) -> tuple[float, float]
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{math.ceil(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
 def _nearest(place: str | Path) -> Path:
@@ -186,7 +191,5 @@ def _advice(arguments: PretrainArguments, costs: list[StageCost], device: torch.
     training = arguments.training
     if training.mixed_precision == "no" and gains_from_bfloat16(device):
         yield "change: --training.mixed_precision bf16 --training.channels_last true: this device is faster so"
-    if device.type == "cpu" and os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
-        yield "change: OMP_WAIT_POLICY=PASSIVE, if other programs run beside it"
     if device.type != "cpu" and not training.compile:
         yield "change: --training.compile true, for runs of more than some minutes"

@@ -121,7 +121,7 @@ def machine() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "processors": processors(),
         "torch_threads": torch.get_num_threads(),
-        "waiting": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "waiting": os.environ.get("OMP_WAIT_POLICY") or f"spins {os.environ.get('GOMP_SPINCOUNT', 'as usual')}",
         "bf16": sorted(name for name in ("avx512_bf16", "amx_bf16", "bf16") if capabilities.get(name)),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "versions": {

@@ -84,7 +84,7 @@ class Pretraining:
     def __init__(self, arguments: PretrainArguments, resume: bool = False) -> None:
         self.arguments = arguments
         self.folder = Path(arguments.run.output_dir)
-        arguments.model = _as_started(arguments.model, objective_of(arguments).model_class)
+        arguments.model = as_started(arguments.model, objective_of(arguments).model_class)
         disable_progress_bar()
         self.accelerator = _accelerator(arguments)
         with ExitStack() as undone:
@@ -346,7 +346,7 @@ _OWN = {
 _DENSE = ("dense_dim", "dense_hidden_size")
 
 
-def _as_started(arguments: ModelArguments, model_class: Any) -> ModelArguments:
+def as_started(arguments: ModelArguments, model_class: Any) -> ModelArguments:
     """The settings with trunk and sizes of `start`, so that what is recorded of a run is what ran."""
     if arguments.start is None:
         return arguments

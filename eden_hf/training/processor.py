@@ -18,9 +18,11 @@ def keep_freed_memory() -> None:
         library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def let_threads_sleep() -> None:
-    """Have OpenMP's threads wait asleep, unless told otherwise. Before torch is imported, or it is too late.
+def spin_briefly() -> None:
+    """Have OpenMP's threads wait asleep after some microseconds, unless told otherwise. Before torch is imported.
 
-    Threads that spin where others are late take the processors that the others wait for, when anything else runs.
+    Threads that spin where others are late take the processors that the others wait for, when anything else runs;
+    threads that sleep at once take their time to wake when nothing does.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -1,5 +1,8 @@
+import re
+
 import pytest
 
+from eden_hf import EdenModel
 from eden_hf.benchmarks.doctor import StageCost, examine
 from eden_hf.data.errors import SourceError
 from eden_hf.data.view_arguments import PointArguments, ViewArguments
@@ -54,3 +57,11 @@ def test_a_source_that_is_not_there(tmp_path):
 
 def test_the_cost_of_a_stage():
     assert StageCost("x", steps=10, step_seconds=0.3, view_seconds=0.2).seconds == pytest.approx(5)
+
+
+def test_a_run_from_a_start_is_of_its_trunk(tmp_path):
+    EdenModel(tiny_config(dense_dim=8)).save_pretrained(tmp_path / "start")
+    run = settings(tmp_path)
+    run.model = ModelArguments(start=str(tmp_path / "start"), memory_bank_size=64)  # its own backbone is a ResNet-50
+    kept = re.search(r"([\d.]+) GB of checkpoints", "\n".join(examine(run)))
+    assert float(kept[1]) < 0.1

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from eden_hf.training.processor import let_threads_sleep
+from eden_hf.training.processor import spin_briefly
 
 FAULTS = """
 import resource, torch
@@ -32,8 +32,15 @@ def test_memory_that_tensors_free_is_kept_for_the_next():
     assert page_faults(keep=True) * 10 < page_faults(keep=False)
 
 
-@pytest.mark.parametrize(("set_before", "after"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_wait_asleep_unless_told_otherwise(monkeypatch, set_before, after):
+@pytest.mark.parametrize(
+    ("set_before", "after"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "10000"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_threads_spin_briefly_unless_told_otherwise(monkeypatch, set_before, after):
     monkeypatch.setattr(os, "environ", set_before)
-    let_threads_sleep()
-    assert set_before == {"OMP_WAIT_POLICY": after}
+    spin_briefly()
+    assert set_before == after
