@@ -36,8 +36,11 @@ def python(*arguments: str, **options) -> subprocess.CompletedProcess:
     return run([sys.executable, *arguments], **options)
 
 
-def terminated(program: str, *arguments: str | Path, once: Callable[[], object]) -> int:
-    """The exit status of a Python program that gets SIGTERM `once` something holds; none of its processes is left."""
+def terminated(program: str, *arguments: str | Path, once: Callable[[], object], group: bool = False) -> int:
+    """The exit status of a Python program that gets SIGTERM `once` something holds; none of its processes is left.
+
+    The program alone gets it, or, as `timeout` does it, all of its `group`.
+    """
     command = [sys.executable, "-c", program, *map(str, arguments)]
     process = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
@@ -46,7 +49,7 @@ def terminated(program: str, *arguments: str | Path, once: Callable[[], object])
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM) if group else process.send_signal(signal.SIGTERM)
     status = process.wait(timeout=120)
     while _group_lives(process.pid):  # the system may take a moment to bury the others
         assert time.monotonic() < deadline, "processes were left behind"

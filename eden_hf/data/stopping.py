@@ -6,29 +6,32 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from eden_hf.data.workers import obey
 
 
 @contextmanager
 def undone_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end the block as an exception, so that what it has begun is taken back and its processes end.
 
-    Python would otherwise die on the spot: temporary folders and worker processes would stay.
+    Python would otherwise die on the spot: temporary folders and worker processes would stay. Processes forked
+    within obey this one (`eden_hf.data.workers`).
     """
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield
         return
 
-    owner, asked = os.getpid(), False
+    asked = False
 
     def leave(*_: object) -> None:
         nonlocal asked
-        if os.getpid() != owner:  # a forked helper, which has nothing to take back
-            os._exit(128 + signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # while it is taken back
         asked = True
         sys.exit(128 + signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, leave)
+    _here.add(leave)
     try:
         yield
     except Exception:
@@ -37,3 +40,18 @@ def undone_on_sigterm() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        _here.discard(leave)
+
+
+_here: set[Any] = set()  # handlers that take back what this process has begun
+
+
+def _in_forked_process() -> None:
+    """Have no handler in Python: a pool waited for ever for a worker that the signal met on its way into a lock."""
+    if signal.getsignal(signal.SIGTERM) in _here:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        obey(os.getppid())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_process)

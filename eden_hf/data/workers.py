@@ -1,4 +1,4 @@
-"""Processes that read ahead for a DataLoader, and the signals that reach them."""
+"""Processes that work for another, and the signals that reach them."""
 
 import os
 import signal
@@ -11,19 +11,24 @@ _ENDS = {signal.SIGTERM, signal.SIGINT}
 
 
 def obey_parent(worker: int = 0) -> None:
-    """`worker_init_fn` of a DataLoader: SIGTERM and SIGINT end the worker only where its parent sends them.
+    """`worker_init_fn` of a DataLoader: `obey` the process that started it."""
+    obey(getattr(parent_process(), "pid", None))
+
+
+def obey(parent: int | None) -> None:
+    """SIGTERM and SIGINT end this process only where `parent`, a process id, sends them.
 
     Ctrl-C, `timeout` and schedulers send them to every process of a run, whose main process then still needs its
-    workers, for the last checkpoint, and ends them itself. No-op where the system does not say who sent a signal.
+    workers, for the last checkpoint or to let go of a lock, and ends them itself. No-op where the system does not say
+    who sent a signal.
     """
     if hasattr(signal, "sigwaitinfo"):  # macOS has none
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
-        threading.Thread(target=_wait_for_parent, daemon=True).start()
+        threading.Thread(target=_wait_for, args=(parent,), daemon=True).start()
 
 
-def _wait_for_parent() -> None:
-    parent = parent_process()
-    while signal.sigwaitinfo(_ENDS).si_pid != getattr(parent, "pid", None):
+def _wait_for(parent: int | None) -> None:
+    while signal.sigwaitinfo(_ENDS).si_pid != parent:
         pass
     os._exit(0)
 

@@ -437,7 +437,7 @@ def run_script(tmp_path, *arguments):
         "HF_HUB_OFFLINE": "1",
     }
     command = [sys.executable, str(ROOT / "scripts/build_anatomy_crops.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=300)
 
 
 def test_the_script_writes_what_load_dataset_reads(folder, tmp_path):
@@ -516,14 +516,17 @@ def test_output_is_replaced_only_when_told(folder, tmp_path):
     assert len(load_dataset(str(output), "level-1", split="train")) == 10
 
 
-def test_a_build_that_is_stopped_leaves_nothing_behind(folder, tmp_path):
+@pytest.mark.parametrize("group", [False, True], ids=["program", "group"])
+def test_a_build_that_is_stopped_leaves_nothing_behind(group, folder, tmp_path):
     program = (
         "import sys, time; from pathlib import Path; from eden_hf.data import anatomy_crops\n"
-        "anatomy_crops.read_cell = lambda *cell: time.sleep(60)\n"
+        "real = anatomy_crops.read_cell\n"
+        f"last = {IN_ORDER[-1]!r}\n"  # the other worker has nothing left to do, and waits in a lock
+        "anatomy_crops.read_cell = lambda cell, name: time.sleep(60 * (name == last)) or real(cell, name)\n"
         "anatomy_crops.build_anatomy_crops(sys.argv[1], Path(sys.argv[2]), num_proc=2)\n"
     )
     made = tmp_path / "made"
-    status = terminated(program, folder, made / "out", once=lambda: list(made.glob(".out-*/level-0*")))
+    status = terminated(program, folder, made / "out", once=lambda: list(made.glob(".out-*/level-0*")), group=group)
     assert status == 128 + signal.SIGTERM
     assert list(made.iterdir()) == []
 

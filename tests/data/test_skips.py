@@ -74,6 +74,6 @@ def test_processes_share_a_skip_log(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(timeout=120)
     assert {entry["source_id"] for entry in log.entries} == {f"{name}{i}" for name in "ab" for i in range(200)}
     assert log.count == 400
