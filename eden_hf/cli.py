@@ -1,93 +1,56 @@
 """The `eden` command: each sub-command is the function that the script of the same purpose calls.
 
 eden pretrain --config configs/adam_resnet18_small.yaml                     scripts/pretrain.py
-eden crops --source images/ --output crops/                                 scripts/build_anatomy_crops.py
+eden crops images/ crops/                                                   scripts/build_anatomy_crops.py
 eden gallery --model outputs/run/last --source images/                      scripts/gallery.py
 eden evaluate --model outputs/run/last random:outputs/run/last --source scr  scripts/evaluate.py
 eden one-shot --model outputs/run/last --source scr --protocol uod
 eden audit --run outputs/run --source scr --split test                      scripts/audit_pruner.py
-eden probe --model outputs/run/last --source cxr --label_column label       scripts/probe.py
+eden probe --model outputs/run/last --source cxr --label-column label       scripts/probe.py
 eden few-shot --config configs/few_shot_scr.yaml --encoders a b --frozen    scripts/few_shot_table.py
 eden finetune --config configs/finetune_scr_heart.yaml                      scripts/finetune.py
-eden embed --model outputs/run/last --images images/ --output embeddings.parquet  scripts/embed.py
-eden search --model outputs/run/last --query image.png --embeddings embeddings.parquet --output sheet.png
+eden embed images/ embeddings.parquet --model outputs/run/last              scripts/embed.py
+eden search image.png --model outputs/run/last --embeddings embeddings.parquet --output sheet.png
 eden leaks pretraining/ test/
 eden lineage outputs/run/last
 eden landmarks --model outputs/run/last --references refs/ --images xrays/ --output outputs/landmarks
 eden match --model outputs/run/last a.png b.png --output outputs/match.png
 eden masks --model outputs/run/last --references refs/ --images images/ --output masks/
-eden stage --source outputs/run --card card.yaml --output repository/
+eden stage outputs/run repository/ --card card.yaml
 eden card check repository/
-eden push --source outputs/run --repo_id user/name --card card.yaml         scripts/push_to_hub.py
-eden convert --source adam.pth --output adam/                               scripts/convert_checkpoint.py
+eden push outputs/run user/name --card card.yaml                            scripts/push_to_hub.py
+eden convert adam.pth adam/                                                 scripts/convert_checkpoint.py
 eden export --model outputs/run/last --output model.onnx
 eden doctor --config configs/adam_resnet18_small.yaml
 eden bench --quick                                                          scripts/benchmark.py
+eden completion bash
 """
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dis import opname
-from functools import wraps
-from importlib import import_module
-from inspect import Parameter, signature
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args, get_origin
 
-from jsonargparse import ActionConfigFile, ArgumentParser
-
+from eden_hf import __version__
+from eden_hf.command_line import (
+    COMMANDS,
+    FOR_ALL,
+    Answer,
+    call,
+    command,
+    command_parser,
+    completion_script,
+    files_answer,
+)
 from eden_hf.training.processor import spin_briefly
 
-Command = Callable[[list[str] | None], None]
-COMMANDS: dict[str, Command] = {}
 
-
-def _command(function: Callable[[list[str] | None, str], None]) -> Command:
-    """Make a function the sub-command of its name: what a user has to mend ends it with one message and status 2."""
-    name = function.__name__.replace("_", "-")
-    prog = f"eden {name}"
-
-    @wraps(function)
-    def run(arguments: list[str] | None = None) -> None:
-        try:
-            if not {"-h", "--help"}.intersection(arguments or ()):
-                import_module("eden_hf.auto_classes")
-            function(arguments, prog)
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
-            if (message := _for_users(error)) is None:
-                raise
-            print(f"{prog}: {message}", file=sys.stderr)
-            sys.exit(2)
-
-    COMMANDS[name] = run
-    return run
-
-
-def _for_users(error: Exception) -> str | None:
-    """What to tell of an error that the user has to mend; none of another, which is a fault of the program.
-
-    The package's own `raise` statements say what to mend. Of libraries' errors, those of files and models that are not
-    there do so in their first line.
-    """
-    traceback = error.__traceback__
-    while traceback and traceback.tb_next:
-        traceback = traceback.tb_next
-    assert traceback is not None
-    code = traceback.tb_frame.f_code.co_code
-    raised = opname[code[traceback.tb_lasti]] == "RAISE_VARARGS"  # and not by C, called in that line
-    ours = raised and traceback.tb_frame.f_globals["__name__"].startswith("eden_hf.")
-    if ours and type(error) not in (RuntimeError, ModuleNotFoundError):  # which libraries and Python raise
-        return str(error)
-    return (str(error) or type(error).__name__).splitlines()[0] if isinstance(error, OSError) else None
-
-
-@_command
-def pretrain(arguments: list[str] | None, prog: str) -> None:
+@command
+def pretrain(arguments: list[str], prog: str) -> Answer:
     """Pretrain by a YAML file of settings and --dotted.key overrides."""
     from eden_hf.training.arguments import parse_arguments
 
-    settings, resume = parse_arguments(arguments, prog=prog)
+    settings, resume = parse_arguments(arguments, prog=prog, epilog=FOR_ALL)
     from accelerate import PartialState
 
     from eden_hf.hub.push import check_push, push_run
@@ -98,69 +61,71 @@ def pretrain(arguments: list[str] | None, prog: str) -> None:
     folder = run.train()
     if run.finished and PartialState().is_main_process:
         push_run(folder, settings.run)
+    return Answer([], {"folder": folder, "finished": run.finished})
 
 
-@_command
-def crops(arguments: list[str] | None, prog: str) -> None:
+@command
+def crops(arguments: list[str], prog: str) -> Answer:
     """Cut the images of a source into anatomy crops, written as Parquet with a data set card."""
     from eden_hf.data.anatomy_crops import build_anatomy_crops
 
-    for config, splits in _call(build_anatomy_crops, arguments, prog).items():
-        print(config, ", ".join(f"{split}: {count} crops" for split, count in splits.items()))
+    made = call(build_anatomy_crops, arguments, prog, by_place=("source", "output"))
+    counts = {
+        name: ", ".join(f"{split}: {count} crops" for split, count in splits.items()) for name, splits in made.items()
+    }
+    return Answer([f"{name} {count}" for name, count in counts.items()], made)
 
 
-@_command
-def gallery(arguments: list[str] | None, prog: str) -> None:
+@command
+def gallery(arguments: list[str], prog: str) -> Answer:
     """Draw what a model learned: parts, t-SNE, correspondence, neighbours, loss."""
     from eden_hf.evaluation.gallery import draw_gallery
 
-    for file in _call(draw_gallery, arguments, prog):
-        print(file)
+    return files_answer(call(draw_gallery, arguments, prog))
 
 
-@_command
-def evaluate(arguments: list[str] | None, prog: str) -> None:
+@command
+def evaluate(arguments: list[str], prog: str) -> Answer:
     """Measure what encoders know of anatomy: report cards, side by side."""
     from eden_hf.evaluation.report_card import evaluate
 
-    for file in _call(evaluate, arguments, prog, several=("model", "evaluations", "shots", "controls")):
-        print(file)
+    return files_answer(call(evaluate, arguments, prog, several=("model", "evaluations", "shots", "controls")))
 
 
-@_command
-def one_shot(arguments: list[str] | None, prog: str) -> None:
+@command
+def one_shot(arguments: list[str], prog: str) -> Answer:
     """Find landmarks from one annotated image by a published protocol, beside its numbers."""
     from eden_hf.evaluation.one_shot import one_shot
 
-    print(_call(one_shot, arguments, prog, several=("model", "splits", "controls")))
+    return files_answer([call(one_shot, arguments, prog, several=("model", "splits", "controls"))])
 
 
-@_command
-def audit(arguments: list[str] | None, prog: str) -> None:
+@command
+def audit(arguments: list[str], prog: str) -> Answer:
     """Audit the pruner of a run: is what it drops the same anatomy?"""
     from eden_hf.evaluation.pruner_audit import audit_pruner
 
-    print(_call(audit_pruner, arguments, prog, several=("gammas",)))
+    return files_answer([call(audit_pruner, arguments, prog, several=("gammas",))])
 
 
-@_command
-def probe(arguments: list[str] | None, prog: str) -> None:
+@command
+def probe(arguments: list[str], prog: str) -> Answer:
     """Train linear and nearest-neighbour probes on frozen embeddings of labelled images."""
     from eden_hf.evaluation.probes import probe
 
-    print(_call(probe, arguments, prog, several=("model", "probes", "label_columns")))
+    return files_answer([call(probe, arguments, prog, several=("model", "probes", "label_columns"))])
 
 
-@_command
-def few_shot(arguments: list[str] | None, prog: str) -> None:
+@command
+def few_shot(arguments: list[str], prog: str) -> Answer:
     """Compare encoders on segmentation with few labelled images, fine-tuned or frozen."""
     from eden_hf.evaluation.few_shot import compare_encoders
 
-    print(_call(compare_encoders, arguments, prog, several=("encoders", "shots")))
+    return files_answer([call(compare_encoders, arguments, prog, several=("encoders", "shots"))])
 
 
-@_command
-def finetune(arguments: list[str] | None, prog: str) -> None:
+@command
+def finetune(arguments: list[str], prog: str) -> Answer:
     """Fine-tune on a labelled task by a YAML file of settings and --dotted.key overrides, and measure it."""
     from accelerate import PartialState
 
@@ -171,89 +136,92 @@ def finetune(arguments: list[str] | None, prog: str) -> None:
     from eden_hf.training.finetune_arguments import FinetuneArguments
     from eden_hf.training.finetuning import finetune
 
-    settings, resume = parse_settings(FinetuneArguments, arguments, prog=prog)
+    settings, resume = parse_settings(FinetuneArguments, arguments, prog=prog, epilog=FOR_ALL)
     check_push(settings.run)
     folder = finetune(settings, resume)
+    written, results = [], []
     if (folder / "best").exists() and PartialState().is_main_process:  # a signal may have stopped it before
-        results = [evaluate_finetuned(folder)]
-        print(results[0].save(folder))
+        results.append(evaluate_finetuned(folder))
+        written.append(results[0].save(folder))
         if "dice" in results[0].values:
             results.append(evaluate_mean_mask(folder))
-            print(results[1].save(folder / "mean-mask"), draw_masks(folder), sep="\n")
-        print(table(results))
+            written += [results[1].save(folder / "mean-mask"), draw_masks(folder)]
         push_run(folder, settings.run, [str(folder)])
+    return Answer([*written, table(results)] if results else [], {"folder": folder, "files": written})
 
 
-@_command
-def embed(arguments: list[str] | None, prog: str) -> None:
+@command
+def embed(arguments: list[str], prog: str) -> Answer:
     """Embed every image of a source, or its points, into one Parquet file."""
     from accelerate import PartialState
 
     from eden_hf.retrieval.embedding import embed_images
 
-    made = _call(embed_images, arguments, prog)
+    made = call(embed_images, arguments, prog, by_place=("images", "output"))
     state = PartialState()
-    if state.is_main_process:
-        skipped = f", {made.skipped} could not be read: {made.skipped_file}" if made.skipped else ""
-        print(f"{made.file}: {made.images} images{skipped}")
+    main = state.is_main_process
     state.destroy_process_group()
+    skipped = f", {made.skipped} could not be read: {made.skipped_file}" if made.skipped else ""
+    return Answer([f"{made.file}: {made.images} images{skipped}"] if main else [], made._asdict())
 
 
-@_command
-def search(arguments: list[str] | None, prog: str) -> None:
+@command
+def search(arguments: list[str], prog: str) -> Answer:
     """Find the images of a collection that are most alike to an image, or to a region of it."""
     from eden_hf.retrieval.searching import search
 
-    hits = _call(search, arguments, prog)
-    for rank, hit in enumerate(hits, start=1):
-        print(rank, f"{hit.similarity:.4f}", hit.image, ",".join(map(str, hit.box or ())), sep="\t")
+    hits = call(search, arguments, prog, by_place=("query",))
+    lines = [
+        f"{rank}\t{hit.similarity:.4f}\t{hit.image}\t{','.join(map(str, hit.box or ()))}"
+        for rank, hit in enumerate(hits, start=1)
+    ]
+    return Answer(lines, [hit._asdict() for hit in hits])
 
 
-@_command
-def leaks(arguments: list[str] | None, prog: str) -> None:
+@command
+def leaks(arguments: list[str], prog: str) -> Answer:
     """Find images that two sources share, by id, pixels and looks. Exits with 1 if there are, or unreadable ones."""
     from eden_hf.retrieval.leaks import find_leaks
 
-    report = _call(find_leaks, arguments, prog, named=("a", "b"))
-    for leak in report.leaks:
-        print(*leak, sep="\t")
-    print(f"{len(report.leaks)} pairs shared by {report.images[0]} and {report.images[1]} images: {report.file}")
-    if report.unreadable:
-        print(f"not compared, as they cannot be read: {report.unreadable}: {report.skipped_file}", file=sys.stderr)
-    sys.exit(int(bool(report.leaks or report.unreadable)))
+    report = call(find_leaks, arguments, prog, by_place=("a", "b"))
+    lines = ["\t".join(map(str, leak)) for leak in report.leaks]
+    lines.append(
+        f"{len(report.leaks)} pairs shared by {report.images[0]} and {report.images[1]} images: {report.file}"
+    )
+    complaint = f"not compared, as they cannot be read: {report.unreadable}: {report.skipped_file}"
+    data = report._asdict() | {"leaks": [leak._asdict() for leak in report.leaks]}
+    found = bool(report.leaks or report.unreadable)
+    return Answer(lines, data, status=int(found), complaint=complaint if report.unreadable else None)
 
 
-@_command
-def lineage(arguments: list[str] | None, prog: str) -> None:
+@command
+def lineage(arguments: list[str], prog: str) -> Answer:
     """Show what a model was made of, and check it. Exits with 1 if files or parents changed since."""
-    parser = ArgumentParser(prog=prog, description=lineage.__doc__)
+    parser = command_parser(prog, lineage.__doc__)
     parser.add_argument("target", help="folder of a run or a model, or an exported file")
     chosen = parser.parse_args(arguments)
     from eden_hf.training.lineage import chain, changes
 
-    print(*chain(chosen.target), sep="\n")
-    changed = changes(chosen.target)
-    print(*(changed or ["nothing changed"]), sep="\n")
-    sys.exit(int(bool(changed)))
+    links, changed = chain(chosen.target), changes(chosen.target)
+    lines = [*links, *(changed or ["nothing changed"])]
+    return Answer(lines, {"chain": links, "changed": changed}, status=int(bool(changed)))
 
 
-@_command
-def landmarks(arguments: list[str] | None, prog: str) -> None:
+@command
+def landmarks(arguments: list[str], prog: str) -> Answer:
     """Find the points of annotated images in others: tables and pictures. Exits with 1 if images were unreadable."""
     from eden_hf.matching.landmarks import find_landmarks
 
-    done = _call(find_landmarks, arguments, prog, several=("images",))
-    print(*done.files, sep="\n")
-    print(f"{done.images} images searched for {done.points} points: {done.not_found} not found")
-    if done.unreadable:
-        print(f"images that cannot be read, see skipped.jsonl there: {done.unreadable}", file=sys.stderr)
-        sys.exit(1)
+    done = call(find_landmarks, arguments, prog, several=("images",))
+    lines = [*done.files, f"{done.images} images searched for {done.points} points: {done.not_found} not found"]
+    complaint = f"images that cannot be read, see skipped.jsonl there: {done.unreadable}" if done.unreadable else None
+    return Answer(lines, done._asdict(), status=int(bool(done.unreadable)), complaint=complaint)
 
 
-@_command
-def match(arguments: list[str] | None, prog: str) -> None:
+@command
+def match(arguments: list[str], prog: str) -> Answer:
     """Find points of one image in another, and draw them."""
-    parser = ArgumentParser(prog=prog, description=match.__doc__)
+    parser = command_parser(prog, match.__doc__)
     parser.add_argument("images", nargs=2, help="the image of the points, and the one to search")
     parser.add_argument("--model", required=True, help="any image encoder; best one with a dense decoder")
     parser.add_argument("--points", nargs="+", help="x,y in pixels of the first; a grid over the body by default")
@@ -262,37 +230,36 @@ def match(arguments: list[str] | None, prog: str) -> None:
     from eden_hf.matching.pairs import match_images
 
     found = match_images(chosen.model, chosen.images, chosen.points, chosen.output)
-    for name, point in found.items():
-        place = f"{point.x:.1f},{point.y:.1f}" if point.found else "not found"
-        print(f"{name}: {place} (confidence {point.confidence:.2f})")
-    print(chosen.output)
+    places = {name: f"{point.x:.1f},{point.y:.1f}" if point.found else "not found" for name, point in found.items()}
+    lines = [f"{name}: {place} (confidence {found[name].confidence:.2f})" for name, place in places.items()]
+    points = {name: point._asdict() for name, point in found.items()}
+    return Answer([*lines, chosen.output], {"points": points, "file": chosen.output})
 
 
-@_command
-def masks(arguments: list[str] | None, prog: str) -> None:
+@command
+def masks(arguments: list[str], prog: str) -> Answer:
     """Find structures from annotated examples: masks as PNG, DICOM SEG. Exits with 1 if images were unreadable."""
     from eden_hf.matching.masks import find_masks
 
-    written = _call(find_masks, arguments, prog, several=("images",))
-    print(f"{', '.join(written.names)} of {len(written.images)} images: {written.output}")
-    if written.skipped:
-        print(f"images that cannot be read, see skipped.jsonl there: {written.skipped}", file=sys.stderr)
-        sys.exit(1)
+    done = call(find_masks, arguments, prog, several=("images",))
+    complaint = f"images that cannot be read, see skipped.jsonl there: {done.skipped}" if done.skipped else None
+    lines = [f"{', '.join(done.names)} of {len(done.images)} images: {done.output}"]
+    return Answer(lines, done._asdict(), status=int(bool(done.skipped)), complaint=complaint)
 
 
-@_command
-def stage(arguments: list[str] | None, prog: str) -> None:
+@command
+def stage(arguments: list[str], prog: str) -> Answer:
     """Make the folder that is published of a model, with its card."""
     from eden_hf.hub.repository import stage_model
 
-    print(_call(stage_model, arguments, prog, several=("results",)))
+    return files_answer([call(stage_model, arguments, prog, several=("results",), by_place=("source", "output"))])
 
 
-@_command
-def card(arguments: list[str] | None, prog: str) -> None:
+@command
+def card(arguments: list[str], prog: str) -> Answer:
     """Write the card of a model repository (`eden card write FOLDER`), or check it (`eden card check FOLDER`)."""
-    parser = ArgumentParser(prog=prog, description=(card.__doc__ or "").replace("`", ""))
-    parser.add_argument("action", choices=["write", "check"])
+    parser = command_parser(prog, card.__doc__)
+    parser.add_argument("action", choices=["write", "check"], help="write the card, or check it")
     parser.add_argument("folder", help="of a model, with card.yaml")
     parser.add_argument("--model_id", help="Hub id that the card must be of")
     parser.add_argument("--online", action="store_true", help="ask the Hub about the metadata as well")
@@ -300,99 +267,75 @@ def card(arguments: list[str] | None, prog: str) -> None:
     from eden_hf.hub.cards import check_card, write_card
 
     if chosen.action == "write":
-        print(write_card(chosen.folder))
-        return
+        return files_answer([write_card(chosen.folder)])
     problems = check_card(chosen.folder, chosen.model_id, chosen.online)
-    print("\n".join(problems) or f"{Path(chosen.folder) / 'README.md'} is good")
-    sys.exit(bool(problems))
+    lines = problems or [f"{Path(chosen.folder) / 'README.md'} is good"]
+    return Answer(lines, {"problems": problems}, status=int(bool(problems)))
 
 
-@_command
-def push(arguments: list[str] | None, prog: str) -> None:
+@command
+def push(arguments: list[str], prog: str) -> Answer:
     """Publish a model or a data set on the Hub: checked, in one commit."""
     from eden_hf.hub.push import push_to_hub
 
-    print(_call(push_to_hub, arguments, prog, several=("results", "tags", "allow")))
+    options = ("results", "tags", "allow")
+    done = call(push_to_hub, arguments, prog, several=options, by_place=("source", "repo_id"))
+    return Answer([done], asdict(done))
 
 
-@_command
-def convert(arguments: list[str] | None, prog: str) -> None:
+@command
+def convert(arguments: list[str], prog: str) -> Answer:
     """Convert a checkpoint from elsewhere to an Eden folder."""
     from eden_hf.hub.conversion import convert_checkpoint
 
-    print(_call(convert_checkpoint, arguments, prog))
+    done = call(convert_checkpoint, arguments, prog, by_place=("source", "output"))
+    return Answer([done], asdict(done))
 
 
-@_command
-def export(arguments: list[str] | None, prog: str) -> None:
+@command
+def export(arguments: list[str], prog: str) -> Answer:
     """Export a model: ONNX, torch.export, or the trunk's weights under another library's names."""
     from eden_hf.hub.conversion import EXPORTS, export_trunk
     from eden_hf.hub.export import export_model
 
-    parser = ArgumentParser(prog=prog, description=export.__doc__)
+    parser = command_parser(prog, export.__doc__)
     parser.add_argument("--model", required=True, help="folder of an Eden model")
     parser.add_argument("--output", required=True, help="file to write: .onnx, .pt2 or .safetensors")
-    parser.add_argument("--format", default="onnx", choices=["onnx", "program", *EXPORTS])
+    parser.add_argument("--format", default="onnx", choices=["onnx", "program", *EXPORTS], help="of the file")
     chosen = parser.parse_args(arguments)
     function = export_trunk if chosen.format in EXPORTS else export_model
-    print(function(chosen.model, chosen.output, chosen.format))
+    return files_answer([function(chosen.model, chosen.output, chosen.format)])
 
 
-@_command
-def bench(arguments: list[str] | None, prog: str) -> None:
+@command
+def bench(arguments: list[str], prog: str) -> Answer:
     """Time what the package does on this machine, each beside a plain way of doing the same."""
     from eden_hf.benchmarks.bench import bench
 
-    print(_call(bench, arguments, prog, several=("rows",)))
+    measured = call(bench, arguments, prog, several=("rows",))
+    return Answer([measured], {"table": measured})
 
 
-@_command
-def doctor(arguments: list[str] | None, prog: str) -> None:
+@command
+def doctor(arguments: list[str], prog: str) -> Answer:
     """Tell what a pretraining run would take on this machine, and what binds it; settings as for `eden pretrain`."""
     from eden_hf.training.arguments import parse_arguments
 
-    settings, _ = parse_arguments(arguments, prog=prog)
+    settings, _ = parse_arguments(arguments, prog=prog, epilog=FOR_ALL)
     from eden_hf.benchmarks.doctor import examine
 
-    for line in examine(settings):
-        print(line)
+    lines = examine(settings)
+    return Answer(lines, {"lines": lines})
 
 
-def _call(
-    function: Callable,
-    arguments: list[str] | None,
-    prog: str,
-    several: Sequence[str] = (),
-    named: Sequence[str] = (),
-) -> Any:
-    """Call `function` by a command line.
-
-    Args:
-        function: Its parameters are the options.
-        arguments: The words of the line.
-        prog: What messages call the command.
-        several: Options that take values one after the other: `--model a b`.
-        named: Parameters that are given by place, without a dash.
-    """
-    from eden_hf.training.arguments import ConfigParser, at_home
-
-    parser = ConfigParser(prog=prog, description=(function.__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options; later ones override it")
-    parameters = signature(function).parameters
-    for name in several:
-        required = parameters[name].default is Parameter.empty
-        kind = get_args(parameters[name].annotation)[0]
-        kind = get_args(kind)[0] if get_origin(kind) is list else kind  # of `list[str] | None`
-        parser.add_argument(f"--{name}", nargs="+", type=kind, required=required, help="one or more values")
-    for name in named:
-        parser.add_argument(name, type=parameters[name].annotation)
-    switches = [name for name, parameter in parameters.items() if parameter.default is False]
-    for name in switches:
-        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), action="store_true")
-    parser.add_function_arguments(function, skip={*several, *named, *switches}, as_group=False)
-    chosen = parser.instantiate(parser.parse_args(arguments))
-    given = {name: at_home(chosen[name]) for name in parameters if not (name in several and chosen[name] is None)}
-    return function(**given)
+@command
+def completion(arguments: list[str], prog: str) -> Answer:
+    """Print what makes a shell complete commands and options: eval "$(eden completion bash)"."""
+    parser = command_parser(prog, completion.__doc__)
+    parser.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell to print it for")
+    chosen = parser.parse_args(arguments)
+    script = completion_script(chosen.shell)
+    return Answer([script], {"script": script})
 
 
 def main() -> None:
@@ -400,14 +343,18 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("eden_hf").setLevel(logging.INFO)
     spin_briefly()
-    name, *arguments = sys.argv[1:] or ["--help"]
+    words = sys.argv[1:] or ["--help"]
+    first = next((index for index, word in enumerate(words) if word not in ("--quiet", "--json")), 0)
+    name = words.pop(first)
     if name in COMMANDS:
-        return COMMANDS[name](arguments)
+        return COMMANDS[name](words)
+    if name == "--version":
+        return print(f"eden_hf {__version__}")
     asked = name in ("-h", "--help")
-    lines = [f"  {command:10} {function.__doc__}" for command, function in COMMANDS.items()]
+    lines = [f"  {name:10} {function.__doc__}" for name, function in COMMANDS.items()]
     complaint = "" if asked else f"eden: unknown command {name!r}\n"
-    usage = "\n".join(["usage: eden COMMAND [options]; eden COMMAND --help lists them", "", *lines])
-    print(complaint + usage, file=sys.stdout if asked else sys.stderr)
+    usage = ["usage: eden COMMAND [options]; eden COMMAND --help lists them, eden --version", "", *lines, "", FOR_ALL]
+    print(complaint + "\n".join(usage), file=sys.stdout if asked else sys.stderr)
     sys.exit(0 if asked else 2)
 
 

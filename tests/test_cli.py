@@ -1,16 +1,20 @@
+import json
 import subprocess
 import sys
 
 import pytest
 
-from eden_hf import cli
+from eden_hf import __version__, cli
+from eden_hf.command_line import COMMANDS, _for_users, parser_of
 
 from .launching import ENVIRONMENT, REPOSITORY
 
 
 def python_program(*arguments):
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 def eden(*arguments):
@@ -51,23 +55,23 @@ def test_an_unknown_command_says_which_there_are():
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        ("pretrain", "--training.batch_size"),
-        ("crops", "--num_proc"),
+        ("pretrain", "--training.batch-size"),
+        ("crops", "--num-proc"),
         ("gallery", "--source"),
         ("evaluate", "--evaluations"),
         ("audit", "--gammas"),
-        ("probe", "--label_columns"),
+        ("probe", "--label-columns"),
         ("few-shot", "--recipe.training.steps"),
-        ("finetune", "--task.data_dir"),
+        ("finetune", "--task.data-dir"),
         ("embed", "--dense"),
         ("search", "--region"),
         ("landmarks", "--unlabelled"),
         ("match", "--points"),
-        ("leaks", "--split_b"),
+        ("leaks", "--split-b"),
         ("lineage", "target"),
         ("stage", "--half"),
         ("card", "check"),
-        ("push", "--dry_run"),
+        ("push", "--dry-run"),
         ("convert", "--pretraining"),
         ("export", "--format"),
     ],
@@ -77,6 +81,69 @@ def test_each_command_explains_its_options(command, option):
     assert finished.returncode == 0, finished.stderr
     assert option in finished.stdout
     assert finished.stdout.startswith(f"usage: eden {command} ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_its_line_of_help(command):
+    untold = [action.dest for action in parser_of(command)._actions if not (action.help or "").strip()]
+    assert untold == []
+
+
+def test_the_version():
+    assert eden("--version").stdout == f"eden_hf {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{0} user/name --dry-run",
+        "--dry_run {0} user/name",
+        "user/name --dry-run --source {0}",
+        "--repo-id=user/name --dry-run --source={0}",
+    ],
+)
+def test_what_a_command_acts_on_is_given_by_place_or_by_name(line, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("eden_hf.hub.push.publish_model", lambda *places, **options: asked.append((places, options)))
+    (tmp_path / "card.yaml").touch()
+    with pytest.raises(TypeError, match="dataclass"):  # of what the patched function gives back
+        cli.push(line.format(tmp_path).split())
+    ((places, options),) = asked
+    assert places == (str(tmp_path), "user/name")
+    assert options["dry_run"]
+    assert not options["delete"]
+
+
+def test_a_word_too_many_is_told(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.push(["a", "user/name", "b"])
+    assert "b" in capsys.readouterr().err
+
+
+LEAKS = ["leaks", "phantoms:2", "phantoms:3"]
+
+
+@pytest.mark.parametrize("line", [["--json", *LEAKS], [*LEAKS, "--json"]])
+def test_answers_for_programs(line, tmp_path):
+    finished = eden(*line, "--quiet", "--output", str(tmp_path / "leaks.csv"))
+    assert finished.returncode == 1  # they share two
+    answer = json.loads(finished.stdout)
+    assert [leak["found_by"] for leak in answer["leaks"]] == ["pixels+looks"] * 2
+    assert answer["file"] == str(tmp_path / "leaks.csv")
+    assert finished.stderr == ""
+
+
+def test_progress_is_shown_unless_quiet(tmp_path):
+    assert "phantoms" in eden(*LEAKS, "--output", str(tmp_path / "leaks.csv")).stderr
+
+
+def test_shells_complete_commands_and_options():
+    script = eden("completion", "bash").stdout
+    assert "--dry-run" in script
+    assert "one-shot" in script
+    complete = f"{script}\nCOMP_WORDS=(eden pu); COMP_CWORD=1; _shtab_eden; echo ${{COMPREPLY[@]}}"
+    finished = subprocess.run(["bash", "-c", complete], capture_output=True, text=True, check=True, timeout=60)
+    assert finished.stdout.split() == ["push"]
 
 
 MISTAKES = [
@@ -116,7 +183,7 @@ def test_mistakes_end_every_command_with_one_message(line, tmp_path, capsys, mon
     (tmp_path / "images").mkdir()
     command, *arguments = line.format(tmp_path).split()
     with pytest.raises(SystemExit, match=r"^2$"):
-        cli.COMMANDS[command](arguments)
+        COMMANDS[command](arguments)
     *_, last = (row for row in capsys.readouterr().err.splitlines() if row.startswith("eden "))
     assert last.startswith(f"eden {command}: ")
     assert len(last) > len(f"eden {command}: ") + 10
@@ -138,13 +205,13 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
 def test_what_c_code_raises_in_the_package_is_a_fault_of_it(line, told):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (any)
         exec(line, {"__name__": "eden_hf.anywhere"})
-    assert cli._for_users(caught.value) == ("mend it" if told else None)
+    assert _for_users(caught.value) == ("mend it" if told else None)
 
 
 def test_a_misspelt_setting_exits_with_a_suggestion():
     finished = eden("pretrain", "--training.batchsize", "3")
     assert finished.returncode == 2
-    assert "training.batch_size" in finished.stderr
+    assert "Did you mean 'training.batch_size'?" in finished.stderr
     assert "Traceback" not in finished.stderr
 
 
@@ -172,7 +239,7 @@ def test_both_modules_are_the_command():
     for module in ("eden_hf", "eden_hf.cli"):
         finished = python_program("-m", module, "pretrain", "--training.batchsize", "3")
         assert finished.returncode == 2
-        assert "training.batch_size" in finished.stderr
+        assert "Did you mean 'training.batch_size'?" in finished.stderr
 
 
 BARE = """

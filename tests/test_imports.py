@@ -24,6 +24,7 @@ ORDER = (
     {"evaluation"},
     {"hub"},
     {"benchmarks"},
+    {"command_line"},
     {"cli"},
     {"__main__"},
 )

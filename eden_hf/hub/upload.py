@@ -133,7 +133,7 @@ def publish(
     files = {path: folder / path for path in local_files(folder)} | ({"README.md": card} if card else {})
     push = _Pushing(HfApi(), files, repo_id, repo_type, tags, options.get("delete", False))
     public = options.get("public", False)
-    return _retried((lambda: push.plan()[0]) if dry_run else (lambda: push.run(public)), repo_id)
+    return _planned_here(push) if dry_run else _retried(lambda: push.run(public), repo_id)
 
 
 def check_access(repo_id: str, tags: Sequence[str] = (), token: bool = True) -> None:
@@ -172,9 +172,9 @@ class _Pushing:
     tags: tuple[str, ...]
     delete: bool
 
-    def plan(self) -> tuple[Push, _Remote | None]:
-        """What would change, and the repository as it is, if it is."""
-        remote = self._remote()
+    def plan(self, compared: bool = True) -> tuple[Push, _Remote | None]:
+        """What would change, and the repository as it is, if it is; all files are new where it is not `compared`."""
+        remote = self._remote() if compared else None
         there = remote.files if remote else {}
         files = [self._planned(path, there.get(path)) for path in self.files]
         theirs = sorted(path for path in there.keys() - self.files.keys() if not is_hidden(path))
@@ -248,6 +248,20 @@ def _is_same(file: Path, there: RepoFile) -> bool:
         return git_hash(file.read_bytes()) == there.blob_id
     with file.open("rb") as content:
         return sha_fileobj(content).hex() == there.lfs.sha256
+
+
+def _planned_here(push: _Pushing) -> Push:
+    """The plan of a dry run, which needs no Hub."""
+    try:
+        return push.plan()[0]
+    except (HTTPError, RuntimeError, OSError, OIDCError, json.JSONDecodeError) as error:
+        if isinstance(error, PublishingError) or _is_local(error):
+            raise
+        fault = _fault(error)
+        if fault.status is not None and not _is_busy(fault.status):
+            raise PublishingError(_explained(fault, push.repo_id)) from error
+        logger.warning("not compared with the Hub, so that every file counts as new: %s", fault.said)
+        return push.plan(compared=False)[0]
 
 
 def _retried(push: Callable[[], Push], repo_id: str) -> Push:

@@ -27,13 +27,14 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from accelerate.utils import gather_object, tqdm
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from eden_hf.data.errors import SourceError
 from eden_hf.data.prepared import processors
+from eden_hf.data.progress import progress_bar
 from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog
 from eden_hf.data.sources import load_source, read_cell
@@ -177,7 +178,8 @@ def embedding_rows(
         pin_memory=encoder.model.device.type == "cuda",
     )
     columns = _points if dense else _images
-    with tqdm(total=len(rows), desc="embedding", unit="image", dynamic_ncols=True, disable=len(rows) < 2) as bar:
+    shown = len(rows) > 1 and PartialState().is_local_main_process
+    with progress_bar(total=len(rows), desc="embedding", unit="image", shown=shown) as bar:
         for batch in loader:
             bar.update(len(batch.names) + len(batch.unreadable))
             if batch.unreadable and unreadable is None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accelerate.utils import tqdm
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from eden_hf.data.folders import IMAGE_SUFFIXES
+from eden_hf.data.progress import progress_bar
 from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog
 from eden_hf.data.sources import find_source, read_cell
@@ -159,7 +159,7 @@ def _read(rows: Dataset, title: str, workers: int | None) -> Iterator[_Compared]
         collate_fn=_compared,
         worker_init_fn=obey_parent,
     )
-    with tqdm(total=len(rows), desc=title, unit="image", dynamic_ncols=True, disable=len(rows) < 2) as bar:
+    with progress_bar(total=len(rows), desc=title, unit="image", shown=len(rows) > 1) as bar:
         for batch in loader:
             bar.update(len(batch))
             yield from batch

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -349,7 +350,11 @@ class RunArguments(HubArguments):
 
 @dataclass
 class PretrainArguments(Settings):
-    """A pretraining run, section by section. The defaults are the paper's recipe on phantoms."""
+    """A pretraining run, section by section. The defaults are the paper's recipe on phantoms.
+
+    Attributes:
+        stages: The curriculum: what is learned, one stage after the other.
+    """
 
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
@@ -438,7 +443,20 @@ def read_arguments(path: str | Path) -> PretrainArguments:
 
 
 class ConfigParser(ArgumentParser):
-    """Reads configuration files whatever the locale, and in any usual encoding."""
+    """Options with hyphens, or underscores; configuration files whatever the locale, and in any usual encoding."""
+
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+        """As jsonargparse does, of options that are written with hyphens."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([re.sub(r"^--[^=]+", _underscored, word) for word in words], *others, **options)
+
+    def format_help(self, *formatter: Any) -> str:
+        """The help, of options that are written with hyphens."""
+        return _hyphened(super().format_help(*formatter))
+
+    def format_usage(self, *formatter: Any) -> str:
+        """The usage, of options that are written with hyphens."""
+        return _hyphened(super().format_usage(*formatter))
 
     def parse_path(self, path: Any, ext_vars: Any = None, **options: Any) -> Any:
         """As jsonargparse does, but for the text's encoding; paths inside are relative to the working folder."""
@@ -449,28 +467,38 @@ class ConfigParser(ArgumentParser):
         return self.parse_string(text, path=Path(path).name, ext_vars=ext_vars, **options)
 
 
+def _hyphened(text: str) -> str:
+    return re.sub(r"(?<![\w-])--[\w.]+", lambda option: option[0].replace("_", "-"), text)
+
+
+def _underscored(option: re.Match[str]) -> str:
+    return "--" + option[0][2:].replace("-", "_")
+
+
 class _SettingsParser(ConfigParser):
     """Names the nearest known setting where one is unknown. jsonargparse makes more of its kind for list items."""
 
-    names: ClassVar[dict[str, str]]  # of settings: the last word -> the whole name
+    names: ClassVar[dict[str, str]]  # of settings: the whole name, or its last word -> the whole name
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 and the message."""
         unknown = re.search(r"(?:ption '|unrecognized arguments: --)([\w.]+)", message)
-        nearest = difflib.get_close_matches(unknown[1].rsplit(".", 1)[-1], self.names, n=1) if unknown else []
+        words = (unknown[1], unknown[1].rsplit(".", 1)[-1]) if unknown else ()
+        nearest = [match for word in words for match in difflib.get_close_matches(word, self.names, n=1, cutoff=0.7)]
         super().error(f"{message}\nDid you mean '{self.names[nearest[0]]}'?" if nearest else message, ex)
 
 
 def _names(kind: type[Settings]) -> dict[str, str]:
-    """The last word of each setting of `kind`, and its whole name."""
-    defaults = kind()
-    names = {key.rsplit(".", 1)[-1]: key for key, _ in _leaves(dataclasses.asdict(defaults))}
+    """The whole name of each setting of `kind`, by itself and by its last word."""
+    defaults, names = kind(), {}
     for section in dataclasses.fields(defaults):
         value = getattr(defaults, section.name)
         if isinstance(value, list):
             names |= {item.name: f"{section.name}[].{item.name}" for item in dataclasses.fields(value[0])}
-        names[section.name] = section.name
-    return names
+    listed = tuple(f"{name.partition('[]')[0]}." for name in names.values())
+    whole = [key for key, _ in _leaves(dataclasses.asdict(defaults)) if not key.startswith(listed)]
+    names |= {key.rsplit(".", 1)[-1]: key for key in whole} | {key: key for key in whole}
+    return names | {section.name: section.name for section in dataclasses.fields(defaults)}
 
 
 def at_home(value: Any) -> Any:

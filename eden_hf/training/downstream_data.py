@@ -14,10 +14,10 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from eden_hf.data.patients import patient_names, patients_apart
 from eden_hf.data.prepared import split_holdout
+from eden_hf.data.progress import progress_bar
 from eden_hf.data.readers.masks import is_inside, warn_if_inverted
 from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SkipLog
@@ -219,9 +219,7 @@ def without_unreadable(
         batches = DataLoader(
             _Reasons(mine, kind), batch_size=16, num_workers=workers, collate_fn=list, worker_init_fn=obey_parent
         )
-        bar = tqdm(
-            batches, desc=f"reading {name}", unit="batch", dynamic_ncols=True, disable=not state.is_main_process
-        )
+        bar = progress_bar(batches, desc=f"reading {name}", unit="batch", shown=state.is_main_process)
         reasons = [reason for batch in bar for reason in batch]
         told = zip(mine["source_id"], reasons, strict=True)
         found += [(name, source_id, reason) for source_id, reason in told if reason is not None]

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils import get_total_norm
-from tqdm.auto import tqdm
 
+from eden_hf.data.progress import progress_bar
 from eden_hf.modeling_eden import EdenForPreTrainingOutput, EdenPointOutput, EdenV2ForPreTrainingOutput
 from eden_hf.training.curriculum import Progress
 
@@ -112,9 +112,9 @@ class Monitor:
     def __init__(self, accelerator: Accelerator, folder: Path, total_steps: int, progress: Progress) -> None:
         self.accelerator = accelerator
         self.file = folder / "metrics.jsonl"
-        self.bar = tqdm(
-            total=total_steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process,
-            dynamic_ncols=True, smoothing=0.05,
+        self.bar = progress_bar(
+            total=total_steps, initial=progress.step, unit="step", shown=accelerator.is_main_process,
+            smoothing=0.05,
         )  # fmt: skip
         if accelerator.is_main_process:
             self._forget_after(progress.step)

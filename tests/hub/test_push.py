@@ -489,6 +489,17 @@ def test_a_run_is_staged_and_published_in_one_call(hub, run, report, tmp_path):
     assert hub.asked(SENDS) == []
 
 
+@pytest.mark.parametrize("fault", ["offline", "unreachable"])
+def test_a_dry_run_needs_no_network(fault, hub, folder, monkeypatch, caplog):
+    if fault == "offline":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    push = publish_model(folder, "user/tiny", dry_run=True)
+    assert {file.change for file in push.files} == {"new"}
+    assert "not compared with the Hub, so that every file counts as new: " in caplog.text
+
+
 def test_offline_is_told(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
