@@ -490,7 +490,8 @@ class _SettingsParser(ConfigParser):
 
 def _names(kind: type[Settings]) -> dict[str, str]:
     """The whole name of each setting of `kind`, by itself and by its last word."""
-    defaults, names = kind(), {}
+    defaults = kind()
+    names: dict[str, str] = {}
     for section in dataclasses.fields(defaults):
         value = getattr(defaults, section.name)
         if isinstance(value, list):
