@@ -30,6 +30,7 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 from eden_hf import __version__
 from eden_hf.command_line import (
@@ -297,14 +298,27 @@ def export(arguments: list[str], prog: str) -> Answer:
     """Export a model: ONNX, torch.export, or the trunk's weights under another library's names."""
     from eden_hf.hub.conversion import EXPORTS, export_trunk
     from eden_hf.hub.export import export_model
+    from eden_hf.hub.export_pixels import Preprocessing
 
     parser = command_parser(prog, export.__doc__)
     parser.add_argument("--model", required=True, help="folder of an Eden model")
     parser.add_argument("--output", required=True, help="file to write: .onnx, .pt2 or .safetensors")
     parser.add_argument("--format", default="onnx", choices=["onnx", "program", *EXPORTS], help="of the file")
+    parser.add_argument(
+        "--preprocessing",
+        default="none",
+        choices=get_args(Preprocessing),
+        help="what of the image processor's work the exported model does by itself, given pixels from 0 to 255",
+    )
+    parser.add_argument("--outputs", nargs="+", default=(), help="names of the outputs wanted; all by default")
+    parser.add_argument("--half", action="store_true", help="store weights with 16 bits (onnx)")
     chosen = parser.parse_args(arguments)
-    function = export_trunk if chosen.format in EXPORTS else export_model
-    return files_answer([function(chosen.model, chosen.output, chosen.format)])
+    asked = (chosen.preprocessing, chosen.outputs, chosen.half)
+    if chosen.format not in EXPORTS:
+        return files_answer([export_model(chosen.model, chosen.output, chosen.format, *asked)])
+    if asked != ("none", (), False):
+        raise ValueError(f"--preprocessing, --outputs and --half are for onnx and program, not for {chosen.format}")
+    return files_answer([export_trunk(chosen.model, chosen.output, chosen.format)])
 
 
 @command

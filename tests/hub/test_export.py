@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from eden_hf import EdenForImageClassification, EdenForPreTraining, EdenForSemanticSegmentation, EdenModel
 from eden_hf.hub import export
 from eden_hf.hub.export import ExportError, export_model
+from eden_hf.image_processing_eden import EdenImageProcessor
 
 from ..tiny import tiny_config
 
@@ -63,6 +64,41 @@ def test_a_trunk_with_points(tmp_path):
     assert_close(dense, model(PIXELS).dense_embeddings, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_onnx_of_pixels(tmp_path, half):
+    """Images as they are in, embeddings out: what the processor and the model give."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = EdenModel(tiny_config(dense_dim=6)).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor = EdenImageProcessor(size={"height": 64, "width": 96}, intensity="per_image")
+    processor.save_pretrained(tmp_path / "model")
+    wanted = {"preprocessing": "resize", "outputs": ["dense_embeddings", "pooler_output"], "half": half}
+    file = export_model(str(tmp_path / "model"), str(tmp_path / "model.onnx"), **wanted)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    images = torch.randint(256, (2, 3, 150, 131), generator=torch.Generator().manual_seed(1))
+    found = session.run(None, {"pixel_values": images.float().numpy()})
+    with torch.inference_mode():
+        expected = model(processor(images.byte(), return_tensors="pt").pixel_values)
+    assert [output.name for output in session.get_outputs()] == ["dense_embeddings", "pooler_output"]
+    assert found[0].shape == (2, 6, 16, 24)
+    pairs = zip((expected.dense_embeddings, expected.pooler_output), found, strict=True)
+    off = max(float((a - torch.from_numpy(b)).abs().max()) for a, b in pairs)
+    assert (1e-6 < off < 1e-2) if half else off < 1e-5
+
+
+def test_weights_of_16_bits_take_half_the_bytes(tmp_path, monkeypatch):
+    onnx_ir = pytest.importorskip("onnx_ir")
+    weights = onnx_ir.tensor(torch.rand(300, 2).numpy(), name="weights")
+    value = onnx_ir.Value(name="weights", shape=weights.shape, type=onnx_ir.TensorType(weights.dtype))
+    value.const_value = weights
+    graph = onnx_ir.Graph([], [], nodes=[onnx_ir.node("Relu", [value])], initializers=[value])
+    export._store_half(graph)
+    assert {name: w.const_value.nbytes for name, w in graph.initializers.items()} == {"weights_half": 1200}
+    assert [node.op_type for node in graph] == ["Cast", "Relu"]
+
+
 def test_of_a_pretraining_model_the_students_trunk_is_taken(tmp_path, save):
     model, folder = save(EdenForPreTraining)
     file = export_model(folder, str(tmp_path / "out" / "model.pt2"), "program")
@@ -94,6 +130,10 @@ def test_errors(tmp_path, save, monkeypatch):
     with pytest.raises(ExportError, match=r"last_hidden_state of \[1, 3, 224, 224\] images is off by"):
         export_model(folder, str(tmp_path / "model.pt2"), "program", tolerance=-1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model"]  # no wrong model is left
+    with pytest.raises(ExportError, match="gives last_hidden_state, pooler_output, not dense_embeddings"):
+        export_model(folder, str(tmp_path / "model.pt2"), "program", outputs=["dense_embeddings"])
+    with pytest.raises(ExportError, match="weights of 16 bits are for the format onnx, not program"):
+        export_model(folder, str(tmp_path / "model.pt2"), "program", half=True)
     (tmp_path / "kept.pt2").touch()
     with pytest.raises(ExportError, match=r"kept\.pt2 is there already: choose another output"):
         export_model(folder, str(tmp_path / "kept.pt2"), "program")
