@@ -204,8 +204,8 @@ class EdenV2ForPreTraining(EdenPreTrainedModel):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self._center_sum)
             dist.all_reduce(self._center_rows)
-        if self._center_rows > 0:
-            self.center.lerp_(self._center_sum / self._center_rows, 1 - self.config.center_momentum)
+        moved = (self._center_rows > 0) * (1 - self.config.center_momentum)  # on the device, which nobody waits for
+        self.center.lerp_(self._center_sum / self._center_rows.clamp(min=1), moved)
         self._center_sum.zero_()
         self._center_rows.zero_()
 

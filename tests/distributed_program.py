@@ -4,6 +4,7 @@ torchrun --nproc_per_node 2 -m tests.distributed_program FOLDER
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eden_hf import EdenForPreTraining
 
@@ -23,6 +25,7 @@ CASES = {
     "layernorm": ("vit", (4, 4)),
     "shared": ("resnet", (4, 4)),
     "shuffled": ("resnet", (4, 4)),
+    "given": ("resnet", (4, 4)),  # the same, but the caller shuffles the key images and says how
     "uneven": ("vit", (5, 3)),
 }
 
@@ -40,6 +43,15 @@ class SharedBatchNorm(nn.Module):
         variance = all_reduce((x - mean[:, None, None]).square().mean(dim=(0, 2, 3))) / dist.get_world_size()
         scale = self.weight / (variance + self.eps).sqrt()
         return (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
+
+
+class NothingRead(TorchDispatchMode):
+    """Forbids to read a tensor's number, for which an accelerator would be waited for."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Raise, or call."""
+        assert function is not torch.ops.aten._local_scalar_dense.default, "a tensor is read within the step"
+        return function(*args, **(kwargs or {}))
 
 
 def make_model(case: str, shared: bool = False) -> EdenForPreTraining:
@@ -73,10 +85,14 @@ def main(folder: Path):
         parallel = DistributedDataParallel(model, broadcast_buffers=False)
         torch.manual_seed(100 + rank)  # ranks differ; the shuffle must still be the same on both
         results = {}
+        drawn = torch.Generator().manual_seed(100)  # rank 0's
         for step, (query, key) in enumerate(batches()):
-            output = parallel(query.split(sizes)[rank], key.split(sizes)[rank])
-            parallel.zero_grad()
-            output.loss.backward()
+            order = torch.randperm(BATCH, generator=drawn) if case == "given" else None
+            key = key if order is None else key[order]
+            with nullcontext() if order is None else NothingRead():
+                output = parallel(query.split(sizes)[rank], key.split(sizes)[rank], key_order=order)
+                parallel.zero_grad()
+                output.loss.backward()
             results |= {f"loss{step}": output.loss.detach(), f"keys{step}": output.key_embeddings.contiguous()}
         results |= {f"grad.{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
         results |= {f"state.{n}": t.contiguous() for n, t in model.state_dict().items()}

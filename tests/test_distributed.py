@@ -67,6 +67,11 @@ def test_keys_enter_the_bank_in_rank_order(ranks, case):
         assert results["state.bank_ptr"].tolist() == [2 * BATCH]
 
 
+def test_keys_that_the_caller_shuffled_give_the_same_to_the_last_bit(ranks):
+    for inside, given in zip(ranks["shuffled"], ranks["given"], strict=True):
+        assert [name for name in inside if not torch.equal(inside[name], given[name])] == []
+
+
 def test_plain_batchnorm_sees_a_shuffled_key_batch(ranks):
     """The keys are those of the two halves of the permutation that rank 0 drew, put back in order."""
     teacher_model = make_model("shuffled")

@@ -40,7 +40,16 @@ class TwoViews:
     def __init__(self, arguments: ViewArguments) -> None:
         self.arguments = arguments
 
-    def __call__(self, images: Tensor, indices: Tensor, *, level: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self,
+        images: Tensor,
+        indices: Tensor,
+        *,
+        level: int,
+        seed: int,
+        epoch: int,
+        keys: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Query and key views of one part of each image.
 
         Args:
@@ -49,6 +58,8 @@ class TwoViews:
             level: Granularity; each image gives one of its 2^level parts.
             seed: Seed of the run.
             epoch: Epoch of the run.
+            keys: Other images and their indices, whose keys are wanted instead: with several processes each encodes
+                the keys of some other's images. They are those that the other would have made.
 
         Returns:
             Two tensors `[B, 3, size, size]`, float32, normalised, on the images' device.
@@ -57,8 +68,15 @@ class TwoViews:
             ValueError: `level` is finer than the images' pixels, or they are no such images.
         """
         height, width = images.shape[-2:]
-        draws = draw_views(indices, self.arguments, level=level, seed=seed, epoch=epoch, height=height, width=width)
-        query, key = make_views(images, draws, self.arguments)
+
+        def draws(indices: Tensor) -> tuple[ViewDraws, ViewDraws]:
+            return draw_views(indices, self.arguments, level=level, seed=seed, epoch=epoch, height=height, width=width)
+
+        if keys is None:
+            query, key = make_views(images, draws(indices), self.arguments)
+        else:
+            (query,) = make_views(images, draws(indices)[:1], self.arguments)
+            (key,) = make_views(keys[0], draws(keys[1])[1:], self.arguments)
         return query, key
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -82,6 +83,12 @@ def epoch_order(indices: Tensor, seed: int, epoch: int) -> Tensor:
     return indices[torch.randperm(len(indices), generator=generator)]
 
 
+def key_order(size: int, *, seed: int, epoch: int, batch: int, piece: int) -> Tensor:
+    """The order [size] int64 in which the keys of a piece of all processes are shuffled over them."""
+    drawn = np.random.default_rng([seed % 2**64, epoch, batch, piece])
+    return torch.from_numpy(drawn.permutation(size))
+
+
 class FullBatches(Sampler[int]):
     """Indices of an epoch's images, in an order of its own, and some again to fill the last batch.
 
@@ -134,7 +141,9 @@ class StageBatches(Sampler[list[int]]):
 
     The images left over at an epoch's end, fewer than a batch, are not used in that epoch; the next draws anew. With
     accumulation or several processes, a batch is cut into equal pieces in order: piece `p` of process `r` of `R` is
-    chunk `p * R + r`, so that the pieces of all processes together are the batch in order.
+    chunk `p * R + r`, so that the pieces of all processes together are the batch in order. With `shuffled_keys`, as
+    many indices follow in each list: of the images whose keys the process encodes, its chunk of the piece of all
+    processes in their `key_order`.
 
     Raises:
         ValueError: there are fewer images than a batch, or the batch does not split evenly.
@@ -143,6 +152,7 @@ class StageBatches(Sampler[list[int]]):
     def __init__(
         self, indices: Tensor, batch_size: int, *, epochs: int, seed: int, first_epoch: int,
         start: tuple[int, int] = (0, 0), pieces: int = 1, rank: int = 0, world_size: int = 1,
+        shuffled_keys: bool = False,
     ) -> None:  # fmt: skip
         if batch_size % (pieces * world_size):
             raise ValueError(
@@ -157,7 +167,7 @@ class StageBatches(Sampler[list[int]]):
             )
         self.indices, self.batch_size, self.epochs, self.seed = indices, batch_size, epochs, seed
         self.first_epoch, self.start, self.pieces = first_epoch, start, pieces
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.shuffled_keys = rank, world_size, shuffled_keys
 
     def __len__(self) -> int:
         """Pieces left for this process."""
@@ -172,4 +182,11 @@ class StageBatches(Sampler[list[int]]):
             for batch in range(first, self.batches_per_epoch):
                 chunks = order[batch * self.batch_size :][: self.batch_size].chunk(self.pieces * self.world_size)
                 for piece in range(self.pieces):
-                    yield chunks[piece * self.world_size + self.rank].tolist()
+                    shares = chunks[piece * self.world_size :][: self.world_size]
+                    mine = shares[self.rank]
+                    if self.shuffled_keys:
+                        everyone = torch.cat(shares)
+                        position = {"epoch": self.first_epoch + epoch, "batch": batch, "piece": piece}
+                        shuffled = everyone[key_order(len(everyone), seed=self.seed, **position)]
+                        mine = torch.cat([mine, shuffled.chunk(self.world_size)[self.rank]])
+                    yield mine.tolist()

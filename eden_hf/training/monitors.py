@@ -63,28 +63,30 @@ _SHOWN = {
 
 
 class LossGuard:
-    """Stops the run at a non-finite loss, one batch late so that an accelerator is never waited for."""
+    """Stops the run at a non-finite loss: it keeps the losses, and reads them together when the run waits anyway."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.file = folder / (f"nonfinite-rank{rank}.json" if rank else "nonfinite.json")
-        self._pending: tuple[Tensor, list[str], dict] | None = None
+        self._pending: list[tuple[Tensor, list[str], dict]] = []
 
     def watch(self, loss: Tensor, ids: list[str], where: dict[str, Any]) -> None:
-        """Check the loss given last, then keep this one (a scalar on any device) for the next call."""
-        self.check()
-        self._pending = (loss.detach(), ids, where)
+        """Keep a loss (a scalar on any device) of the images `ids` for the next check. No device is waited for."""
+        self._pending.append((loss.detach(), ids, where))
 
     def check(self) -> None:
-        """Check the loss given last.
+        """Check the losses since the last check.
 
         Raises:
-            NonFiniteLossError: it was infinite or NaN. The batch's image ids are in `nonfinite.json`.
+            NonFiniteLossError: one is infinite or NaN. The image ids of the first such batch are in `nonfinite.json`.
         """
-        if self._pending is None:
+        if not self._pending:
             return
-        (loss, ids, where), self._pending = self._pending, None
-        if math.isfinite(value := loss.item()):
+        kept, self._pending = self._pending, []
+        losses = torch.stack([loss for loss, _, _ in kept]).tolist()
+        bad = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is None:
             return
+        value, (_, ids, where) = losses[bad], kept[bad]
         self.file.write_text(json.dumps({"loss": str(value), **where, "ids": ids}, indent=2))
         raise NonFiniteLossError(
             f"the loss is {value} at step {where['step']}; the {len(ids)} images of the batch are listed in "

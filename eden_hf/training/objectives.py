@@ -33,7 +33,11 @@ class Objective:
     def begin_stage(self, model: Any, stage: Stage) -> None:
         """Set what holds for a whole stage."""
 
-    def inputs(self, images: Tensor, indices: Tensor, stage: Stage, granularity: int, **draw: int) -> dict[str, Any]:
+    def shuffles_keys(self, stage: Stage) -> bool:
+        """Whether processes encode the keys of one another's images (see `EdenForPreTraining`)."""
+        return False
+
+    def inputs(self, images: Tensor, indices: Tensor, stage: Stage, granularity: int, **draw: Any) -> dict[str, Any]:
         """What the model takes of source images.
 
         Args:
@@ -41,7 +45,8 @@ class Objective:
             indices: `[B]` int64 on the CPU, the images' numbers in their data set.
             stage: The stage.
             granularity: Of Adam-v2's anchors.
-            draw: `seed` and `epoch` of what is drawn.
+            draw: `seed` and `epoch` of what is drawn; where keys are shuffled, `keys` besides, the images and indices
+                that they are made of.
         """
         raise NotImplementedError
 
@@ -77,7 +82,11 @@ class PrunedContrast(Objective):
         """Set the pruner's threshold."""
         model.config.prune_threshold = stage.prune_threshold
 
-    def inputs(self, images: Tensor, indices: Tensor, stage: Stage, granularity: int, **draw: int) -> dict[str, Any]:
+    def shuffles_keys(self, stage: Stage) -> bool:
+        """Keys against a bank are; points have none."""
+        return stage.objective == "parts"
+
+    def inputs(self, images: Tensor, indices: Tensor, stage: Stage, granularity: int, **draw: Any) -> dict[str, Any]:
         """Query and key views `[B, 3, size, size]`; in the dense stage their points and, if asked, partners too."""
         if stage.objective == "parts":
             query, key = self.views(images, indices, level=stage.level, **draw)
@@ -116,7 +125,7 @@ class PartsAndWholes(Objective):
             outputs.append(model.decompose(features))
         return outputs
 
-    def inputs(self, images: Tensor, indices: Tensor, stage: Stage, granularity: int, **draw: int) -> dict[str, Any]:
+    def inputs(self, images: Tensor, indices: Tensor, stage: Stage, granularity: int, **draw: Any) -> dict[str, Any]:
         """Views of an anchor of each image, see `AnchorViews`."""
         make = self.views.localizing if stage.objective == "localize" else self.views.part_whole
         return dict(make(images, indices, granularity=granularity, **draw))

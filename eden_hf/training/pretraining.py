@@ -38,6 +38,7 @@ from eden_hf.training.curriculum import (
     Progress,
     StageBatches,
     enough_values,
+    key_order,
     learning_rate,
     validation_interval,
     weight_decay,
@@ -168,7 +169,11 @@ class Pretraining:
             pieces=training.gradient_accumulation_steps,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
+            shuffled_keys=self._shuffles_keys(stages[stage_index]),
         )
+
+    def _shuffles_keys(self, stage: Stage) -> bool:
+        return self.accelerator.num_processes > 1 and self.objective.shuffles_keys(stage)
 
     def _run_stage(self, index: int) -> bool:
         """Train one stage from the current position; `False` if asked to stop on the way."""
@@ -191,6 +196,7 @@ class Pretraining:
             self.monitor.bar.update()
             ends_epoch = progress.batch == batches.batches_per_epoch
             if progress.step % self.arguments.run.log_every == 0 or ends_epoch:
+                self.guard.check()
                 self.monitor.log(self._where(stage), rate)
             if ends_epoch:
                 self._end_epoch(stage)
@@ -224,16 +230,16 @@ class Pretraining:
             group.update({"momentum": stage.momentum} if "momentum" in group else {"betas": (stage.momentum, 0.999)})
 
     def _optimizer_step(self, pieces: Iterator[tuple[Tensor, Tensor]], stage: Stage) -> None:
-        """One step of the student on the next batch, in as many pieces as accumulation says."""
-        training, optimizer, progress = self.arguments.training, self._optimizer(stage), self.progress
+        """One step of the student on the next batch, in as many pieces as accumulation says.
+
+        Nothing in it waits for the device: what is read of it, is read when it is logged.
+        """
+        optimizer, steps = self._optimizer(stage), self.arguments.training.gradient_accumulation_steps
         size = "points.size" if stage.objective == "points" else "views.size"
         self.model.train()
-        steps, granularity = training.gradient_accumulation_steps, stage.granularity(progress.epoch)
         for piece in range(steps):
-            indices, images = next(pieces)
+            indices, inputs = self._piece(*next(pieces), stage, piece)
             with nullcontext() if piece == steps - 1 else self.accelerator.no_sync(self.model):
-                inputs = self._inputs(indices, images, stage, granularity, training.seed, progress.seen_epochs)
-                inputs |= self.objective.settings(stage, progress.epoch, first_piece=piece == 0)
                 with enough_values("training.batch_size", size):
                     output = self.model(**inputs)
                 ids = [self.images.ids[index] for index in indices]
@@ -241,7 +247,7 @@ class Pretraining:
                 self.accelerator.backward(output.loss / steps)
             self.monitor.add(health(output), len(indices) * self.accelerator.num_processes)
         self._clip(optimizer)
-        self.objective.before_step(self.eden, stage, progress.epoch)
+        self.objective.before_step(self.eden, stage, self.progress.epoch)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -255,12 +261,23 @@ class Pretraining:
         else:
             self.accelerator.clip_grad_norm_(self.student, training.max_grad_norm)
 
-    def _inputs(
-        self, indices: Tensor, images: Tensor, stage: Stage, granularity: int, seed: int, epoch: int
-    ) -> dict[str, Any]:
+    def _piece(self, indices: Tensor, images: Tensor, stage: Stage, piece: int) -> tuple[Tensor, dict[str, Any]]:
+        """Of what the loader gives: the indices of this process's queries, and what the model takes."""
+        progress = self.progress
+        draw: dict[str, Any] = {"seed": self.arguments.training.seed, "epoch": progress.seen_epochs}
+        inputs = self.objective.settings(stage, progress.epoch, first_piece=piece == 0)
+        if self._shuffles_keys(stage):
+            everyone = len(indices) // 2 * self.accelerator.num_processes
+            order = key_order(everyone, **draw, batch=progress.batch, piece=piece)
+            inputs["key_order"] = order.to(self.device, non_blocking=True)
+            (indices, key_indices), (images, key_images) = indices.chunk(2), images.chunk(2)
+            draw["keys"] = key_images.to(self.device, non_blocking=True), key_indices
+        return indices, inputs | self._inputs(indices, images, stage, stage.granularity(progress.epoch), **draw)
+
+    def _inputs(self, indices: Tensor, images: Tensor, stage: Stage, granularity: int, **draw: Any) -> dict[str, Any]:
         """What the model takes of source images [B, C, side, side], made on the device, laid out as asked."""
         images = images.to(self.device, non_blocking=True)
-        inputs = self.objective.inputs(images, indices, stage, granularity, seed=seed, epoch=epoch)
+        inputs = self.objective.inputs(images, indices, stage, granularity, **draw)
         return {
             name: _laid_out(value, self.memory_format) if name.endswith("pixel_values") else value
             for name, value in inputs.items()
@@ -298,7 +315,7 @@ class Pretraining:
         for indices in mine.split(piece) if len(mine) else ():  # of no images torch makes one empty piece
             # Another seed than training's, and always epoch 0: the same views whenever it is asked.
             inputs = self._inputs(
-                indices, self.images.get(indices), stage, stage.granularity(last), training.seed + 1, epoch=0
+                indices, self.images.get(indices), stage, stage.granularity(last), seed=training.seed + 1, epoch=0
             )
             loss = self.eden(**inputs, **settings).loss
             total += torch.stack([loss.float() * len(indices), torch.tensor(float(len(indices)), device=self.device)])

@@ -189,10 +189,17 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
-    """Rows of every process in rank order, and how many each gave; processes may give different numbers."""
+def _gather_rows(rows: Tensor, equal: bool = False) -> tuple[Tensor, list[int]]:
+    """Rows of every process in rank order, and how many each gave.
+
+    Processes may give different numbers, unless they are known to be `equal`: to ask for them is to wait for a GPU.
+    """
     if _world_size() == 1:
         return rows, [len(rows)]
+    if equal:
+        gathered = [torch.empty_like(rows) for _ in range(_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered), [len(rows)] * _world_size()
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.empty_like(count) for _ in range(_world_size())]
     dist.all_gather(counts, count)
@@ -204,6 +211,14 @@ def _gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)]), sizes
 
 
+def _shuffle_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """As many rows as this process gave, of those of all in an order that rank 0 draws, and the order."""
+    everything, sizes = _gather_rows(rows)
+    order = torch.randperm(len(everything)).to(rows.device)
+    dist.broadcast(order, src=0)
+    return everything[order.split(sizes)[dist.get_rank()]], order
+
+
 class EdenForPreTraining(EdenPreTrainedModel):
     """Adam's pretraining: a student and its momentum teacher agree on two views of one part of an image.
 
@@ -213,6 +228,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
     In several processes (`torch.distributed`), keys enter every bank in rank order, so the banks stay equal. A
     trunk with BatchNorm gets its key batch shuffled over the processes, so that shared statistics do not tell
     which key belongs to which query (MoCo); `SyncBatchNorm`, other norms and a single process need no shuffle.
+    Images are exchanged for it, unless the caller has given each process its share of the shuffled ones (`key_order`).
     """
 
     main_input_name = "query_pixel_values"
@@ -284,19 +300,17 @@ class EdenForPreTraining(EdenPreTrainedModel):
         return _world_size() > 1 and any(not isinstance(norm, nn.SyncBatchNorm) for norm in norms)
 
     @torch.no_grad()
-    def _encode_keys(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys of this process's images [B, D], and those of all processes in rank order."""
-        if not self._keys_are_shuffled():
-            keys = self.teacher(pixel_values)
-            return keys, _gather_rows(keys)[0]
-        rank = dist.get_rank()
-        images, sizes = _gather_rows(pixel_values)
-        order = torch.randperm(len(images)).to(images.device)
-        dist.broadcast(order, src=0)
-        shuffled, _ = _gather_rows(self.teacher(images[order.split(sizes)[rank]]))
-        all_keys = torch.empty_like(shuffled)
-        all_keys[order] = shuffled
-        return all_keys.split(sizes)[rank], all_keys
+    def _encode_keys(self, pixel_values: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys of this process's queries [B, D], and those of all processes in rank order."""
+        equal = order is not None
+        if order is None and self._keys_are_shuffled():
+            pixel_values, order = _shuffle_rows(pixel_values)
+        keys = self.teacher(pixel_values)
+        all_keys, sizes = _gather_rows(keys, equal)
+        if order is None:
+            return keys, all_keys
+        all_keys = torch.empty_like(all_keys).index_copy_(0, order, all_keys)
+        return all_keys.split(sizes)[dist.get_rank() if _world_size() > 1 else 0], all_keys
 
     @can_return_tuple
     def forward(
@@ -305,6 +319,7 @@ class EdenForPreTraining(EdenPreTrainedModel):
         key_pixel_values: Tensor,
         prune_threshold: float | Literal["config"] | None = "config",
         update_teacher: bool = True,
+        key_order: Tensor | None = None,
         points: PointTargets | None = None,
         partner_pixel_values: Tensor | None = None,
         partner_weight: float = 1.0,
@@ -317,11 +332,14 @@ class EdenForPreTraining(EdenPreTrainedModel):
             query_pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 One view of each part, for the student.
             key_pixel_values (`torch.FloatTensor` of the same batch size):
-                Another view of the same parts, for the teacher.
+                Another view of the same parts, for the teacher; with `key_order`, of other parts of the whole batch.
             prune_threshold (`float`, *optional*):
                 Gamma of this step, instead of the configuration's; `None` prunes nothing.
             update_teacher (`bool`, *optional*, defaults to `True`):
                 `False` leaves the teacher's average as it is, for all but the first of accumulated batches.
+            key_order (`torch.LongTensor` of shape `(batch_size of all processes,)`, *optional*):
+                Says that the keys' images were shuffled over the processes already: key i of all, in rank order, is
+                of query `key_order[i]` of all. The processes must have equal batches then.
             points (`PointTargets`, *optional*):
                 Makes it a step of the dense stage: both views go through the student, each searched for the points
                 of the other. Neither bank nor pruner takes part.
@@ -354,18 +372,24 @@ class EdenForPreTraining(EdenPreTrainedModel):
             gamma = self.config.prune_threshold if prune_threshold == "config" else prune_threshold
             asked["output_dense_embeddings"] = False
             student = self.eden(query_pixel_values, return_dict=True, **self.asked_of_trunk(asked))
-            output = self._contrast(self.projector(student.pooler_output), key_pixel_values, gamma, update_teacher)
+            queries = self.projector(student.pooler_output)
+            output = self._contrast(queries, key_pixel_values, gamma, update_teacher, key_order)
         output.hidden_states, output.attentions = student.hidden_states, student.attentions
         return output
 
     def _contrast(
-        self, queries: Tensor, key_pixel_values: Tensor, gamma: float | None, update_teacher: bool
+        self,
+        queries: Tensor,
+        key_pixel_values: Tensor,
+        gamma: float | None,
+        update_teacher: bool,
+        key_order: Tensor | None,
     ) -> EdenForPreTrainingOutput:
         """The step on the student's unit rows `[B, D]` and the keys' images."""
         if self.training and update_teacher:
             self.update_teacher()
         if self.training:
-            keys, all_keys = self._encode_keys(key_pixel_values)
+            keys, all_keys = self._encode_keys(key_pixel_values, key_order)
         else:  # evaluation talks to no other process: their numbers of batches may differ
             keys = self.teacher(key_pixel_values)
         output = pruned_info_nce(queries, keys, self.memory_bank, self.config.contrastive_temperature, gamma)

@@ -12,6 +12,7 @@ from eden_hf.training.curriculum import (
     StageBatches,
     enough_values,
     epoch_order,
+    key_order,
     learning_rate,
     teacher_temperature,
     validation_interval,
@@ -88,6 +89,30 @@ def test_processes_and_pieces_share_a_batch_in_order(images, pieces, world, per_
     for epoch in range(3):
         seen = sum(whole[epoch * (images // size) : (epoch + 1) * (images // size)], [])  # noqa: RUF017
         assert len(seen) == len(set(seen)) == images // size * size
+
+
+@pytest.mark.parametrize(("pieces", "world", "per_piece"), [(1, 2, 4), (3, 2, 2), (2, 3, 1), (1, 3, 5)])
+def test_processes_share_the_keys_of_a_piece_in_a_drawn_order(pieces, world, per_piece):
+    size, per_epoch = pieces * world * per_piece, 60 // (pieces * world * per_piece)
+    options = {"pieces": pieces, "world_size": world, "first_epoch": 5, "start": (1, 0)}
+    plain = [list(batches(60, size, rank=rank, **options)) for rank in range(world)]
+    both = [list(batches(60, size, rank=rank, shuffled_keys=True, **options)) for rank in range(world)]
+    for number in range(len(plain[0])):
+        queries, keys = zip(*([rank[number][:per_piece], rank[number][per_piece:]] for rank in both), strict=True)
+        assert list(queries) == [rank[number] for rank in plain]
+        batch, piece = divmod(number, pieces)
+        position = {"epoch": 6 + batch // per_epoch, "batch": batch % per_epoch, "piece": piece}
+        order = key_order(world * per_piece, seed=1, **position)
+        assert torch.equal(torch.tensor(sum(keys, [])), torch.tensor(sum(queries, []))[order])  # noqa: RUF017
+
+
+def test_key_orders_are_permutations_that_differ_from_place_to_place():
+    places = [
+        (seed, epoch, batch, piece) for seed in (-1, 1) for epoch in (0, 1) for batch in (0, 1) for piece in (0, 1)
+    ]
+    orders = [key_order(64, seed=s, epoch=e, batch=b, piece=p) for s, e, b, p in places]
+    assert all(torch.equal(order.sort().values, torch.arange(64)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == len(places)
 
 
 @pytest.mark.parametrize("start", [(0, 0), (0, 3), (1, 0), (2, 5)])

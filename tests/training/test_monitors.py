@@ -24,9 +24,12 @@ def test_embedding_std_tells_spread_from_collapse():
 def test_a_non_finite_loss_stops_with_the_ids_of_its_batch(tmp_path, bad):
     guard = LossGuard(tmp_path, rank=0)
     guard.watch(torch.tensor(1.0), ["fine.png"], {"step": 4})
+    guard.check()
+    guard.watch(torch.tensor(2.0), ["fine too.png"], {"step": 4})
     guard.watch(torch.tensor(bad), ["a.png", "b.png"], {"step": 5})
+    guard.watch(torch.tensor(bad), ["next.png"], {"step": 6})
     with pytest.raises(NonFiniteLossError, match=r"step 5.*nonfinite.json"):
-        guard.watch(torch.tensor(1.0), ["next.png"], {"step": 6})
+        guard.check()
     saved = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (saved["ids"], saved["step"]) == (["a.png", "b.png"], 5)
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentError
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +22,10 @@ from transformers import AutoModel
 
 from eden_hf import EdenForPreTraining, EdenModel
 from eden_hf.data.phantoms import phantom_dataset
+from eden_hf.training import pretraining
 from eden_hf.training.arguments import PretrainArguments, read_arguments
-from eden_hf.training.monitors import LossGuard, NonFiniteLossError
-from eden_hf.training.pretraining import Pretraining, pretrain
+from eden_hf.training.monitors import LossGuard, Monitor, NonFiniteLossError
+from eden_hf.training.pretraining import Pretraining, _loader, pretrain
 
 from ..launching import ENVIRONMENT, REPOSITORY, python, torchrun
 from ..tiny import BACKBONES, tiny_config
@@ -208,6 +211,67 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         assert left.keys() == right.keys()
         for key in left.keys() & {"loss", "validation_loss", "pruned_share", "positive_similarity"}:
             assert right[key] == pytest.approx(left[key], rel=1e-4, abs=1e-6)
+
+
+def test_processes_make_the_key_views_of_one_another(tmp_path):
+    """Put back in order, the keys of two processes' pieces are those that one process makes."""
+    training = {"batch_size": 8, "gradient_accumulation_steps": 2}
+    run = Pretraining(read_arguments(settings_file(tmp_path, training=training)))
+    stage, run.progress.stage, run.progress.epoch, run.progress.seen_epochs = run.arguments.stages[1], 1, 1, 3
+
+    def views(processes, rank):
+        run.accelerator = SimpleNamespace(num_processes=processes, process_index=rank)
+        pieces = list(_loader(run.images, run._batches(1), 0, run.device))
+        assert len(pieces) == 4
+        made = []
+        for run.progress.batch, piece in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            indices, inputs = run._piece(*pieces[len(made)], stage, piece)
+            assert len(indices) == len(inputs["key_pixel_values"]) == 4 // processes
+            made.append(inputs)
+        return made
+
+    for alone, *both in zip(views(1, 0), views(2, 0), views(2, 1), strict=True):
+        queries, keys = (torch.cat([v[f"{name}_pixel_values"] for v in both]) for name in ("query", "key"))
+        order = both[0]["key_order"]
+        assert torch.equal(queries, alone["query_pixel_values"])
+        assert torch.equal(keys, alone["key_pixel_values"][order])
+        assert "key_order" not in alone
+
+
+def assert_nothing_waits(folder: Path, monkeypatch, **sections):
+    """Take a step of each stage on torch's `meta` device, where reading a tensor is an error.
+
+    What decides on the CPU, as what is drawn, may be read.
+    """
+    meta, make = torch.device("meta"), pretraining._accelerator
+
+    def on_meta(arguments):
+        accelerator = make(arguments)
+        accelerator.state.device = meta
+        return accelerator
+
+    monkeypatch.setattr(pretraining, "_accelerator", on_meta)
+    monkeypatch.setattr(torch, "autocast", lambda *given, **settings: nullcontext())  # which does not know meta
+    training = {"max_grad_norm": 1.0, "gradient_accumulation_steps": 2, **sections.pop("training", {})}
+    run = Pretraining(read_arguments(settings_file(folder, **sections, training=training)))
+    run.guard, run.monitor = LossGuard(folder, 0), Monitor(run.accelerator, folder, 4, run.progress)
+    for index, stage in enumerate(run.arguments.stages):
+        run.progress.stage = index
+        run.objective.begin_stage(run.eden, stage)
+        run._optimizer_step(iter(_loader(run.images, run._batches(index), 0, meta)), stage)
+        run.objective.after_step(run.eden, 0, 4)
+    assert {tensor.device for tensor in run.eden.state_dict().values()} == {meta}
+    with pytest.raises(NotImplementedError, match="meta"):  # the losses that were kept
+        run.guard.check()
+
+
+def test_nothing_in_a_step_waits_for_the_device(tmp_path, monkeypatch):
+    assert_nothing_waits(tmp_path, monkeypatch, data={**SETTINGS["data"], "channels": 3})
+
+
+def test_nothing_in_a_dense_step_waits_for_the_device(tmp_path, monkeypatch):
+    settings = {"model": {"dense_dim": 6}, "points": {"size": 32, "count": 8}, "stages": POINTS}
+    assert_nothing_waits(tmp_path, monkeypatch, **settings)
 
 
 def test_accumulated_batches_make_one_step(tmp_path):

@@ -18,7 +18,14 @@ from eden_hf.training.pretraining import Pretraining, pretrain
 
 from ..launching import python, torchrun
 from ..tiny import BACKBONES, tiny_config, tiny_v2_config
-from .test_pretraining import assert_equal_runs, assert_equal_states, metrics, run_pretraining, settings_file
+from .test_pretraining import (
+    assert_equal_runs,
+    assert_equal_states,
+    assert_nothing_waits,
+    metrics,
+    run_pretraining,
+    settings_file,
+)
 
 MODEL = {
     "backbone": BACKBONES["resnet"], "localizability_hidden_size": 16, "localizability_bottleneck_size": 8,
@@ -73,6 +80,10 @@ def test_what_it_leaves_is_the_teachers_trunk(run):
     assert_close(trunk.state_dict(), model.eden.state_dict())
     student = model.student.eden.state_dict()
     assert any(not torch.equal(tensor, student[name]) for name, tensor in trunk.named_parameters())
+
+
+def test_nothing_in_a_step_waits_for_the_device(tmp_path, monkeypatch):
+    assert_nothing_waits(tmp_path, monkeypatch, **sections())
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path):
