@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= phantoms
 MUTANTS ?= *__mutmut_*[16]
-MODULES = $(filter-out %__init__,$(subst /,.,$(basename $(wildcard eden_hf/*.py eden_hf/data/*.py))))
 
 .DEFAULT_GOAL := help
 .PHONY: help cards demo docs mutants test test-fast test-mixins test-real check style clean
@@ -32,9 +31,10 @@ mutants: $(VENV)/.mutants ## Change the code in small ways, and list the changes
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1 "$(MUTANTS)"
 	$(BIN)/mutmut results
 
-docs: $(VENV)/.docs ## Generate the API reference from docstrings, to site/index.html
-	HF_HUB_OFFLINE=1 $(BIN)/python -W error::UserWarning -m pdoc --docformat google --output-directory site \
-	  eden_hf $(MODULES) eden_hf.data eden_hf.evaluation eden_hf.hub eden_hf.training
+docs: $(VENV)/.docs ## Build the documentation with its API reference and search, to site/index.html
+	rm -rf build/docs site && mkdir -p build/docs
+	cp -r --parents *.md LICENSE NOTICE docs model_cards tests/golden/README.md build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file .ci/mkdocs.yml
 
 cards: $(VENV)/.dev ## Copy the package's code into the given models, and write all model cards again
 	for model in model_cards/*/model.safetensors; do cp eden_hf/*_eden*.py "$$(dirname "$$model")" || exit 1; done

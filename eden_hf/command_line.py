@@ -11,9 +11,9 @@ from dis import opname
 from functools import wraps
 from importlib import import_module
 from inspect import Parameter, signature
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, capture_parser
 
 Command = Callable[[list[str] | None], None]
 COMMANDS: dict[str, Command] = {}
@@ -112,23 +112,7 @@ def _for_users(error: Exception) -> str | None:
 
 def parser_of(name: str) -> ArgumentParser:
     """The parser of a command, without running it."""
-    from eden_hf.training.arguments import ConfigParser
-
-    class Built(BaseException):
-        """The parser is complete."""
-
-    def stop(parser: ArgumentParser, *_: Any, **__: Any) -> NoReturn:
-        raise Built(parser)
-
-    parse = ConfigParser.parse_args
-    ConfigParser.parse_args = stop  # type: ignore
-    try:
-        COMMANDS[name](["--help"])
-    except Built as built:
-        return built.args[0]
-    finally:
-        ConfigParser.parse_args = parse  # type: ignore
-    raise AssertionError(f"{name} parses nothing")
+    return capture_parser(lambda: COMMANDS[name]([]))
 
 
 def completion_script(shell: str) -> str:

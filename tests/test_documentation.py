@@ -11,11 +11,13 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig
@@ -173,17 +175,18 @@ def parse(start, arguments: list[str]) -> None:
 
 def check_eden(arguments):
     name, *options = arguments
-    parse(lambda: cli.COMMANDS[name]([]), options)
+    parse(lambda: cli.COMMANDS[name](options), options)
 
 
 def check_script(script, options):
-    parse(lambda: runpy.run_path(script, run_name="__main__"), options)
+    with patch.object(sys, "argv", [script, *options]):  # what is given by name is not asked for by place
+        parse(lambda: runpy.run_path(script, run_name="__main__"), options)
 
 
 def check_python(arguments):
     module, *options = arguments
     if module == "-m":
-        assert options[0] in ("pdoc", "venv", "pytest")
+        assert options[0] in ("venv", "pytest")
     else:
         check_script(module, options)
 
