@@ -21,6 +21,7 @@ eden card check repository/
 eden push outputs/run user/name --card card.yaml                            scripts/push_to_hub.py
 eden convert adam.pth adam/                                                 scripts/convert_checkpoint.py
 eden export --model outputs/run/last --output model.onnx
+eden space --model outputs/run/last --output space/
 eden doctor --config configs/adam_resnet18_small.yaml
 eden bench --quick                                                          scripts/benchmark.py
 eden completion bash
@@ -276,7 +277,7 @@ def card(arguments: list[str], prog: str) -> Answer:
 
 @command
 def push(arguments: list[str], prog: str) -> Answer:
-    """Publish a model or a data set on the Hub: checked, in one commit."""
+    """Publish a model, a data set or a Space on the Hub: checked, in one commit."""
     from eden_hf.hub.push import push_to_hub
 
     options = ("results", "tags", "allow")
@@ -319,6 +320,14 @@ def export(arguments: list[str], prog: str) -> Answer:
     if asked != ("none", (), False):
         raise ValueError(f"--preprocessing, --outputs and --half are for onnx and program, not for {chosen.format}")
     return files_answer([export_trunk(chosen.model, chosen.output, chosen.format)])
+
+
+@command
+def space(arguments: list[str], prog: str) -> Answer:
+    """Write a static Space: a page on which a point of one X-ray is found in others, in the browser alone."""
+    from eden_hf.hub.space import make_space
+
+    return files_answer([call(make_space, arguments, prog)])
 
 
 @command

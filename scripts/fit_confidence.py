@@ -58,7 +58,7 @@ def fit_confidence(
     x, error, hidden = (np.concatenate(part) for part in (doubts, errors, covered))
     right = (error < NEAR) & ~hidden
     fitted = LogisticRegression(C=100).fit(x, right)
-    print("_CONFIDENCE =", tuple(round(float(value), 2) for value in (*-fitted.coef_[0], fitted.intercept_[0])))
+    print("CONFIDENCE =", tuple(round(float(value), 2) for value in (*-fitted.coef_[0], fitted.intercept_[0])))
     sure = fitted.predict_proba(x)[:, 1]
     threshold = float(np.quantile(sure[right], 0.05))
     shown = np.argsort(sure[~hidden])

@@ -62,6 +62,7 @@ class Repository:
     private: bool
     revisions: dict[str, dict[str, File]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    sdk: str | None = None  # of a Space
 
     def commit(self, files: dict[str, File], title: str) -> str:
         text = json.dumps([title, len(self.revisions), {path: file.oid for path, file in files.items()}])
@@ -227,6 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (kind, name) in self.hub.repositories:
             raise HubError(409, "You already created this repo")
         made = self.hub.repositories[kind, name] = Repository(self.json.get("visibility") == "private")
+        made.sdk = self.json.get("sdk")
         made.commit({".gitattributes": File(b"*.safetensors filter=lfs\n", False)}, "initial commit")
         return {"url": f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}"}
 
@@ -261,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"files": answers}
 
     def large_batch(self, name: str, kind: str | None = None) -> dict:
-        self.find("dataset" if kind else "model", name, write=True)
+        self.find((kind or "models/").removesuffix("s/"), name, write=True)
         answers = []
         for asked in self.json["objects"]:
             where = f"{self.hub.url}/large/{asked['oid']}"
@@ -346,7 +348,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {"errors": [], "warnings": []}
 
     def download(self, name: str, revision: str, path: str, kind: str | None = None) -> None:
-        repository = self.find("dataset" if kind else "model", name)
+        repository = self.find((kind or "models/").removesuffix("s/"), name)
         sha = repository.resolve(revision)
         file = repository.revisions[sha].get(path)
         if file is None:
@@ -361,8 +363,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.send(206, file.content[start : end + 1], about | part)
 
 
-_REPO = r"/api/(?P<kind>model|dataset)s/(?P<name>[^/]+/[^/]+)"
-_PLAIN = r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)"
+_REPO = r"/api/(?P<kind>model|dataset|space)s/(?P<name>[^/]+/[^/]+)"
+_PLAIN = r"/(?P<kind>datasets/|spaces/)?(?P<name>[^/]+/[^/]+)"
 ROUTES: tuple[tuple[str, str, Callable], ...] = (
     ("POST", r"/api/repos/create", _Handler.create),
     ("POST", r"/api/validate-yaml", _Handler.validate),

@@ -74,6 +74,7 @@ def test_an_unknown_command_says_which_there_are():
         ("push", "--dry-run"),
         ("convert", "--pretraining"),
         ("export", "--format"),
+        ("space", "--model"),
     ],
 )
 def test_each_command_explains_its_options(command, option):
@@ -174,6 +175,7 @@ MISTAKES = [
     "push --source {0}/none --repo_id user/name --dry_run",
     "convert --source {0}/none.pth --output {0}/out",
     "export --model {0}/model --output {0}/out.onnx",
+    "space --model {0}/model --output {0}/out",
 ]
 
 

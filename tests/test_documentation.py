@@ -186,7 +186,7 @@ def check_script(script, options):
 def check_python(arguments):
     module, *options = arguments
     if module == "-m":
-        assert options[0] in ("venv", "pytest")
+        assert options[0] in ("http.server", "venv", "pytest")
     else:
         check_script(module, options)
 

@@ -1,4 +1,4 @@
-"""What is published, by `eden push` and at the end of a run: a model with its card checked, or a data set."""
+"""What is published, by `eden push` and at the end of a run: a model with its card checked, a data set, or a Space."""
 
 import tempfile
 from collections.abc import Sequence
@@ -7,8 +7,9 @@ from typing import Unpack
 
 from eden_hf.hub.cards import CardError, EdenModelCardData, check_card
 from eden_hf.hub.datasets import publish_dataset
-from eden_hf.hub.refusals import Override, Refusal
+from eden_hf.hub.refusals import Override, Refusal, RepoType
 from eden_hf.hub.repository import stage_model
+from eden_hf.hub.space import SpaceError
 from eden_hf.hub.upload import Push, PushOptions, check_access, publish
 from eden_hf.training.arguments import HubArguments
 
@@ -20,24 +21,24 @@ def push_to_hub(
     results: Sequence[str] = (),
     output: str | None = None,
     pretraining: bool = False,
-    dataset: bool = False,
+    repo_type: RepoType = "model",
     public: bool = False,
     tags: Sequence[str] = (),
     dry_run: bool = False,
     delete: bool = False,
     allow: Sequence[Override] = (),
 ) -> Push:
-    """Publish a model or a data set on the Hub, in one commit.
+    """Publish a model, a data set or a Space on the Hub, in one commit.
 
     Args:
         source: A run, its `best` or `last`, a model folder; without `card` a repository folder that was staged
-            before; with `dataset` a folder of `eden crops`.
+            before; of a data set a folder of `eden crops`; of a Space one of `eden space`.
         repo_id: `user/name`. A repository that is not there yet is made, private.
         card: YAML with what only the publisher can say (`EdenModelCardData`, `EdenDatasetCardData`).
         results: Folders of result files of this model.
         output: Where to keep the repository folder; by default nowhere.
         pretraining: Send along what is needed to go on pretraining: student, teacher, projector, memory bank.
-        dataset: Publish a data set.
+        repo_type: `model`, `dataset` or `space`.
         public: Open the repository to everybody, once it is whole.
         tags: Names for the revision, such as `v1.0` or a stage's.
         dry_run: Send nothing; tell what would go.
@@ -50,7 +51,11 @@ def push_to_hub(
         PublishingError: the Hub does not take it; no revision is left half made.
     """
     options: PushOptions = {"public": public, "tags": tags, "dry_run": dry_run, "delete": delete, "allow": allow}
-    if dataset:
+    if repo_type == "space":
+        if card is not None:
+            raise CardError("a Space takes no `card`: eden space has written its README.md")
+        return publish_space(source, repo_id, **options)
+    if repo_type == "dataset":
         if card is None:
             raise CardError("a data set needs `card`: a YAML file with license, provenance and images_may_be_shared")
         return publish_dataset(source, repo_id, card, **options)
@@ -75,6 +80,17 @@ def publish_model(folder: str | Path, repo_id: str, **options: Unpack[PushOption
     folder = Path(folder)
     problems = [Refusal(problem, "card") for problem in check_card(folder, model_id=repo_id)]
     return publish(folder, repo_id, "model", problems, **options)
+
+
+def publish_space(folder: str | Path, repo_id: str, **options: Unpack[PushOptions]) -> Push:
+    """Publish the folder of a Space (see `make_space`) on the Hub; arguments and errors of `publish`.
+
+    Raises:
+        SpaceError: it is none.
+    """
+    if not (Path(folder) / "space.json").is_file():
+        raise SpaceError(f"{folder} is no Space: make one with eden space")
+    return publish(Path(folder), repo_id, "space", (), **options)
 
 
 def check_push(run: HubArguments) -> None:

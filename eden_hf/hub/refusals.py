@@ -9,9 +9,11 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
+from eden_hf.data.phantoms import SMALLEST, draw_phantom
 from eden_hf.hub.repository import shows_images
 
 Override = Literal["card", "pickle", "weights", "images", "files", "paths"]
@@ -19,8 +21,8 @@ OVERRIDES: tuple[Override, ...] = get_args(Override)
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 #: What is no text, of the files that have a known path.
-BINARIES = (".onnx", ".onnx.data", ".parquet")
-RepoType = Literal["model", "dataset"]
+BINARIES = (".onnx", ".onnx.data", ".parquet", ".wasm")
+RepoType = Literal["model", "dataset", "space"]
 #: What a repository holds, by its whole path, as patterns.
 KNOWN: dict[RepoType, tuple[str, ...]] = {
     "model": (
@@ -31,6 +33,10 @@ KNOWN: dict[RepoType, tuple[str, ...]] = {
         r"training/(config\.yaml|data\.json|environment\.json|metrics\.json|loss\.png)",
         r"evaluation/weights\.json|evaluation/[^/]+/(results\.json|results\.md|figure\.png)",
         r"evaluation/([^/]+/)?few_shot-[^/]+\.(md|png|jsonl)",
+    ),
+    "space": (
+        r"README\.md|LICENCES\.txt|index\.html|style\.css|(app|engine)\.js|(space|lineage)\.json",
+        r"(un)?trained\.onnx|ort/ort[\w.-]*\.(mjs|wasm)|examples/phantom-\d+\.png",
     ),
     "dataset": (r"README\.md|LICENSE|NOTICE", r"[\w.-]+/[\w.-]+\.parquet", r"[\w.-]+/skipped\.jsonl"),
 }
@@ -155,6 +161,8 @@ def _image_format(file: Path) -> str | None:
 def _not_ours(folder: Path, name: str) -> str | None:
     """Why an image is none of the package's own figures of numbers; `None` if it is one."""
     file = folder / name
+    if phantom := re.fullmatch(r"examples/phantom-(\d+)\.png", name):
+        return None if _shows_phantom(file, int(phantom[1])) else "is not the phantom that it is called"
     of_scores = re.fullmatch(r"training/loss\.png|evaluation/([^/]+/)?few_shot-[^/]+\.png", name)
     if not of_scores and not re.fullmatch(r"evaluation/.+/figure\.png", name):
         return "none of the package's figures (training/loss.png, evaluation/NAME/figure.png, few_shot-NAME.png)"
@@ -165,6 +173,12 @@ def _not_ours(folder: Path, name: str) -> str | None:
     if not of_scores and (not results.is_file() or shows_images(json.loads(results.read_text()))):
         return "shows images that were measured on, or has no results.json beside it"
     return None
+
+
+def _shows_phantom(file: Path, index: int) -> bool:
+    with Image.open(file) as image:
+        drawn = draw_phantom((0, index), image.width).image if image.width == image.height >= SMALLEST else None
+        return drawn is not None and image.mode == "L" and np.array_equal(np.asarray(image), drawn)
 
 
 def _is_pickle(file: Path) -> bool:

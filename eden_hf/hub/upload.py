@@ -116,7 +116,7 @@ def publish(
     Args:
         folder: The repository's content. Hidden files stay behind.
         repo_id: `user/name`. A repository that is not there yet is made, private.
-        repo_type: `model` or `dataset`.
+        repo_type: `model`, `dataset` or `space`.
         problems: What speaks against it, beside the folder's files.
         card: The `README.md` to publish, where it is not the folder's.
         options: How.
@@ -194,7 +194,8 @@ class _Pushing:
         """Commit what changed, then tag and open the repository as asked."""
         plan, remote = self.plan()
         if remote is None:
-            self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=True, exist_ok=True)
+            sdk = "static" if self.repo_type == "space" else None
+            self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=True, exist_ok=True, space_sdk=sdk)
             plan, remote = self.plan()
             if remote is None:
                 raise PublishingError(f"{self.repo_id} is there, but this token may not see it: use its owner's")

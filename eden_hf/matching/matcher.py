@@ -221,7 +221,7 @@ class AnatomyMatcher:
 
     def _confidence(self, similarity: Tensor, places: Tensor) -> Tensor:
         """How much to trust each place `[P]`, of similarity `[P, side^2]`."""
-        return torch.sigmoid(_CONFIDENCE[-1] - self._doubts(similarity, places) @ torch.tensor(_CONFIDENCE[:-1]))
+        return torch.sigmoid(CONFIDENCE[-1] - self._doubts(similarity, places) @ torch.tensor(CONFIDENCE[:-1]))
 
     def _doubts(self, similarity: Tensor, places: Tensor) -> Tensor:
         """What speaks against each place, `[P, 2]`, as logarithms.
@@ -254,7 +254,7 @@ class AnatomyMatcher:
 
 #: Logistic regression of "within 5 % of the side" on the doubts, and its constant (`scripts/fit_confidence.py`, on
 #: phantoms and SCR's training fold).
-_CONFIDENCE = (3.87, 1.77, -17.53)
+CONFIDENCE = (3.87, 1.77, -17.53)
 #: Confidence at which a point found in an unlabelled image joins the prototypes.
 _SURE = 0.8
 

@@ -89,9 +89,9 @@ def test_declarations_that_do_not_do(hub, crops, tmp_path, declared, message):
 
 def test_nothing_goes_without_a_declaration(hub, crops, tmp_path):
     with pytest.raises(CardError, match="a data set needs `card`"):
-        push_to_hub(str(crops), "user/crops", dataset=True)
+        push_to_hub(str(crops), "user/crops", repo_type="dataset")
     with pytest.raises(CardError, match=r"absent\.yaml is missing: write one; its keys are license"):
-        push_to_hub(str(crops), "user/crops", str(tmp_path / "absent.yaml"), dataset=True)
+        push_to_hub(str(crops), "user/crops", str(tmp_path / "absent.yaml"), repo_type="dataset")
     assert hub.requests == []
 
 

@@ -72,7 +72,7 @@ def test_a_stranger_loads_what_was_published(hub, run, tmp_path):
         card = write_card_yaml(tmp_path, model_id=f"user/{name}")
         push_to_hub(str(source), f"user/{name}", str(card), pretraining=name == "trunk", tags=["v1.0"])
     build_anatomy_crops("phantoms:2", tmp_path / "crops", levels=(0, 2), max_level=None)
-    push_to_hub(str(tmp_path / "crops"), "user/crops", str(write_dataset_yaml(tmp_path)), dataset=True)
+    push_to_hub(str(tmp_path / "crops"), "user/crops", str(write_dataset_yaml(tmp_path)), repo_type="dataset")
 
     (tmp_path / "elsewhere").mkdir()
     environment = {

@@ -19,4 +19,4 @@ def dense_folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _sure(monkeypatch):
     """A random model is never sure of a point: what is done with points is tested as if it were."""
-    monkeypatch.setattr("eden_hf.matching.matcher._CONFIDENCE", (0.0, 0.0, 3.0))
+    monkeypatch.setattr("eden_hf.matching.matcher.CONFIDENCE", (0.0, 0.0, 3.0))
