@@ -12,6 +12,7 @@ eden finetune --config configs/finetune_scr_heart.yaml                      scri
 eden embed images/ embeddings.parquet --model outputs/run/last              scripts/embed.py
 eden search image.png --model outputs/run/last --embeddings embeddings.parquet --output sheet.png
 eden leaks pretraining/ test/
+eden check-phi images/ --output phi.csv
 eden lineage outputs/run/last
 eden landmarks --model outputs/run/last --references refs/ --images xrays/ --output outputs/landmarks
 eden match --model outputs/run/last a.png b.png --output outputs/match.png
@@ -194,6 +195,29 @@ def leaks(arguments: list[str], prog: str) -> Answer:
     data = report._asdict() | {"leaks": [leak._asdict() for leak in report.leaks]}
     found = bool(report.leaks or report.unreadable)
     return Answer(lines, data, status=int(found), complaint=complaint if report.unreadable else None)
+
+
+@command
+def check_phi(arguments: list[str], prog: str) -> Answer:
+    """Look in images and their names for what tells who a patient is. Exits with 1 on findings, and with 0 without."""
+    parser = command_parser(prog, check_phi.__doc__)
+    parser.add_argument("paths", nargs="+", help="files, folders, or other sources of images")
+    parser.add_argument("--output", default="phi.csv", help="CSV of what was found; keep it where the images are")
+    parser.add_argument("--accepted", help="CSV of findings that you accept: rows kept of an earlier one")
+    parser.add_argument("--skip_text", action="store_true", help="do not look for burned-in text")
+    chosen = parser.parse_args(arguments)
+    from eden_hf.data.phi import check_phi as check
+
+    report = check(chosen.paths, chosen.output, chosen.accepted, chosen.skip_text)
+    told = [finding[:-1] for finding in report.findings]  # without the values, which are in the file alone
+    without = "without burned-in text; " * chosen.skip_text
+    others = f"of {report.others} other files the names, of {report.hidden} hidden ones nothing"
+    lines = [
+        *("\t".join(finding) for finding in told),
+        f"looked at {report.images} images, {without}{others}",
+        f"{len(told)} findings, {report.accepted} accepted: {report.file}",
+    ]
+    return Answer(lines, {**report._asdict(), "findings": told}, status=int(bool(told)))
 
 
 @command

@@ -68,6 +68,7 @@ def test_an_unknown_command_says_which_there_are():
         ("landmarks", "--unlabelled"),
         ("match", "--points"),
         ("leaks", "--split-b"),
+        ("check-phi", "--accepted"),
         ("lineage", "target"),
         ("stage", "--half"),
         ("card", "check"),
@@ -169,6 +170,7 @@ MISTAKES = [
     "match --model {0}/model {0}/a.png {0}/b.png",
     "lineage {0}/none",
     "leaks {0}/none phantoms:2 --output {0}/leaks.csv",
+    "check-phi {0}/none --output {0}/phi.csv",
     "masks --model {0}/model --references {0}/none --images {0}/images --output {0}/out",
     "stage --source {0}/none --card {0}/none.yaml --output {0}/out",
     "card write {0}/none",
@@ -246,7 +248,8 @@ def test_both_modules_are_the_command():
 
 BARE = """
 import sys
-for name in ("matplotlib", "sklearn", "scipy", "evaluate", "pydicom", "onnxruntime", "SimpleITK", "highdicom", "peft"):
+for name in ("matplotlib", "sklearn", "scipy", "evaluate", "pydicom", "onnxruntime", "SimpleITK", "highdicom", "peft",
+             "rapidocr", "faker", "dicomanonymizer"):
     sys.modules[name] = None  # as where it is not installed
 from eden_hf.cli import COMMANDS, main
 for name in COMMANDS:

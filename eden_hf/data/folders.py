@@ -41,7 +41,7 @@ def images_below(root: Path) -> list[str]:
         SourceError: there is none.
     """
     files, hidden = list_files(root)
-    images = [file for file in files if _is_image(root / file)]
+    images = [file for file in files if is_image(root / file)]
     if not images:
         raise SourceError(
             f"no images in {root} ({len(files)} other files); known: {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -84,7 +84,7 @@ def list_files(root: Path) -> tuple[list[str], int]:
     return sorted(files), hidden
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """By its suffix, or by the DICOM mark: names such as `IM0001` and `1.2.840.10008` are usual there."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return True

@@ -123,7 +123,7 @@ def image_sizes(file: bytes | str | Path, name: str) -> Sizes:
 
 def _size_in_header(file: BinaryIO, name: str) -> tuple[tuple[int, int], PixelSize]:
     start = file.read(132)
-    if _is_dicom(start, name):
+    if is_dicom(start, name):
         file.seek(0)
         return dicom_size(file, name)
     if _is_raw(name):
@@ -141,7 +141,7 @@ def _size_in_header(file: BinaryIO, name: str) -> tuple[tuple[int, int], PixelSi
 def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
     if not data:
         raise DecodeError("the file is empty; restore it from its source, or leave it out")
-    if _is_dicom(data[:132], name):
+    if is_dicom(data[:132], name):
         dataset = open_dicom(data, name)
         index = _frame_index(frame, frame_count(dataset))
         return with_square_pixels(dicom_image(dataset, index), dicom_pixel_size(dataset, index))
@@ -158,7 +158,7 @@ def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
     return with_square_pixels(picture, pixel.turned() if turn in _QUARTER_TURNS else pixel)
 
 
-def _is_dicom(start: bytes, name: str) -> bool:
+def is_dicom(start: bytes, name: str) -> bool:
     """By its mark, whatever it is called, or by its name."""
     return start[128:] == b"DICM" or name.lower().endswith((".dcm", ".dicom"))
 

@@ -230,10 +230,11 @@ def _named(source: str, path: Path | None, config: str | None) -> Source:
 
 def is_image_folder(path: Path) -> bool:
     """Whether a path is a folder whose images are files: neither saved by `datasets` nor of Parquet."""
-    return path.is_dir() and not _is_saved(path) and not _holds_parquet(path)
+    return path.is_dir() and not is_saved(path) and not _holds_parquet(path)
 
 
-def _is_saved(root: Path) -> bool:
+def is_saved(root: Path) -> bool:
+    """Whether a folder was written by `datasets`."""
     return (root / "dataset_dict.json").exists() or (root / "state.json").exists()
 
 
@@ -243,7 +244,7 @@ def _holds_parquet(root: Path) -> bool:
 
 def _folder(root: Path, list_file: str | Path | None) -> Source:
     """A folder: saved by `datasets`, of Parquet, or of images."""
-    if _is_saved(root):
+    if is_saved(root):
         saved = datasets.load_from_disk(str(root))
         return _in_memory(str(root), saved if isinstance(saved, Mapping) else {str(saved.split or "train"): saved})
     if _holds_parquet(root):

@@ -27,6 +27,7 @@ def push_to_hub(
     dry_run: bool = False,
     delete: bool = False,
     allow: Sequence[Override] = (),
+    accepted: str | None = None,
 ) -> Push:
     """Publish a model, a data set or a Space on the Hub, in one commit.
 
@@ -45,12 +46,15 @@ def push_to_hub(
         delete: Delete what is in the repository and not in the folder; hidden files, the Hub's own, stay.
         allow: What to publish although it should not be: `card`, `pickle`, `weights`, `images`, `files`,
             `paths`.
+        accepted: CSV of `eden check-phi`: what may tell of patients, was looked at and may go.
 
     Raises:
         CardError, StagingError, RefusedError: what is to be published is not as it must be.
         PublishingError: the Hub does not take it; no revision is left half made.
     """
-    options: PushOptions = {"public": public, "tags": tags, "dry_run": dry_run, "delete": delete, "allow": allow}
+    options: PushOptions = {
+        "public": public, "tags": tags, "dry_run": dry_run, "delete": delete, "allow": allow, "accepted": accepted,
+    }  # fmt: skip
     if repo_type == "space":
         if card is not None:
             raise CardError("a Space takes no `card`: eden space has written its README.md")

@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
+from eden_hf.data.folders import IMAGE_SUFFIXES
 from eden_hf.data.phantoms import SMALLEST, draw_phantom
+from eden_hf.data.phi import Finding, file_findings, in_short, name_findings, names_in
 from eden_hf.hub.repository import shows_images
 
 Override = Literal["card", "pickle", "weights", "images", "files", "paths"]
@@ -114,6 +116,26 @@ def file_refusals(folder: Path, files: list[str], repo_type: RepoType) -> Iterat
         if not wrong and not any(re.fullmatch(pattern, name) for pattern in KNOWN[repo_type]):
             wrong = [Refusal(f"{name} is none of the files that the repository of a {repo_type} holds", "files")]
         yield from wrong
+
+
+def phi_refusals(folder: Path, files: list[str], accepted: frozenset[Finding]) -> Iterator[Refusal]:
+    """What images, and tables of them, tell of patients that nobody accepted; of our own figures their tags alone."""
+    left: list[Finding] = []
+    for name in files:
+        ours = _image_format(folder / name) is not None and _not_ours(folder, name) is None
+        found = [*file_findings(folder, name, text=not ours)]
+        if not ours and name.endswith((".parquet", *IMAGE_SUFFIXES)):
+            found += names_in(name)
+        if name.endswith("skipped.jsonl"):  # names the images that could not be read
+            told = name_findings((folder / name).read_text(encoding="utf-8"))
+            found += [Finding(name, "name", what, words) for what, words in told]
+        left += [finding for finding in found if finding not in accepted]
+    if left:
+        yield Refusal(
+            f"it may tell who the patients are: {in_short(left)}\n  eden check-phi of this folder writes down what it "
+            "is: mend it, or keep in that CSV what may be, and give it as --accepted",
+            None,
+        )
 
 
 def _refusals(folder: Path, name: str) -> Iterator[Refusal]:

@@ -26,7 +26,17 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from eden_hf.hub.refusals import Override, Refusal, RepoType, file_refusals, is_hidden, local_files, refuse
+from eden_hf.data.phi import read_accepted
+from eden_hf.hub.refusals import (
+    Override,
+    Refusal,
+    RepoType,
+    file_refusals,
+    is_hidden,
+    local_files,
+    phi_refusals,
+    refuse,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +104,7 @@ class PushOptions(TypedDict, total=False):
         delete: Delete what is in the repository and not in the folder; hidden files, the Hub's own, stay.
         allow: What to publish although it should not be: `card`, `pickle`, `weights`, `images`, `files`,
             `paths`.
+        accepted: CSV of what may tell of patients, was looked at and may go (`eden_hf.data.phi`).
     """
 
     public: bool
@@ -101,6 +112,7 @@ class PushOptions(TypedDict, total=False):
     dry_run: bool
     delete: bool
     allow: Collection[Override]
+    accepted: str | None
 
 
 def publish(
@@ -123,12 +135,14 @@ def publish(
 
     Raises:
         RefusedError: there are problems, a file is a pickle or at no known path, weights are not finite, or an image
-            would go that is none of the package's figures.
+            would go that is none of the package's figures, or that may tell who a patient is.
+        ImportError: images would go, and the extra `phi` is not installed, which looks at them.
         PublishingError: no token, or one without rights; a wrong name; a tag that stands elsewhere; a Hub that fails.
             The repository's last revision is the old one or the new one, whole; another push completes it.
     """
     tags, dry_run = tuple(options.get("tags", ())), options.get("dry_run", False)
     refuse(folder, (*problems, *file_refusals(folder, local_files(folder), repo_type)), options.get("allow", ()))
+    refuse(folder, phi_refusals(folder, local_files(folder), read_accepted(options.get("accepted"))), ())
     check_access(repo_id, tags, token=not dry_run)
     files = {path: folder / path for path in local_files(folder)} | ({"README.md": card} if card else {})
     push = _Pushing(HfApi(), files, repo_id, repo_type, tags, options.get("delete", False))

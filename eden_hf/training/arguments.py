@@ -333,6 +333,8 @@ class RunArguments(HubArguments):
         log_every: Optimiser steps that one line of metrics sums up.
         num_workers: Processes that read batches ahead; 0 reads them in the training process.
         trackers: Experiment trackers by accelerate's names (`tensorboard`, `wandb`, ...).
+        check_phi: Refuse to start on images that may tell who a patient is; what was found is in `phi.csv` then.
+        accepted_phi: CSV of findings that you accept: rows kept of that `phi.csv`.
     """
 
     output_dir: str = "outputs/pretrain"
@@ -341,6 +343,8 @@ class RunArguments(HubArguments):
     log_every: int = 10
     num_workers: int = 2
     trackers: list[str] = field(default_factory=list)
+    check_phi: bool = False
+    accepted_phi: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

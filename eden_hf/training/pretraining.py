@@ -27,8 +27,10 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from eden_hf.configuration_eden import EdenConfig
+from eden_hf.data.phi import data_findings, guard, read_accepted
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
 from eden_hf.data.skips import SKIPPED_FILE
+from eden_hf.data.sources import load_source
 from eden_hf.data.workers import obey_parent
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.modeling_eden import EdenForPreTraining, EdenModel, EdenV2ForPreTraining
@@ -101,6 +103,8 @@ class Pretraining:
         self.objective = objective_of(arguments)
         model = _model(self.objective.model_class, arguments.model)
         freeze_unreached(model, self.objective.reached(model.eval()))
+        if arguments.run.check_phi and not resume and self.accelerator.is_main_process:
+            self._check_phi()
         with self.accelerator.local_main_process_first():
             self.images = _prepared_images(arguments.data)
         self.train_indices, self.holdout_indices = split_holdout(
@@ -130,6 +134,15 @@ class Pretraining:
             else:
                 _record_run(self.folder, arguments, self.images, self.accelerator)
         self.accelerator.wait_for_everyone()
+
+    def _check_phi(self) -> None:
+        data, run = self.arguments.data, self.arguments.run
+        rows = load_source(
+            data.source, split=data.split, image_column=data.image_column, id_column=data.id_column,
+            list_file=data.list_file,
+        )  # fmt: skip
+        findings = data_findings(rows, data.split)
+        guard(findings, read_accepted(run.accepted_phi), self.folder / "phi.csv", "--run.accepted_phi")
 
     def train(self) -> Path:
         """Run the stages that are left; returns the run's folder, which others may write to then."""

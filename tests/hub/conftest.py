@@ -7,6 +7,7 @@ from accelerate.state import AcceleratorState
 from huggingface_hub import constants
 from huggingface_hub.utils import _xet
 
+from eden_hf.data.phi import checking
 from eden_hf.evaluation.results import Estimate, Results
 from eden_hf.hub.repository import stage_model
 from eden_hf.model_names import weights_revision
@@ -42,6 +43,12 @@ def hub(request, monkeypatch, tmp_path_factory):
     with LocalHub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         yield hub
+
+
+@pytest.fixture(autouse=True)
+def no_text(monkeypatch):
+    """No look for burned-in text, which takes a third of a second an image; `tests/data/phi` has that."""
+    monkeypatch.setattr(checking, "find_text", lambda picture: [])
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from eden_hf.data.anatomy_crops import build_anatomy_crops
+from eden_hf.data.phi import check_phi, checking
+from eden_hf.data.phi.burned_in import Text
 from eden_hf.hub.cards import CardError
 from eden_hf.hub.datasets import publish_dataset
 from eden_hf.hub.push import push_to_hub
@@ -112,3 +114,25 @@ def test_missing_parquet_and_loose_images_are_refused(hub, crops, tmp_path):
     assert [refusal.override for refusal in caught.value.refusals] == ["files", "images"]
     assert "level-0/train-*.parquet, which the card names, is not there" in str(caught.value)
     assert "image.dat is a DICOM file" in str(caught.value)
+
+
+def test_images_that_may_tell_of_patients_are_refused_until_each_is_accepted(hub, crops, tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "find_text", lambda picture: [Text((1, 2, 30, 9), "DOE^JANE", 0.9)])
+    (crops / "level-1" / "skipped.jsonl").write_text('{"source_id": "Smith_John/1.png", "reason": "torn"}\n')
+    card = write_dataset_yaml(tmp_path)
+    with pytest.raises(RefusedError, match="it may tell who the patients are: 36 text, 1 name") as caught:
+        publish_dataset(crops, "user/crops", card)
+    assert "image: box 1,2,30,9" in str(caught.value)
+    assert "--accepted" in str(caught.value)
+    assert "DOE" not in str(caught.value)
+    assert hub.repositories == {}
+    kept = tmp_path / "phi.csv"
+    check_phi([str(crops)], str(kept))
+    with kept.open("a") as file:
+        file.write("level-1/skipped.jsonl,name,name of a person,Smith John\n")
+    rows = kept.read_text().splitlines(keepends=True)
+    kept.write_text("".join(rows[:1] + rows[2:]))
+    with pytest.raises(RefusedError, match="1 text"):
+        publish_dataset(crops, "user/crops", card, accepted=str(kept))
+    kept.write_text("".join(rows))
+    assert push_to_hub(str(crops), "user/crops", str(card), repo_type="dataset", accepted=str(kept)).commit

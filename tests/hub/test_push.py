@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from eden_hf import cli
@@ -567,3 +568,19 @@ def test_a_finished_fine_tuning_run_is_published_with_its_results(hub, tmp_path,
     assert {"README.md", "model.safetensors", "training/loss.png", "evaluation/tuned/results.json"} <= held(hub).keys()
     assert not [path for path in held(hub) if path.endswith("masks.png")]
     assert len(json.loads(held(hub)["training/data.json"])["list_hash"]) == 64
+
+
+def test_images_that_may_go_and_our_figures_are_looked_at_as_well(hub, folder):
+    figure = folder / "training" / "loss.png"
+    with Image.open(figure) as drawn:
+        told = PngInfo()
+        for name, text in {**drawn.info, "Author": "Jane Doe"}.items():
+            if isinstance(text, str):
+                told.add_text(name, text)
+        drawn.save(figure, pnginfo=told)
+    Image.new("L", (32, 32)).save(folder / "Smith_John.png")
+    with pytest.raises(RefusedError) as caught:
+        publish_model(folder, "user/tiny", allow=["images", "files"])
+    assert "Smith_John.png: name name of a person\n  training/loss.png: tag Author\n" in str(caught.value)
+    assert [refusal.override for refusal in caught.value.refusals] == [None]
+    assert hub.repositories == {}

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModel
 
 from eden_hf import EdenForPreTraining, EdenModel
-from eden_hf.data.phantoms import phantom_dataset
+from eden_hf.data.phantoms import draw_phantom, phantom_dataset
+from eden_hf.data.phi import PhiError
 from eden_hf.training import pretraining
 from eden_hf.training.arguments import PretrainArguments, read_arguments
 from eden_hf.training.monitors import LossGuard, Monitor, NonFiniteLossError
@@ -98,6 +100,20 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     python("scripts/pretrain.py", f"--config={settings_file(folder)}")
     return folder / "run"
+
+
+def test_images_that_may_tell_of_patients_are_refused_before_the_start_if_asked(tmp_path):
+    (tmp_path / "images").mkdir()
+    for index in range(6):
+        image = draw_phantom(index, 64).image
+        Image.fromarray(np.asarray(image)).save(tmp_path / "images" / f"{index}.jpg", comment=b"Jane Doe")
+    settings = {"data": {"source": str(tmp_path / "images")}, "stages": [{"epochs": 1}]}
+    with pytest.raises(PhiError, match=r"6 tag\n  train row 0: tag image(.|\n)*phi\.csv.*--run\.accepted_phi"):
+        run_pretraining(tmp_path, **settings, run={"check_phi": True})
+    found = (tmp_path / "run" / "phi.csv").rename(tmp_path / "accepted.csv")
+    run = run_pretraining(tmp_path, **settings, run={"check_phi": True, "accepted_phi": str(found)})
+    assert (run / "last" / "model.safetensors").exists()
+    assert not (run / "phi.csv").exists()
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted):

@@ -1,0 +1,237 @@
+"""Everything that is looked at in a file, a folder or a data set for what may tell who a patient is."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, cast
+
+import pyarrow as pa
+from accelerate.utils import tqdm
+from datasets import Dataset
+from PIL import Image
+from pyarrow.parquet import ParquetFile
+
+from eden_hf.data.dicom import frame_count, open_dicom
+from eden_hf.data.errors import NoPixelsError, SourceError
+from eden_hf.data.folders import is_image, list_files
+from eden_hf.data.phi.attributes import attribute_findings
+from eden_hf.data.phi.burned_in import find_text
+from eden_hf.data.phi.findings import Finding, Kind, PhiError, in_short, read_accepted, write_findings
+from eden_hf.data.phi.names import name_findings, tells_patients
+from eden_hf.data.phi.tags import tag_findings
+from eden_hf.data.reading import decode_image, is_dicom
+from eden_hf.data.sources import find_source, is_saved
+
+_ROWS = 64  # of a table that are in memory at once
+
+
+class PhiReport(NamedTuple):
+    """What `check_phi` found.
+
+    Attributes:
+        file: CSV of the findings, with the fields of `Finding`.
+        findings: Those that are in it, which are not accepted.
+        accepted: Number of findings that are.
+        images: Number of images that were looked at.
+        others: Number of files of which the names alone were looked at: they are no images and no Parquet.
+        hidden: Number of hidden files and folders, which were left out.
+    """
+
+    file: Path
+    findings: list[Finding]
+    accepted: int
+    images: int
+    others: int
+    hidden: int
+
+
+class _Looked:
+    """Counts of what was looked at."""
+
+    images = others = hidden = 0
+
+
+def check_phi(
+    paths: Sequence[str], output: str = "phi.csv", accepted: str | None = None, skip_text: bool = False
+) -> PhiReport:
+    """Look for what may tell who a patient is, and write it down.
+
+    Args:
+        paths: Files, folders (everything below them) or sources of `eden_hf.data.sources.load_source`.
+        output: CSV file to write. It holds the very words that were found: keep it where the images are.
+        accepted: CSV of findings that a person looked at and accepts: rows kept of an earlier one.
+        skip_text: Do not look for burned-in text, which takes most of the time.
+
+    Raises:
+        SourceError: there is nothing at a path, or nothing in it.
+        ImportError: the extra `phi` is not installed.
+    """
+    known, looked = read_accepted(accepted), _Looked()
+    findings: list[Finding] = []
+    for path in paths:
+        above = f"{path.rstrip('/')}/" if len(paths) > 1 else ""
+        found = _path_findings(path, looked, not skip_text)
+        findings += [finding._replace(file=above + finding.file) for finding in found]
+    left = [finding for finding in findings if finding not in known]
+    write_findings(Path(output), left)
+    return PhiReport(Path(output), left, len(findings) - len(left), looked.images, looked.others, looked.hidden)
+
+
+def guard(findings: Iterable[Finding], accepted: frozenset[Finding], report: Path, setting: str) -> None:
+    """Refuse to go on with findings that nobody accepted.
+
+    Args:
+        findings: What was found.
+        accepted: What was looked at and may be.
+        report: CSV that is written of the others.
+        setting: What takes the file of accepted findings, for the error.
+
+    Raises:
+        PhiError: there are others.
+    """
+    if left := [finding for finding in findings if finding not in accepted]:
+        write_findings(report, left)
+        raise PhiError(
+            f"images may tell who the patients are: {in_short(left)}\n{report} says what was found: mend the images, "
+            f"or keep in it what may be, and give it as {setting}"
+        )
+
+
+def data_findings(data: Dataset, name: str) -> Iterator[Finding]:
+    """What rows of `datasets` tell, in any column: images, and texts that are names."""
+    return _table_findings(data.with_format("arrow").iter(_ROWS), name, _Looked(), True)
+
+
+def file_findings(folder: Path, name: str, text: bool = True) -> Iterator[Finding]:
+    """What the content of a file tells: of an image, or of Parquet whatever it holds; nothing of other files.
+
+    Args:
+        folder: Where it is.
+        name: Its path there.
+        text: Whether burned-in text is looked for.
+    """
+    return _file_findings(folder, name, _Looked(), text)
+
+
+def names_in(path: str) -> Iterator[Finding]:
+    """What the last part of a path tells."""
+    yield from (Finding(path, "name", what, words) for what, words in name_findings(PurePosixPath(path).name))
+
+
+def _path_findings(given: str, looked: _Looked, text: bool) -> Iterator[Finding]:
+    path = Path(given).expanduser()
+    if path.is_file():
+        yield from names_in(path.name)
+        yield from _file_findings(path.parent, path.name, looked, text)
+    elif path.is_dir() and not is_saved(path):
+        files, hidden = list_files(path)
+        looked.hidden += hidden
+        if not files:
+            raise SourceError(f"nothing to look at in {given}: it has no files")
+        yield from (found._replace(file=".") for found in names_in(path.absolute().name))
+        below = dict.fromkeys(str(part) for file in files for part in (*PurePosixPath(file).parents, file))
+        for part in below:
+            yield from names_in(part)
+        for file in tqdm(files, desc=given, unit="file", dynamic_ncols=True, disable=len(files) < 2):
+            yield from _file_findings(path, file, looked, text)
+    else:
+        source = find_source(given)
+        for split in source.splits:
+            rows = cast(Dataset, source.open_split(split, False)).with_format("arrow")
+            yield from _table_findings(rows.iter(_ROWS), split, looked, text)
+
+
+def _file_findings(folder: Path, name: str, looked: _Looked, text: bool) -> Iterator[Finding]:
+    file = folder / name
+    if file.suffix.lower() == ".parquet":
+        try:
+            with ParquetFile(file) as table:
+                yield from _table_findings(table.iter_batches(_ROWS), name, looked, text)
+        except (OSError, pa.ArrowException) as error:
+            yield Finding(name, "unreadable", "table", str(error))
+    elif is_image(file) or _opens(file):
+        looked.images += 1
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            yield Finding(name, "unreadable", "image", str(error))
+            return
+        yield from (Finding(name, *found) for found in _image_findings(data, name, text))
+    else:
+        looked.others += 1
+
+
+def _opens(file: Path) -> bool:
+    """Whether PIL takes a file for an image, whatever it is called."""
+    try:
+        with Image.open(file):
+            return True
+    except Exception:  # none of its formats, or damaged, or one that opens as none for want of a library
+        return False
+
+
+def _table_findings(
+    batches: Iterable[pa.Table | pa.RecordBatch], name: str, looked: _Looked, text: bool
+) -> Iterator[Finding]:
+    """What a table tells: by the names of its columns, by their images and by their texts."""
+    number, told = 0, False
+    for batch in batches:
+        if not told:
+            columns = [column for column in batch.schema.names if tells_patients(column)]
+            yield from (Finding(name, "name", "column", column) for column in columns)
+            told = True
+        for row in batch.to_pylist():
+            for column, value in row.items():
+                found = _cell_findings(value, f"{name} row {number}", looked, text)
+                yield from (
+                    Finding(f"{name} row {number}", kind, f"{column}: {where}", what) for kind, where, what in found
+                )
+            number += 1
+
+
+def _cell_findings(value: Any, name: str, looked: _Looked, text: bool) -> Iterator[tuple[Kind, str, str]]:
+    if isinstance(value, str):
+        yield from (("name", what, words) for what, words in name_findings(value))
+    elif isinstance(value, bytes):
+        looked.images += 1
+        yield from _image_findings(value, name, text)
+    elif isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        path, data = value["path"], value["bytes"]
+        if data is None and path is not None:
+            try:
+                data = Path(path).read_bytes()
+            except OSError as error:
+                yield "unreadable", "image", str(error)
+        elif path is not None:
+            yield from (("name", what, words) for what, words in name_findings(path))
+        if data is not None:
+            looked.images += 1
+            yield from _image_findings(data, path or name, text)
+
+
+def _image_findings(data: bytes, name: str, text: bool) -> Iterator[tuple[Kind, str, str]]:
+    """What a file of an image tells, as kind, where and value."""
+    try:
+        if is_dicom(data[:132], name):
+            yield from (("attribute", *found) for found in attribute_findings(data))
+            frames = frame_count(open_dicom(data, name)) if text else 0
+        else:
+            with Image.open(BytesIO(data)) as image:
+                frames = getattr(image, "n_frames", 1)
+                for frame in range(frames):
+                    image.seek(frame)
+                    yield from (("tag", *found) for found in tag_findings(image))
+        for frame in range(frames if text else 0):
+            yield from _text_findings(decode_image(data, name, frame=frame), frame if frames > 1 else None)
+    except NoPixelsError:  # a report, say, of which the attributes tell
+        return
+    except ImportError:
+        raise
+    except Exception as error:  # decoders raise anything on damaged bytes
+        yield "unreadable", "image", str(error)
+
+
+def _text_findings(picture: Image.Image, frame: int | None) -> Iterator[tuple[Kind, str, str]]:
+    of_frame = "" if frame is None else f"frame {frame} "
+    for found in find_text(picture):
+        yield "text", of_frame + "box {},{},{},{}".format(*found.box), found.text

@@ -1,0 +1,69 @@
+"""What the PHI guard found, as rows of a CSV; the rows that a person keeps in it are what that person accepts."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable
+from io import StringIO
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from eden_hf.data.text_files import read_text
+
+Kind = Literal["attribute", "name", "tag", "text", "unreadable"]
+
+
+class Finding(NamedTuple):
+    """What may tell who a patient is.
+
+    Attributes:
+        file: Of the image, relative to the folder that was checked; a row of Parquet has `row N` after it.
+        kind: `attribute` of DICOM, `name` of a file, folder or column, `tag` beside the pixels, burned-in `text`, or
+            `unreadable`, which could not be looked at.
+        where: The attribute, the tag, or the box of the text in pixels.
+        found: The value; of `unreadable` the reason.
+    """
+
+    file: str
+    kind: Kind
+    where: str
+    found: str
+
+
+class PhiError(ValueError):
+    """Images that may tell who a patient is are not passed on."""
+
+
+def write_findings(file: Path, findings: Iterable[Finding]) -> None:
+    """Write the CSV, with the fields of `Finding`. It tells what was found: keep it where the images are."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows([Finding._fields, *findings])
+
+
+def read_accepted(file: str | Path | None) -> frozenset[Finding]:
+    """The findings that a person looked at and accepts: rows of a CSV of `eden check-phi`; none without a file.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no such CSV.
+    """
+    if file is None:
+        return frozenset()
+    header, *rows = list(csv.reader(StringIO(read_text(file), newline=""))) or [[]]
+    if tuple(header) != Finding._fields:
+        raise ValueError(
+            f"{file} is no CSV of eden check-phi: its first line is {','.join(header)!r}, not "
+            f"{','.join(Finding._fields)!r}; keep that line, and of the others those that are accepted"
+        )
+    for number, row in enumerate(rows, start=2):
+        if row and len(row) != len(Finding._fields):
+            raise ValueError(f"{file}: row {number} has {len(row)} values, not {len(Finding._fields)}: {row}")
+    return frozenset(Finding(*row) for row in rows if row)  # type: ignore[arg-type]
+
+
+def in_short(findings: Iterable[Finding], most: int = 10) -> str:
+    """How many of each kind there are and where the first are, without what they tell."""
+    findings = list(findings)
+    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(finding.kind for finding in findings).items())
+    lines = [f"{finding.file}: {finding.kind} {finding.where}" for finding in findings[:most]]
+    return "\n  ".join([counts, *lines, *(["..."] if len(findings) > most else [])])
