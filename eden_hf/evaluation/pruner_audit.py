@@ -26,6 +26,7 @@ from eden_hf.data.sources import first_pictures
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.results import Results, data_hash, table
 from eden_hf.evaluation.statistics import by_patient, estimates
+from eden_hf.model_names import weights_revision
 from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.plots import plot_pruner_audit
 from eden_hf.training.run_folder import keeps_output
@@ -62,7 +63,7 @@ def audit_pruner(
         seed: Of the bootstrap.
 
     Returns:
-        The page written.
+        The page written. Each step's result names the run's `models` by their weights, in its settings.
 
     Raises:
         FileNotFoundError: there is no pretraining model in `run`.
@@ -73,8 +74,9 @@ def audit_pruner(
     patients = patient_names(rows, patient_column) if patient_column else list(rows["source_id"])
     digest = data_hash(rows["source_id"], pictures)
     results, scores = [], {}
-    for step, model in _saved_models(Path(run)):
-        encoder = Encoder(model, AutoImageProcessor.from_pretrained(_model_folder(Path(run))), step)
+    models = [weights_revision(str(folder)) for folder in _model_folders(Path(run))]
+    for step, revision, model in _saved_models(Path(run)):
+        encoder = Encoder(model, AutoImageProcessor.from_pretrained(_model_folders(Path(run))[0]), step)
         scores[step] = pruner_scores(*queries_and_keys(encoder, pictures, level), gammas, patients)
         measured = {
             f"{name}, gamma {gamma:g}": by_patient(of_images[:, index], patients)
@@ -83,9 +85,9 @@ def audit_pruner(
             if not np.isnan(of_images[:, index]).all()  # nothing pruned has no precision
         }
         values = estimates(measured, seed)
-        settings = {"level": level, "gammas": list(gammas), "same": 1 / 2**level}
+        settings = {"level": level, "gammas": list(gammas), "same": 1 / 2**level, "models": models}
         where = f"{source} ({split}, {images} images)"
-        results.append(Results("pruner audit", step, None, where, digest, seed, values, settings, measured))
+        results.append(Results("pruner audit", step, revision, where, digest, seed, values, settings, measured))
         results[-1].save(Path(output) / step)
     figure = plot_pruner_audit(scores, gammas, base_rate=1 / 2**level)
     figure.savefig(Path(output) / "figure.png", dpi=110)
@@ -158,26 +160,31 @@ def pruner_scores(
         return {"precision": hit / pruned, "recall": hit / same_part, "pruned share": pruned / (same_part * parts)}
 
 
-def _model_folder(run: Path) -> Path:
-    """The model folder of a run, or the folder itself."""
-    return run / "last" if (run / "last" / "config.json").exists() else run
+def _model_folders(run: Path) -> list[Path]:
+    """The model folders of a run, `last` first, or the folder itself.
 
-
-def _saved_models(run: Path) -> Iterator[tuple[str, EdenForPreTraining]]:
-    """The models of a run that were saved, named by their step; without checkpoints, its model folder alone."""
-    folder = _model_folder(run)
-    if not (folder / "config.json").exists():
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [folder for folder in (run / "last", run / "best", run) if (folder / "config.json").exists()]
+    if not found:
         raise FileNotFoundError(f"no model in {run}: give the folder of a pretraining run, or of a model it saved")
+    return found
+
+
+def _saved_models(run: Path) -> Iterator[tuple[str, str | None, EdenForPreTraining]]:
+    """The models of a run that were saved: step, revision and model; without checkpoints, its model folder's alone."""
+    folder = _model_folders(run)[0]
     held = EdenConfig.from_pretrained(folder).architectures or []
     if EdenForPreTraining.__name__ not in held:  # its projectors would be drawn at random
         raise ValueError(f"{folder} holds {', '.join(held)}, which has no pruner: give an EdenForPreTraining")
     model = EdenForPreTraining.from_pretrained(folder)
     checkpoints = sorted(run.glob("checkpoints/step-*/model.safetensors"))
     if not checkpoints:
-        yield folder.name, model.eval()
+        yield folder.name, weights_revision(str(folder)), model.eval()
     for weights in checkpoints:
         load_model(model, weights)
-        yield re.sub("-0*", " ", weights.parent.name), model.eval()
+        yield re.sub("-0*", " ", weights.parent.name), weights_revision(str(weights.parent)), model.eval()
 
 
 def _page(run: str, results: Sequence[Results], level: int) -> str:

@@ -53,13 +53,13 @@ def weights_problems(facts: Facts) -> Iterator[str]:
         return
     if facts.staged.get("published") in revisions:
         revisions.add(facts.staged.get("staged"))
-    results = {f"{found.folder}/results.json": found.results for found in facts.measurements}
-    told = [(file, found.encoder, found.revision) for file, found in results.items()]
-    told += [(found.page, score.encoder, score.revision) for found in facts.few_shot for score in found.scores]
-    for file, encoder, revision in dict.fromkeys(told):
-        if encoder == facts.own and revision not in revisions:
+    told = [(f"{found.folder}/results.json", found.weights) for found in facts.measurements if facts.speaks_of(found)]
+    told += [(found.page, (score.revision,)) for found in facts.few_shot for score in found.scores
+             if score.encoder == facts.own]  # fmt: skip
+    for file, of in dict.fromkeys(told):
+        if revisions.isdisjoint(of):
             yield (
-                f"{file}: the results are of other weights ({revision}) than the folder's "
+                f"{file}: the results are of other weights ({', '.join(map(str, of))}) than the folder's "
                 f"({', '.join(sorted(map(str, revisions)))}): evaluate the very folder that is published"
             )
 

@@ -84,6 +84,17 @@ class Measurement:
         return f"Fine-tuned on {data_name(task)}" if name == "finetuned" else whole
 
     @property
+    def is_audit(self) -> bool:
+        """Whether it is of the checkpoints of a run, whose names are steps."""
+        return self.results.evaluation == "pruner audit"
+
+    @property
+    def weights(self) -> tuple[str | None, ...]:
+        """Revisions of the weights that it is of; of an audit those of the run's models."""
+        models = self.results.settings.get("models", [None]) if self.is_audit else [self.results.revision]
+        return tuple(models)
+
+    @property
     def subgroup(self) -> dict[str, str]:
         """The patients it is of where not of all, such as `{"sex": "female"}`: `subgroup` in its settings."""
         return self.results.settings.get("subgroup") or {}
@@ -141,6 +152,10 @@ class Facts:
     staged: dict[str, str]
     own: str | None
 
+    def speaks_of(self, found: Measurement) -> bool:
+        """Whether a result is this model's, or its run's, and none of what stands beside it."""
+        return found.is_audit or found.results.encoder == self.own
+
 
 def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
     """Read everything in a model repository that a card tells.
@@ -163,7 +178,7 @@ def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
     recipe = _read(training / "config.yaml", dict, required=False)
     measurements = [_measurement(file, folder) for file in sorted(folder.glob("evaluation/**/results.json"))]
     few_shot = [_few_shot(page, folder) for page in sorted(folder.glob("evaluation/**/few_shot-*.md"))]
-    names = [m.results.encoder for m in measurements if m.results.evaluation != "pruner audit"]
+    names = [m.results.encoder for m in measurements if not m.is_audit]
     names = names or [score.encoder for found in few_shot for score in found.scores]
     return Facts(
         folder=folder,

@@ -10,6 +10,7 @@ from eden_hf.data.phantoms import draw_phantom
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.pruner_audit import audit_pruner, pruner_scores, queries_and_keys
 from eden_hf.evaluation.results import Results
+from eden_hf.model_names import weights_revision
 from tests.tiny import tiny_config, tiny_v2_config
 
 
@@ -88,9 +89,12 @@ def test_every_saved_step_is_audited_with_its_own_weights(tmp_path):
     audit_pruner(str(run), output=str(tmp_path / "out"), **options)
     audit_pruner(str(tmp_path / "early"), output=str(tmp_path / "out"), **options)
     early, late, alone = (
-        Results.load(tmp_path / "out" / name / "results.json").values for name in ("step 2", "step 10", "early")
+        Results.load(tmp_path / "out" / name / "results.json") for name in ("step 2", "step 10", "early")
     )
-    assert early == alone != late
+    assert early.values == alone.values != late.values
+    assert early.revision == weights_revision(str(run / "checkpoints" / "step-0002")) != late.revision
+    assert early.settings["models"] == late.settings["models"] == [weights_revision(str(run / "last"))]
+    assert alone.settings["models"] == [alone.revision] == [weights_revision(str(tmp_path / "early"))]
 
 
 def test_queries_are_the_students_and_keys_the_teachers():

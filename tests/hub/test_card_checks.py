@@ -85,6 +85,19 @@ def test_every_result_of_this_model_must_be_of_its_weights(pretrained):
     assert problem.endswith("evaluate the very folder that is published")
 
 
+def test_an_audit_is_of_the_run_whose_model_is_published(pretrained):
+    """Its encoders are steps, of other weights each; the run's models are what ties it to this one."""
+    own = weights_revision(str(pretrained))
+    settings = {"level": 4, "models": ["sha256 ba9876543210", own]}
+    write_results(pretrained, "audit", "pruner audit", {"recall": 0.3}, encoder="step 10", settings=settings)
+    write_card(pretrained)
+    assert check_card(pretrained) == []
+    for models in ({"models": ["sha256 ba9876543210"]}, {}):
+        write_results(pretrained, "audit", "pruner audit", {"recall": 0.3}, encoder="step 10", settings=models)
+        write_card(pretrained)
+        assert "evaluation/audit/results.json: the results are of other weights" in check_card(pretrained)[0]
+
+
 def test_results_of_the_staged_weights_count_while_the_published_are_these(pretrained):
     told = {"staged": "sha256 ba9876543210", "published": weights_revision(str(pretrained))}
     write_results(pretrained, "locality", "locality", {"auroc": 0.7}, revision=told["staged"])
