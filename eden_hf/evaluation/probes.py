@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 NEIGHBOURS = 20
 #: Inverse penalties that cross-validation on the training images chooses among.
 PENALTIES = np.logspace(-4, 0, 5)
+#: Most steps of logistic regression: embeddings of random weights, of which all channels go together, take hundreds.
+STEPS = 5000
 
 
 @keeps_output
@@ -323,7 +325,7 @@ def linear_probe(kind: Kind, count: int) -> Any:
         return make_pipeline(StandardScaler(), RidgeCV(1 / PENALTIES))
     folds = min(3, count)
     regression = LogisticRegressionCV(
-        Cs=PENALTIES, cv=folds, max_iter=300, l1_ratios=(0,), use_legacy_attributes=False, scoring="neg_log_loss"
+        Cs=PENALTIES, cv=folds, max_iter=STEPS, l1_ratios=(0,), use_legacy_attributes=False, scoring="neg_log_loss"
     )
     return make_pipeline(StandardScaler(), regression)
 

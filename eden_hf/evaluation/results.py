@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from eden_hf.evaluation.statistics import Estimate, Measured, estimates, load_values, save_values
+from eden_hf.evaluation.statistics import Estimate, Measured, estimates, few_patients, load_values, save_values
 
 #: Values by patient, in a neighbour of `results.json`.
 VALUES = "values.parquet"
@@ -97,7 +97,10 @@ class Results:
 def differences(first: Results, other: Results) -> dict[str, Estimate]:
     """How much more each measure of `first` is than that of `other`, in the same patients and pairs."""
     common = first.measured.keys() & other.measured.keys()
-    paired = {name: first.measured[name] - other.measured[name] for name in first.measured if name in common}
+    try:
+        paired = {name: first.measured[name] - other.measured[name] for name in first.measured if name in common}
+    except ValueError as error:
+        raise ValueError(f"{first.evaluation} of {first.encoder} and of {other.encoder}: {error}") from error
     return estimates({n: m for n, m in paired.items() if not np.isnan(m.values).all()}, first.seed)
 
 
@@ -113,15 +116,19 @@ def difference_table(results: Sequence[Results]) -> str:
 
 
 def table(results: Sequence[Results]) -> str:
-    """Markdown: a row for each evaluation's value, a column for each encoder; a dash where there is no value."""
+    """Markdown: a row for each evaluation's value, a column for each encoder; a dash where there is no value.
+
+    Below it stands what intervals of few patients are worth, where some are.
+    """
     encoders = list(dict.fromkeys(result.encoder for result in results))
     cells = {(r.evaluation, name, r.encoder): str(value) for r in results for name, value in r.values.items()}
-    rows = dict.fromkeys((evaluation, name) for evaluation, name, _ in cells)
     lines = [["", "", *encoders], ["---"] * (2 + len(encoders))]
-    for evaluation, name in rows:
+    for evaluation, name in dict.fromkeys((evaluation, name) for evaluation, name, _ in cells):
         values = [cells.get((evaluation, name, encoder), "-") for encoder in encoders]
         lines.append([evaluation, name.replace("_", " "), *values])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    few = few_patients(value for result in results for value in result.values.values())
+    return f"{rows}\n\n{few}".rstrip() + "\n"
 
 
 def data_hash(ids: Iterable[str], images: Iterable[Any]) -> str:

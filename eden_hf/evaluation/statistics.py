@@ -3,7 +3,7 @@
 Patients are drawn, never images, points or pairs: what is measured in one patient depends on one another.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 RESAMPLES = 1000
+#: Of fewer patients, intervals cover less than they say where some patients differ much more than others.
+FEW = 15
 #: Cosines nearer than this are the same but for rounding, as all of a collapsed encoder are.
 TIED = 1e-6
 
@@ -23,7 +25,7 @@ TIED = 1e-6
 class Estimate(NamedTuple):
     """A mean over patients: `value`, its bootstrap 95 % interval from `low` to `high`, and `n` patients.
 
-    One patient has no interval: NaN.
+    One patient has no interval, nor have pairs of two: NaN.
     """
 
     value: float
@@ -34,8 +36,8 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         """Such as `0.812 (0.790, 0.833)`."""
         digits = 3 if abs(self.value) < 10 else 1
-        if self.n == 1:
-            return f"{self.value:.{digits}f} (one patient)"
+        if np.isnan(self.low):
+            return f"{self.value:.{digits}f} ({'one patient' if self.n == 1 else 'no interval'})"
         return f"{self.value:.{digits}f} ({self.low:.{digits}f}, {self.high:.{digits}f})"
 
 
@@ -72,6 +74,8 @@ class Measured:
         return Measured(self.values[kept], [self.patients[index] for index in kept], self.partners)
 
     def __sub__(self, other: "Measured") -> "Measured":
+        if (self.partners is None) != (other.partners is None):
+            raise ValueError("a value of each patient cannot be taken from values of pairs, nor the other way round")
         ours, theirs, patients = _common(self.patients, other.patients)
         if self.partners is None or other.partners is None:
             return Measured(self.values[ours] - other.values[theirs], patients)
@@ -134,10 +138,7 @@ def estimates(measured: Mapping[str, Measured], seed: int = 0) -> dict[str, Esti
 
 
 def estimate(values: Sequence[float] | np.ndarray, seed: int = 0, over: np.ndarray | None = None) -> Estimate:
-    """The mean of values of each patient, with its percentile bootstrap 95 % interval.
-
-    The percentiles lie as much further out as those of Student's t (Hesterberg, The American Statistician 69, 2015):
-    without that, intervals of few patients are too narrow.
+    """The mean of values of each patient, with its bootstrap 95 % interval (`_interval`).
 
     Args:
         values: `[N]`, or `[N, m]` for m values a patient; a patient with a NaN has no value and does not count.
@@ -155,10 +156,8 @@ def estimate(values: Sequence[float] | np.ndarray, seed: int = 0, over: np.ndarr
     if not len(upper):
         raise ValueError("no patient has a value to average")
     drawn = _times_drawn(len(upper), np.random.default_rng(seed))
-    low, high = (np.nan, np.nan)
-    if len(upper) > 1:
-        low, high = np.percentile((drawn @ upper) / (drawn @ under), _percentiles(len(upper) - 1))
-    return Estimate(float(upper.mean() / under.mean()), float(low), float(high), len(upper))
+    value = float(upper.mean() / under.mean())
+    return Estimate(value, *_interval(value, (drawn @ upper) / (drawn @ under), len(upper) - 1), len(upper))
 
 
 def estimate_pairs(values: np.ndarray, patients: Sequence[str], partners: Sequence[str], seed: int = 0) -> Estimate:
@@ -189,9 +188,13 @@ def estimate_pairs(values: np.ndarray, patients: Sequence[str], partners: Sequen
     columns[:, both] = rows[:, [place[name] for name in partners if name in place]]
     columns[:, ~both] = _times_drawn(int((~both).sum()), rng)
     total, count = (((rows @ matrix) * columns).sum(axis=1) for matrix in (np.where(kept, values, 0), kept))
-    freedom = float(len(patients) - 1) if both.any() else _freedom(values)
-    low, high = np.percentile(total[count > 0] / count[count > 0], _percentiles(freedom))
-    return Estimate(float(values[kept].mean()), float(low), float(high), int(kept.any(axis=1).sum()))
+    freedom, shrunk = _freedom(values), 1.0
+    if both.any():
+        # One who is drawn twice makes no pair with himself, so that draws differ less than samples do.
+        others = int(kept.any(axis=0).sum()) - 1
+        freedom, shrunk = float(len(patients) - 1), (others - 1) / max(others, 1)
+    value, draws = float(values[kept].mean()), total[count > 0] / count[count > 0]
+    return Estimate(value, *_interval(value, draws, freedom, shrunk), int(kept.any(axis=1).sum()))
 
 
 def _both(values: np.ndarray, patients: Sequence[str], partners: Sequence[str]) -> bool:
@@ -211,6 +214,16 @@ def _freedom(values: np.ndarray) -> float:
     return sum(parts) ** 2 / weights if weights else float(values.shape[0] - 1)
 
 
+def few_patients(values: Iterable[Estimate]) -> str:
+    """A sentence for tables of which a value is of few patients; nothing where none is."""
+    if not any(value.n < FEW for value in values):
+        return ""
+    return (
+        f"Of fewer than {FEW} patients, intervals hold only where no patient is far from the others: where a few are, "
+        "they cover 88 to 93 % instead of 95 %."
+    )
+
+
 class Resampled(NamedTuple):
     """A statistic that is no mean of patients' values (AUC): its `value`, and those of `draws` of n patients.
 
@@ -222,12 +235,8 @@ class Resampled(NamedTuple):
     n: int
 
     def estimate(self) -> Estimate:
-        """The value with its percentile interval; draws in which it is not defined do not count."""
-        defined = self.draws[~np.isnan(self.draws)]
-        low, high = (
-            np.percentile(defined, _percentiles(self.n - 1)) if len(defined) and self.n > 1 else (np.nan, np.nan)
-        )
-        return Estimate(self.value, float(low), float(high), self.n)
+        """The value with its interval; draws in which it is not defined do not count."""
+        return Estimate(self.value, *_interval(self.value, self.draws[~np.isnan(self.draws)], self.n - 1), self.n)
 
     def minus(self, other: "Resampled") -> "Resampled":
         """How much more this is, in the same draws."""
@@ -266,9 +275,33 @@ def _times_drawn(patients: int, rng: np.random.Generator) -> np.ndarray:
     return rng.multinomial(patients, np.full(patients, 1 / patients), size=RESAMPLES).astype(float)
 
 
+def _interval(value: float, draws: np.ndarray, freedom: float, shrunk: float = 1.0) -> tuple[float, float]:
+    """The 95 % interval of an estimate, from its bootstrap draws.
+
+    Percentiles lie as much further out as those of Student's t (Hesterberg, The American Statistician 69, 2015):
+    without that, intervals of few patients are too narrow. Of fewer than `FEW` draws do not reach so far: there the
+    interval is as many of their standard deviations to both sides.
+
+    Args:
+        value: The estimate.
+        draws: Of the bootstrap.
+        freedom: Degrees of freedom.
+        shrunk: By what draws of few differ less than samples would.
+
+    Returns:
+        NaN for both of one patient or pair, or without draws.
+    """
+    if freedom < 1 or shrunk <= 0 or not len(draws):
+        return np.nan, np.nan
+    low, high = _percentiles(freedom)
+    if freedom + 1 >= FEW:
+        return tuple(np.percentile(draws, (low, high)).tolist())
+    half = float(-norm.ppf(low / 100) * draws.std() / shrunk)
+    return value - half, value + half
+
+
 def _percentiles(freedom: float) -> tuple[float, float]:
     """Those of bootstrap means between which 95 % lie, for estimates of so many degrees of freedom."""
-    freedom = max(1.0, freedom)
     low = 100 * norm.cdf(-np.sqrt((freedom + 1) / freedom) * student.ppf(0.975, freedom))
     return low, 100 - low
 

@@ -262,8 +262,11 @@ def _own_name(names: Sequence[str], declared: str | None, recipe: dict[str, Any]
 
 
 def data_name(source: str) -> str:
-    """The name of a source without the folders of the machine that it lay on; Hub ids stay as they are."""
-    return re.split(r"[/\\]", source.rstrip("/\\"))[-1] if re.match(LOCAL, source) else source
+    """The name of a source without the folders of the machine that it lay on; Hub ids and links stay as they are."""
+    *folders, name = re.split(r"[/\\]", source.rstrip("/\\"))
+    is_link = re.match(r"(?!file:)\w+://", source)
+    is_path = re.match(LOCAL, source) or len(folders) > 1 or re.search(r"[\s\\]", source)
+    return name if is_path and not is_link else source
 
 
 def model_name(name: str) -> str:

@@ -24,12 +24,14 @@ OVERRIDES: tuple[Override, ...] = get_args(Override)
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 #: What is no text, of the files that have a known path.
 BINARIES = (".onnx", ".onnx.data", ".parquet", ".wasm")
+#: The code that a model takes along: the package's own.
+CODE = {file.name: file for file in Path(__file__).parents[1].glob("*_eden*.py")}
 RepoType = Literal["model", "dataset", "space"]
 #: What a repository holds, by its whole path, as patterns.
 KNOWN: dict[RepoType, tuple[str, ...]] = {
     "model": (
         r"README\.md|LICENSE|NOTICE|card\.yaml|(conversion|lineage)\.json",
-        r"(pretraining/)?(config\.json|preprocessor_config\.json|\w+_eden\w*\.py)",
+        rf"(pretraining/)?({'|'.join(map(re.escape, ('config.json', 'preprocessor_config.json', *CODE)))})",
         r"(pretraining/)?model(-\d+-of-\d+)?\.safetensors|(pretraining/)?model\.safetensors\.index\.json",
         r"(onnx/)?model\.onnx(\.data)?",
         r"training/(config\.yaml|data\.json|environment\.json|metrics\.json|loss\.png)",
@@ -49,7 +51,7 @@ _ENCODED = re.compile(
 )
 #: A path in somebody's home folder or on a drive or share, where a value of JSON or YAML begins: it may hold names.
 _HOME = re.compile(
-    r"""(?<=["'\s])(?:/(?:home|Users|root|mnt|media|scratch)/|~/|[A-Za-z]:[\\/]{1,4}(?!/)|\\\\)[^"'\n]*"""
+    r"""(?<=["'`\s])(?:/(?:home|Users|root|mnt|media|scratch)/|~/|[A-Za-z]:[\\/]{1,4}(?!/)|\\\\)[^"'\n]*"""
 )
 #: Formats that PIL knows by their first bytes.
 IMAGES = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
@@ -148,10 +150,34 @@ def _refusals(folder: Path, name: str) -> Iterator[Refusal]:
             yield Refusal(f"{name} is an image ({format_}) and {reason}", "images")
     elif name.endswith(PICKLES) or _is_pickle(file):
         yield Refusal(f"{name} is a pickle, which can run code when loaded: save it as safetensors", "pickle")
-    elif not name.endswith(BINARIES) and _ENCODED.search(file.read_bytes()):
+    elif not name.endswith(BINARIES):
+        yield from _text_refusals(name, file.read_bytes())
+
+
+def _text_refusals(name: str, content: bytes) -> Iterator[Refusal]:
+    """What is wrong with a file that is to be text."""
+    code = CODE.get(name.split("/")[-1])
+    if not _is_text(content):
+        yield Refusal(f"{name} is no text in UTF-8", "files")
+    elif _ENCODED.search(content):
         yield Refusal(f"{name} holds what looks like an image in base64 or in numbers", "images")
-    elif name.endswith((".json", ".jsonl", ".yaml")) and (path := _HOME.search(file.read_text(errors="replace"))):
+    elif code and content != code.read_bytes():
+        yield Refusal(f"{name} is not the code of this version of eden_hf: stage the model again", "files")
+    elif _is_record(name) and (path := _HOME.search(content.decode())):
         yield Refusal(f"{name} holds a path of a machine, {path[0]!r}: eden stage leaves its name alone", "paths")
+
+
+def _is_record(name: str) -> bool:
+    """Whether a program wrote it, which knows of folders here; words of one's own may name some."""
+    return name.endswith((".json", ".jsonl", ".yaml")) or name.startswith("evaluation/")
+
+
+def _is_text(content: bytes) -> bool:
+    """Whether it is UTF-8 without the control characters that no text has."""
+    try:
+        return not re.search(r"[\x00-\x08\x0e-\x1f]", content.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _weight_refusals(folder: Path, name: str) -> Iterator[Refusal]:

@@ -236,24 +236,27 @@ def _copy_small(figure: Path, output: Path) -> None:
         drawn.convert("RGB").quantize(64).save(output, optimize=True, pnginfo=tags)
 
 
-#: A path that one machine alone can read, to its last slash whatever is before that, and its name, up to quotes,
-#: brackets or its end; or one of three parts and more, or with backslashes, which is no Hub id. No text and no
-#: protocol stands before it.
-_PATH = re.compile(
-    rf"(?<![\w/\\.~-])(?:{LOCAL}(?=[^\s/])(?:[^\"'\n]*[/\\](?=[^\s/\\]))?"
-    r"|[\w.~-]+[/\\]+(?:[\w.~-][\w .~-]*[/\\]+)+|[\w.~-]+\\+)"
-    r"(?:[^\s\"',;()\[\]]|\s(?!\())+"
+#: The first folder of a path: without blanks, or with them where a value begins.
+_FIRST = (
+    r"(?:[\w.~-]+|(?:^(?!random:|finetuned )|(?<=^random:)|(?<=^finetuned )|(?<=[=\"]))"
+    r"[^\s/\\:=\"][^/\\:=\"\n]*)"
 )
-
-
-#: Two parts, which are a Hub id unless there is such a folder here.
-_ID_OR_FOLDER = re.compile(r"(?<![\w/\\.~-])[\w.~-]+/[\w.~-]+(?![\w/\\])")
+#: A path that one machine alone can read, to its last slash whatever is before that, and its name, up to quotes,
+#: brackets or its end; or one of three parts and more, or with backslashes, which is no Hub id, as is none that ends
+#: with a slash. No text and no protocol stands before it.
+_PATH = re.compile(
+    rf"(?<![\w/\\.~-])(?:(?:{LOCAL}(?=[^\s/])(?:[^\"'\n]*[/\\](?=[^\s/\\]))?"
+    rf"|{_FIRST}[/\\]+(?:[\w.~-][^/\\\"'\n]*[/\\]+(?=\S))+|{_FIRST}\\+)"
+    rf"(?:[^\s\"',;()\[\]]|\s(?!\())+|{_FIRST}/[^\s/][^/\"\n]*/$)"
+)
+#: Two parts, which are a Hub id (or words) unless there is such a folder here.
+_ID_OR_FOLDER = re.compile(rf"(?<![\w/\\.~-]){_FIRST}/[\w.~-](?:[^/\\\"'\n(]*[^\s/\\\"'\n(])?(?![\w/\\])")
 
 
 def _without_folders(value: Any) -> Any:
     """`value` with the name alone of every path of the machine; of a run's `last` and `best` the run's as well."""
     if isinstance(value, dict):
-        return {key: _without_folders(item) for key, item in value.items()}
+        return {_without_folders(key): _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
     if not isinstance(value, str):

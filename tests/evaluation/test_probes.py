@@ -8,7 +8,7 @@ from PIL import Image
 from eden_hf import EdenImageProcessor, EdenModel, cli
 from eden_hf.data.tasks import load_source_task
 from eden_hf.evaluation import results, statistics
-from eden_hf.evaluation.probes import PROBES, predict_by_probe, probe, probe_scores
+from eden_hf.evaluation.probes import PROBES, STEPS, linear_probe, predict_by_probe, probe, probe_scores
 from tests.launching import python
 from tests.tiny import tiny_config
 
@@ -233,6 +233,16 @@ def test_a_class_of_one_training_image_is_named(encoder):
     with pytest.raises(ValueError, match=r"one training image alone .* lone, .* `knn` alone"):
         probe_scores(encoder, task)
     assert "accuracy" in probe_scores(encoder, task, ["knn"])["knn"]
+
+
+def test_channels_that_go_together_take_many_steps_to_learn_from():
+    """As of random weights; a warning that it did not converge would be an error here."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(1500, 64)) * np.linspace(1, 0.01, 64)
+    x = rng.normal(size=(1500, 1)) + 0.01 * (hidden @ rng.normal(size=(64, 256)))
+    y = (hidden @ rng.normal(size=(64, 8))).argmax(axis=1)
+    learned = linear_probe("single_label", 3).fit(x, y)[-1]
+    assert 300 < learned.n_iter_.max() < STEPS
 
 
 def test_a_class_of_two_training_images_is_learned():

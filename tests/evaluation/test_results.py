@@ -51,6 +51,21 @@ def test_encoders_are_compared_in_the_same_patients():
     assert "- b" in difference_table([one, two])
 
 
+def test_measures_that_are_of_pairs_in_one_run_alone_are_named():
+    one = measured_results("a", [1, 2, 3], list("xyz"))
+    pairs = by_patient(np.ones((3, 3)), list("xyz"), list("xyz"))
+    with pytest.raises(ValueError, match="locality of a and of b: a value of each patient"):
+        differences(one, Results("locality", "b", None, "x", "abc", 0, {}, {}, {"hit": pairs}))
+
+
+def test_tables_of_few_patients_say_so(tmp_path):
+    few, many = (results(retrieval=Estimate(0.5, 0.4, 0.6, n)) for n in (12, 15))
+    assert "Of fewer than 15 patients" in table([many, few])
+    few.save(tmp_path)
+    assert "Of fewer than 15 patients" in (tmp_path / "results.md").read_text()
+    assert "fewer than" not in table([many])
+
+
 def test_subgroups_are_slices_of_one_run(tmp_path):
     saved = measured_results("a", [1, 2, 3, 4], list("wxyz"))
     saved.save(tmp_path)

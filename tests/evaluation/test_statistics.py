@@ -18,6 +18,7 @@ from eden_hf.evaluation.statistics import (
     by_patient,
     estimate,
     estimate_pairs,
+    few_patients,
     load_values,
     own_against_other,
     resampled,
@@ -74,12 +75,36 @@ def test_intervals_over_pairs_cover_the_truth(references, targets, same, few_res
     assert 0.93 <= covered / 500 <= 0.97
 
 
-def test_intervals_of_few_patients_cover_the_truth(few_resamples):
-    rng, covered = np.random.default_rng(5), 0
+@pytest.mark.parametrize("patients", [2, 3, 6, 12])
+def test_intervals_of_few_patients_cover_the_truth(patients, few_resamples):
+    """Percentiles of two patients would cover half of the time, and of three three quarters."""
+    rng, covered = np.random.default_rng(7), 0
     for number in range(500):
-        found = estimate(rng.normal(0, 1, 12), seed=number)
+        found = estimate(rng.normal(0, 1, patients), seed=number)
         covered += found.low <= 0 <= found.high
     assert 0.93 <= covered / 500 <= 0.97
+
+
+@pytest.mark.parametrize(("patients", "members"), [(4, 4), (6, 6), (14, 14), (12, 6)])
+def test_intervals_of_pairs_of_few_patients_cover_the_truth(patients, members, few_resamples):
+    """Of values that depend on who is in the pair and hardly on anything else, which is the hardest."""
+    rng, covered = np.random.default_rng(5), 0
+    names, _ = named(patients, patients, True)
+    for number in range(500):
+        effect = rng.normal(0, 1, patients)
+        values = effect[:, None] + effect + rng.normal(0, 0.3, (patients, patients))
+        np.fill_diagonal(values, np.nan)
+        found = Measured(values, names, names).of(set(names[:members])).estimate(number)
+        covered += found.low <= 0 <= found.high
+    assert 0.93 <= covered / 500 <= 0.99
+
+
+def test_tables_say_what_intervals_of_few_patients_are_worth():
+    """Of patients of whom a few are far from the others they cover less, and the table below them says how much."""
+    assert few_patients([Estimate(0.5, 0.4, 0.6, 15)]) == ""
+    said = few_patients([Estimate(0.5, 0.4, 0.6, 90), Estimate(0.5, 0.4, 0.6, 14)])
+    assert said.startswith("Of fewer than 15 patients")
+    assert "they cover 88 to 93 % instead of 95 %" in said
 
 
 def test_patients_of_pairs_are_drawn_and_not_pairs():
@@ -150,7 +175,25 @@ def test_pairs_that_share_nobody_are_independent():
 def test_draws_without_any_pair_do_not_count():
     values = np.full((3, 3), np.nan)
     values[[0, 1, 2], [1, 2, 0]] = 1, 2, 6
-    assert estimate_pairs(values, list("abc"), list("abc")) == (3, 1, 6, 3)
+    found = estimate_pairs(values, list("abc"), list("abc"))
+    assert (found.value, found.n) == (3, 3)
+    assert found.high - 3 == pytest.approx(3 - found.low)
+    assert 10 < found.high < 40
+
+
+def test_pairs_of_two_patients_have_no_interval():
+    """All draws that have a pair have the same two."""
+    found = estimate_pairs(np.array([[np.nan, 1.0], [2.0, np.nan]]), list("ab"), list("ab"))
+    assert (found.value, found.n) == (1.5, 2)
+    assert np.isnan([found.low, found.high]).all()
+    assert str(found) == "1.500 (no interval)"
+
+
+def test_values_of_patients_are_not_taken_from_values_of_pairs():
+    alone, pairs = Measured(np.ones(2), list("ab")), Measured(np.ones((2, 2)), list("ab"), list("ab"))
+    for one, other in ((alone, pairs), (pairs, alone)):
+        with pytest.raises(ValueError, match="a value of each patient cannot be taken from values of pairs"):
+            one - other
 
 
 def test_pairs_of_patients_who_are_partners_too_are_not_independent():

@@ -237,6 +237,16 @@ def test_no_folder_of_the_machine_is_told(run, report, tmp_path):
         ("outputs/Jane Doe/chests", "chests"),
         ("pacs//jane//chests", "chests"),
         (r"Jane\chests (test, 4 images)", "chests (test, 4 images)"),
+        ("Jane Doe/scans/x", "x"),
+        ("Doe, Jane/scans/x (test, 4 images)", "x (test, 4 images)"),
+        ("finetuned Jane Doe/scans/x", "finetuned x"),
+        ("random:Jane Doe/run/last", "random:run/last"),
+        ("--data.source=Jane Doe/scans/x", "--data.source=x"),
+        (r"Jane Doe\scans\x", "x"),
+        ("Jane/scans/", "scans"),
+        ("finetuned user/name", "finetuned user/name"),
+        ("user/name (test, 4 images)", "user/name (test, 4 images)"),
+        ("heart and/or lungs", "heart and/or lungs"),
     ],
 )
 def test_paths_lose_their_folders(told, kept):
@@ -248,9 +258,12 @@ def test_a_folder_of_two_parts_is_no_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "scr").mkdir(parents=True)
     (tmp_path / "run" / "last").mkdir(parents=True)
+    (tmp_path / "Jane Doe" / "my scans").mkdir(parents=True)
     told = ["data/scr", "finetuned data/scr", "random:run/last", "data/scr (test, 4 images)", "user/scr"]
     kept = ["scr", "finetuned scr", "random:run/last", "scr (test, 4 images)", "user/scr"]
     assert _without_folders(told) == kept
+    assert _without_folders("Jane Doe/my scans (test, 4 images)") == "my scans (test, 4 images)"
+    assert _without_folders({"data/scr": "user/scr"}) == {"scr": "user/scr"}
 
 
 def test_half_the_bytes_that_load_as_float32(run, tmp_path):
