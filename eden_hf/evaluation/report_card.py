@@ -26,7 +26,15 @@ from eden_hf.evaluation.disturbances import disturbances
 from eden_hf.evaluation.locality import locality, locality_scores
 from eden_hf.evaluation.nuisances import nuisances
 from eden_hf.evaluation.relations import relations
-from eden_hf.evaluation.results import Evaluation, Results, data_hash, difference_table, table
+from eden_hf.evaluation.results import (
+    WITHIN_ARCHITECTURE,
+    Evaluation,
+    Results,
+    data_hash,
+    difference_table,
+    may_stand_beside,
+    table,
+)
 from eden_hf.evaluation.statistics import averaged, estimates
 from eden_hf.model_names import PIXELS
 from eden_hf.training.run_folder import keeps_output
@@ -45,8 +53,6 @@ EVALUATIONS: dict[str, Callable[..., Evaluation]] = {
 USUAL = ("locality", "compositionality", "relations", "correspondence", "nuisances")
 #: Those that 16 x 16 pixels are set beside as a column of their own; `correspondence` has pixels within.
 WITH_PIXELS = ("locality", "nuisances")
-#: Those whose cosines spread by architecture, with random weights already: only trunks of one are set side by side.
-WITHIN_ARCHITECTURE = ("compositionality", "relations")
 #: Whose docstring tells what the numbers are.
 _EXPLAINED: dict[str, Callable] = EVALUATIONS | {"locality": locality_scores}
 
@@ -236,7 +242,7 @@ def _comparison(results: Sequence[Results], folders: dict[str, str]) -> str:
     """All encoders side by side, with links to their pages."""
     named = [dataclasses.replace(result, encoder=folders[result.encoder]) for result in results]
     first = results[0]
-    beside = [r for r in named if r.evaluation not in WITHIN_ARCHITECTURE or _built_alike(r, first)]
+    beside = [r for r in named if may_stand_beside(r, first)]
     links = [f"- [{folder}]({folder}/report.md): `{name}`" for name, folder in folders.items()]
     text = [
         "# Anatomy report cards side by side",
@@ -252,10 +258,6 @@ def _comparison(results: Sequence[Results], folders: dict[str, str]) -> str:
         )
     text += [f"Differences: `{named[0].encoder}` minus each other, in the same patients and pairs."]
     return "\n\n".join(part.strip() for part in [*text, difference_table(beside)]) + "\n"
-
-
-def _built_alike(one: Results, other: Results) -> bool:
-    return one.settings["architecture"] == other.settings["architecture"]
 
 
 def _meaning(name: str) -> str:

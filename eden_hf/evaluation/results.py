@@ -15,6 +15,9 @@ from eden_hf.evaluation.statistics import Estimate, Measured, estimates, few_pat
 
 #: Values by patient, in a neighbour of `results.json`.
 VALUES = "values.parquet"
+#: Evaluations whose cosines spread by architecture, with random weights already: only trunks of one stand side by
+#: side.
+WITHIN_ARCHITECTURE = ("compositionality", "relations")
 
 
 @dataclass
@@ -92,6 +95,12 @@ class Results:
         measured = {name: values.of(patients) for name, values in self.measured.items()}
         values = estimates({n: m for n, m in measured.items() if not np.isnan(m.values).all()}, self.seed)
         return dataclasses.replace(self, values=values, settings=self.settings | settings, measured=measured)
+
+
+def may_stand_beside(one: Results, other: Results) -> bool:
+    """Whether an encoder's numbers of an evaluation say anything beside those of another encoder."""
+    alike = one.settings.get("architecture") == other.settings.get("architecture")
+    return alike or one.evaluation not in WITHIN_ARCHITECTURE
 
 
 def differences(first: Results, other: Results) -> dict[str, Estimate]:

@@ -26,16 +26,26 @@ class Kind(NamedTuple):
     eden_class: str
     auto_class: str
     pipeline_tag: str
+    does: str
 
 
 KINDS = {
     kind.eden_class: kind
     for kind in (
-        Kind("EdenModel", "AutoModel", "image-feature-extraction"),
-        Kind("EdenForImageClassification", "AutoModelForImageClassification", "image-classification"),
-        Kind("EdenForSemanticSegmentation", "AutoModelForSemanticSegmentation", "image-segmentation"),
+        Kind(
+            "EdenModel", "AutoModel", "image-feature-extraction",
+            "that turns a medical image into an embedding and a feature map, with no head on it",
+        ),
+        Kind(
+            "EdenForImageClassification", "AutoModelForImageClassification", "image-classification",
+            "with a head that labels whole images: {labels}",
+        ),
+        Kind(
+            "EdenForSemanticSegmentation", "AutoModelForSemanticSegmentation", "image-segmentation",
+            "with a U-Net decoder that outlines structures: {labels}",
+        ),
     )
-}
+}  # fmt: skip
 
 #: The values of an evaluation that a card shows; others are a link away. A choice of names, made before any result.
 HEADLINES = {
@@ -176,8 +186,11 @@ def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
         )
     training = folder / "training"
     recipe = _read(training / "config.yaml", dict, required=False)
-    measurements = [_measurement(file, folder) for file in sorted(folder.glob("evaluation/**/results.json"))]
-    few_shot = [_few_shot(page, folder) for page in sorted(folder.glob("evaluation/**/few_shot-*.md"))]
+    try:
+        measurements = [_measurement(file, folder) for file in sorted(folder.glob("evaluation/**/results.json"))]
+        few_shot = [_few_shot(page, folder) for page in sorted(folder.glob("evaluation/**/few_shot-*.md"))]
+    except ImportError as error:
+        raise ImportError(f"{folder / 'evaluation'} is of evaluations, which need an extra: {_EXTRA}") from error
     names = [m.results.encoder for m in measurements if not m.is_audit]
     names = names or [score.encoder for found in few_shot for score in found.scores]
     return Facts(
@@ -213,10 +226,8 @@ def _read(file: Path, kind: type, required: bool = True) -> Any:
 
 
 def _measurement(file: Path, folder: Path) -> Measurement:
-    try:
-        from eden_hf.evaluation.results import Results
-    except ImportError as error:
-        raise ImportError(f"{file} is of an evaluation, which needs an extra: {_EXTRA}") from error
+    from eden_hf.evaluation.results import Results
+
     try:
         results = Results.load(file)
         wrong = [name for name, value in results.values.items() if not all(isinstance(v, int | float) for v in value)]
@@ -228,10 +239,8 @@ def _measurement(file: Path, folder: Path) -> Measurement:
 
 
 def _few_shot(page: Path, folder: Path) -> FewShot:
-    try:
-        from eden_hf.evaluation.few_shot import read_scores
-    except ImportError as error:
-        raise ImportError(f"{page} is of an evaluation, which needs an extra: {_EXTRA}") from error
+    from eden_hf.evaluation.few_shot import read_scores
+
     file = page.with_suffix(".jsonl")
     if not file.exists():
         raise CardError(f"{page} must have its scores beside it, in {file.name}; `eden few-shot` writes it anew")

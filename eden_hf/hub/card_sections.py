@@ -17,59 +17,11 @@ if TYPE_CHECKING:
     from eden_hf.evaluation.results import Estimate
     from eden_hf.hub.cards import EdenModelCardData
 
-METHOD_CITATION = """@inproceedings{hosseinzadehtaher2023adam,
-  title = {Towards Foundation Models Learned from Anatomy in Medical Imaging via Self-Supervision},
-  author = {Hosseinzadeh Taher, Mohammad Reza and Gotway, Michael B. and Liang, Jianming},
-  booktitle = {MICCAI Workshop on Domain Adaptation and Representation Transfer},
-  year = {2023},
-  note = {arXiv:2309.15358}
-}"""
-
-SECOND_CITATION = """@inproceedings{hosseinzadehtaher2024representing,
-  title = {Representing Part-Whole Hierarchies in Foundation Models by Learning Localizability, Composability, and
-           Decomposability from Anatomy via Self-Supervision},
-  author = {Hosseinzadeh Taher, Mohammad Reza and Gotway, Michael B. and Liang, Jianming},
-  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year = {2024},
-  note = {arXiv:2404.15672}
-}"""
-
-_WHAT = {
-    "EdenModel": "A {trunk} trunk that turns a medical image into an embedding and a feature map, with no head on it.",
-    "EdenForImageClassification": "A {trunk} trunk with a head that labels whole images: {labels}.",
-    "EdenForSemanticSegmentation": "A {trunk} trunk with a U-Net decoder that outlines structures: {labels}.",
-}
-
-_LOAD = """from PIL import Image
-from transformers import AutoImageProcessor, {auto_class}
-
-processor = AutoImageProcessor.from_pretrained("{model_id}", trust_remote_code=True)
-model = {auto_class}.from_pretrained("{model_id}", trust_remote_code=True)
-
-image = Image.open("image.png")
-outputs = model(**processor(image, return_tensors="pt"))
-"""
+#: What a model gives of an image.
 _EMBEDDINGS = {
     "pooler_output": "the embedding of the image",
     "last_hidden_state": "its map",
     "dense_embeddings": "a unit vector for each point",
-}
-_CLASSIFY = {
-    problem: f"scores = dict(zip(model.config.id2label.values(), outputs.{scores}.tolist()))\nprint(scores)"
-    for problem, scores in {
-        "single_label_classification": "logits.softmax(-1)[0]",
-        "multi_label_classification": "logits.sigmoid()[0]",
-        "regression": "logits[0]",
-    }.items()
-}
-_OUTLINE = {
-    "overlapping": """size = [(image.height, image.width)]
-found = processor.post_process_instance_segmentation(outputs, target_sizes=size)[0]
-masks = found["segmentation"].masks  # bool, at the image's own size
-print(masks.shape)  # [{labels}, H, W]""",
-    "exclusive": """size = [(image.height, image.width)]
-labels = processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0]  # a label a pixel
-print(labels.shape)  # [H, W]""",
 }
 #: Rows that are no results of the model, but of what learned nothing.
 BASELINES = {
@@ -96,10 +48,12 @@ def sections(declared: "EdenModelCardData", facts: Facts) -> dict[str, Any]:
             "beside_untrained": beside_untrained(facts),
             "beside_copying": beside_copying(facts),
             "facts": _table(["", ""], fact_rows(declared, facts).items()),
-            "snippet": snippet(declared.model_id, facts),
+            "kind": facts.kind,
+            "config": facts.config,
+            "shapes": shapes(facts) if facts.kind.eden_class == "EdenModel" else {},
             "evaluation": evaluation(facts),
             "subgroups": subgroups(facts),
-            "method_citation": method_citation(facts),
+            "objectives": {objective(stage) for stage in facts.recipe.get("stages", [])},
         }
     except KeyError as error:
         raise CardError(
@@ -180,8 +134,9 @@ def fact_rows(declared: "EdenModelCardData", facts: Facts) -> dict[str, str]:
     if steps := lineage(declared, facts):
         rows["made"] = " ".join(steps)
     if facts.recipe:
-        losses = ", [losses](training/loss.png)" if (facts.folder / "training" / "loss.png").is_file() else ""
-        rows["recipe"] = f"{recipe(facts)} ([training/config.yaml](training/config.yaml){losses})"
+        told = {"settings": "training/config.yaml", "losses": "training/loss.png"}
+        links = [f"[{name}]({file})" for name, file in told.items() if (facts.folder / file).is_file()]
+        rows["recipe"] = ", ".join(links)
     if facts.environment:
         rows["compute"] = compute(facts)
     return rows
@@ -193,34 +148,18 @@ def what(facts: Facts) -> str:
     layers = backbone.get("depths")
     trunk = backbone["model_type"] + (f" ({'-'.join(map(str, layers))} blocks)" if layers else "")
     labels = ", ".join((facts.config.get("id2label") or {}).values()) or "labels without names"
-    return _WHAT[facts.kind.eden_class].format(trunk=trunk, labels=labels)
+    return f"A {trunk} trunk {facts.kind.does.format(labels=labels)}."
 
 
-def snippet(model_id: str, facts: Facts) -> str:
-    """Python that loads the model by its id, and prints what it gives."""
-    loaded = _LOAD.format(model_id=model_id, auto_class=facts.kind.auto_class)
-    if facts.kind.eden_class == "EdenForImageClassification":
-        return loaded + _CLASSIFY[facts.config.get("problem_type") or "single_label_classification"]
-    if facts.kind.eden_class == "EdenForSemanticSegmentation":
-        return loaded + _OUTLINE[facts.config["segmentation_type"]].format(labels=len(facts.config["id2label"]))
-    return loaded + "\n".join(
-        f"print(outputs.{name}.shape)  # {shape}, {_EMBEDDINGS[name]}" for name, shape in _shapes(facts).items()
-    )
-
-
-def method_citation(facts: Facts) -> str:
-    """The method's publication, and of a run of its second generation that one's too."""
-    second = any(is_second_generation(stage) for stage in facts.recipe.get("stages", []))
-    return f"{METHOD_CITATION}\n\n{SECOND_CITATION}" if second else METHOD_CITATION
-
-
-def _shapes(facts: Facts) -> dict[str, list[int]]:
-    """Shapes of a trunk's outputs for one image of the processor's size."""
+def shapes(facts: Facts) -> dict[str, tuple[list[int], str]]:
+    """Shapes of a trunk's outputs for one image of the processor's size, and what they are."""
     config, size = EdenConfig.from_pretrained(facts.folder), facts.processor["size"]
     with torch.device("meta"):
         pixels = torch.empty(1, config.backbone_config.num_channels, size["height"], size["width"])
         outputs = EdenModel(config).eval()(pixels)
-    return {name: list(outputs[name].shape) for name in _EMBEDDINGS if outputs.get(name) is not None}
+    return {
+        name: (list(outputs[name].shape), said) for name, said in _EMBEDDINGS.items() if outputs.get(name) is not None
+    }
 
 
 def input_rows(facts: Facts) -> dict[str, str]:
@@ -232,8 +171,7 @@ def input_rows(facts: Facts) -> dict[str, str]:
     normalised = f"by mean {mean} and standard deviation {std} of the channels"
     if processor["intensity"] == "per_image":
         normalised = "each by its own mean and standard deviation"
-    dense = [is_dense(stage) for stage in facts.recipe.get("stages", [])]
-    views = "points" if dense and all(dense) else "views"
+    views = "points" if {objective(stage) for stage in facts.recipe.get("stages", [])} == {"points"} else "views"
     turned = facts.recipe.get(views, facts.recipe.get("augmentation", {})).get("rotation_degrees")
     turns = f"; training turned them by up to {turned:g} degrees and mirrored none" if turned else ""
     return {
@@ -256,47 +194,23 @@ def recorded_data(facts: Facts) -> str:
     return f"{said} ([training/data.json](training/data.json))"
 
 
-def is_dense(stage: dict[str, Any]) -> bool:
-    """Whether a stage of a recipe is the dense one; recipes from before there was one do not say."""
-    return stage.get("objective", "parts") == "points"
-
-
-def is_second_generation(stage: dict[str, Any]) -> bool:
-    """Whether a stage of a recipe is one of Adam-v2's."""
-    return stage.get("objective") in ("localize", "part_whole")
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_setting, value))
-    return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
-
-
-def recipe(facts: Facts) -> str:
-    """The run's settings, in a line."""
-    training = facts.recipe["training"]
-    precision = "float32" if training["mixed_precision"] == "no" else training["mixed_precision"]
-    common = f"{training['batch_size']} images a step, {precision}, seed {training['seed']}"
-    if "stages" in facts.recipe:
-        rates = dict.fromkeys(_setting(stage["learning_rate"]) for stage in facts.recipe["stages"])
-        momentum = facts.recipe["model"]["teacher_momentum"]
-        return f"{training['optimizer']}, learning rate {', '.join(rates)}, teacher's momentum {momentum:g}, {common}"
-    model = facts.recipe["model"]
-    moved = "the head alone" if model["freeze"] else "trunk and head"
-    if model["lora_rank"]:
-        moved = f"LoRA adapters of rank {model['lora_rank']}, and the head"
-    return f"AdamW, learning rate {training['learning_rate']:g}, {moved}, {common}"
+def objective(stage: dict[str, Any]) -> str:
+    """The objective of a stage of a recipe; recipes from before there was a choice do not say."""
+    return stage.get("objective", "parts")
 
 
 def _groups(facts: Facts) -> Iterator[list[Measurement]]:
-    """Results of all patients by evaluation and set of images, this model's first."""
+    """Results of all patients by evaluation and set of images, this model's first, with what may stand beside it."""
 
     def same(found: Measurement) -> tuple[str, ...]:
         return found.results.evaluation, found.results.source, found.results.data_hash
 
     whole = sorted((found for found in facts.measurements if not found.subgroup), key=same)
     for _, group in groupby(whole, key=same):
-        yield sorted(group, key=lambda found: found.results.encoder != facts.own)
+        from eden_hf.evaluation.results import may_stand_beside
+
+        first, *others = sorted(group, key=lambda found: found.results.encoder != facts.own)
+        yield [first, *(found for found in others if may_stand_beside(found.results, first.results))]
 
 
 def evaluation(facts: Facts) -> str:
@@ -420,7 +334,7 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> list[str]:
         start = facts.recipe["model"].get("start")
         steps += [f"Started from {model_name(start)}."] if start else []
         steps += [] if steps else ["Random weights."]
-        steps += [_stage(stage, first=index == 0) for index, stage in enumerate(facts.recipe["stages"])]
+        steps.append(f"Stages: {'; '.join(map(_stage, facts.recipe['stages']))}.")
     elif "task" in facts.recipe:
         start, task = facts.recipe["model"]["name"], facts.recipe["task"]
         steps.append(f"{'Random weights' if start.startswith(FRESH) else 'The trunk'} of {model_name(start)}.")
@@ -428,25 +342,14 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> list[str]:
     return [step.strip() for step in steps]
 
 
-def _stage(stage: dict[str, Any], first: bool) -> str:
-    total = sum(stage["epochs"]) if isinstance(stage["epochs"], list) else stage["epochs"]
-    epochs = f"{total} epoch{'s' if total > 1 else ''}"
-    if is_second_generation(stage):
-        return f"Pretrained by {_learned(stage)} for {epochs}{'' if first else ', from the last student and teacher'}."
-    if is_dense(stage):
-        also = " and in other images, where the teacher finds them" if stage["partner_weight"] else ""
-        return f"Dense stage for {epochs}: points of one view found in another of the same image{also}."
-    gamma = stage["prune_threshold"]
-    pruned = "no pruning" if gamma is None else f"negatives pruned from a similarity of {gamma:g}"
-    went_on = "" if first else ", from the last student, teacher and memory bank"
-    return f"Pretrained at level {stage['level']} for {epochs}, {pruned}{went_on}."
-
-
-def _learned(stage: dict[str, Any]) -> str:
-    """What a stage of Adam-v2 learns, branches of weight 0 left out."""
-    branches = ("composability", "decomposability") if stage["objective"] == "part_whole" else ()
-    *most, last = ["localizability", *(name for name in branches if stage[f"{name}_weight"])]
-    return f"{', '.join(most)} and {last}" if most else last
+def _stage(stage: dict[str, Any]) -> str:
+    """Such as `parts at level 2, gamma 0.8, 20 epochs`."""
+    told = [objective(stage)]
+    if told == ["parts"]:
+        gamma = stage["prune_threshold"]
+        told = [f"parts at level {stage['level']}", "no pruning" if gamma is None else f"gamma {gamma:g}"]
+    epochs = sum(stage["epochs"]) if isinstance(stage["epochs"], list) else stage["epochs"]
+    return ", ".join([*told, f"{epochs} epoch{'s' if epochs > 1 else ''}"])
 
 
 def _readable(name: str) -> str:

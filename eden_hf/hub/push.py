@@ -79,10 +79,12 @@ def publish_model(folder: str | Path, repo_id: str, **options: Unpack[PushOption
     """Publish the folder of a model (see `stage_model`) on the Hub; arguments and errors of `publish`.
 
     Raises:
-        RefusedError: the card lacks something or does not fit the files, besides.
+        RefusedError: the card lacks something or does not fit the files, or there are no weights, besides.
     """
     folder = Path(folder)
     problems = [Refusal(problem, "card") for problem in check_card(folder, model_id=repo_id)]
+    if not any(folder.glob("*.safetensors")):  # the Hub would keep others, of which this card may not speak
+        problems.append(Refusal(f"{folder} has no weights (model.safetensors): stage the model again", "weights"))
     return publish(folder, repo_id, "model", problems, **options)
 
 

@@ -246,12 +246,10 @@ def test_probes_have_columns_of_their_controls(pretrained):
 def test_pretraining_tells_data_recipe_compute_and_lineage(layouts):
     facts = section(render_card(layouts["pretrained"]), "Facts")
     assert "| training images | 900 (2 unreadable ones skipped)" in facts
-    assert "| recipe | sgd, learning rate 0.03, teacher's momentum 0.999, 256 images a step" in facts
+    assert "| recipe | [settings](training/config.yaml), [losses](training/loss.png) |" in facts
     # 50 steps of 256 images at 64 a second and 50 at 128
     assert "| compute | A device, 2 processes, 100 optimiser steps, 5.0 minutes; eden_hf 0.1.0" in facts
-    assert (
-        "| made | Random weights. Pretrained at level 0 for 200 epochs, no pruning. Pretrained at level 2 for" in facts
-    )
+    assert "| made | Random weights. Stages: parts at level 0, no pruning, 200 epochs; parts at level 2" in facts
 
 
 def test_finetuning_tells_patients_recipe_and_where_it_grew_from(layouts):
@@ -263,7 +261,6 @@ def test_finetuning_tells_patients_recipe_and_where_it_grew_from(layouts):
     assert "| dice heart ↑ |" in evaluation
     assert "no result tells them apart by sex" not in text
     facts = section(text, "Facts")
-    assert "trunk and head" in facts
     assert "20 for train, 37 for test" in facts
     assert "1.5 minutes" in facts
     assert (
@@ -334,6 +331,19 @@ def test_other_models_stand_beside_this_one_where_it_is_named(pretrained):
     declare(pretrained, evaluated_as="/home/me/run/best")
     with pytest.raises(CardError, match=r"`evaluated_as` is '/home/me/run/best', but evaluation/ is of"):
         write_card(pretrained)
+
+
+def test_margins_of_another_architecture_do_not_stand_beside_this_one(pretrained):
+    """Random weights of one architecture have margins that another's do not reach when trained."""
+    for evaluation in ("compositionality", "locality"):
+        for name, encoder in {"own": "/home/me/run/last", "random-convnext": "random:convnext"}.items():
+            settings = {"architecture": name}
+            values = {"margin": 0.459, "auroc": 0.87}
+            write_results(pretrained, f"{evaluation}-{name}", evaluation, values, encoder=encoder, settings=settings)
+    (pretrained / "evaluation" / "locality" / "results.json").unlink()
+    text = section(render_card(pretrained), "Evaluation")
+    assert "random weights (convnext)" in text
+    assert text.count("| margin ↑ | 0.459 (0.409, 0.509) | - |") == 1
 
 
 def test_long_results_show_what_is_not_of_single_labels(pretrained):
@@ -536,6 +546,6 @@ def test_a_value_that_is_no_number_is_no_result(pretrained):
 
 def test_results_need_their_extra_and_a_card_without_them_does_not(layouts, pretrained, monkeypatch):
     monkeypatch.setitem(sys.modules, "eden_hf.evaluation.results", None)
-    with pytest.raises(ImportError, match=r"results.json is of an evaluation.*pip install 'eden_hf\[evaluation\]'"):
+    with pytest.raises(ImportError, match=r"evaluation is of .* an extra: pip install 'eden_hf\[evaluation\]'"):
         write_card(pretrained)
     assert check_card(layouts["converted"]) == []

@@ -432,6 +432,14 @@ def test_files_that_are_refused(hub, folder, name, write, override, reason):
     assert name in held(hub)
 
 
+def test_a_card_does_not_go_to_other_weights(hub, folder):
+    """Without weights of its own, it would stand beside those that the Hub keeps."""
+    publish_model(folder, "user/tiny")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(RefusedError, match=r"has no weights \(model\.safetensors\).*--allow weights"):
+        publish_model(folder, "user/tiny", allow=["card"])
+
+
 def test_parquet_never_goes_into_a_model(hub, folder):
     (folder / "evaluation" / "images.parquet").write_bytes(b"PAR1")
     with pytest.raises(RefusedError, match=r"images\.parquet is Parquet, .* push it as a data set$"):

@@ -94,8 +94,7 @@ def test_a_run_of_adam_v2(tmp_path):
     assert all(torch.equal(tensor, pretrained.eden.state_dict()[name]) for name, tensor in trunk.items())
     card = (folder / "README.md").read_text()
     for said in (
-        "Pretrained by localizability for 2 epochs.",
-        "Pretrained by localizability, composability and decomposability for 2 epochs, from the last student",
+        "Stages: localize, 2 epochs; part_whole, 2 epochs.",
         "arXiv:2404.15672",
     ):
         assert said in card
