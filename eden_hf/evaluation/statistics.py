@@ -157,7 +157,8 @@ def estimate(values: Sequence[float] | np.ndarray, seed: int = 0, over: np.ndarr
         raise ValueError("no patient has a value to average")
     drawn = _times_drawn(len(upper), np.random.default_rng(seed))
     value = float(upper.mean() / under.mean())
-    return Estimate(value, *_interval(value, (drawn @ upper) / (drawn @ under), len(upper) - 1), len(upper))
+    draws = (drawn @ upper) / (drawn @ under)
+    return Estimate(value, *_interval(value, draws, len(upper), len(upper) - 1), len(upper))
 
 
 def estimate_pairs(values: np.ndarray, patients: Sequence[str], partners: Sequence[str], seed: int = 0) -> Estimate:
@@ -193,8 +194,8 @@ def estimate_pairs(values: np.ndarray, patients: Sequence[str], partners: Sequen
         # One who is drawn twice makes no pair with himself, so that draws differ less than samples do.
         others = int(kept.any(axis=0).sum()) - 1
         freedom, shrunk = float(len(patients) - 1), (others - 1) / max(others, 1)
-    value, draws = float(values[kept].mean()), total[count > 0] / count[count > 0]
-    return Estimate(value, *_interval(value, draws, freedom, shrunk), int(kept.any(axis=1).sum()))
+    value, draws, number = float(values[kept].mean()), total[count > 0] / count[count > 0], int(kept.any(axis=1).sum())
+    return Estimate(value, *_interval(value, draws, number, freedom, shrunk), number)
 
 
 def _both(values: np.ndarray, patients: Sequence[str], partners: Sequence[str]) -> bool:
@@ -236,7 +237,8 @@ class Resampled(NamedTuple):
 
     def estimate(self) -> Estimate:
         """The value with its interval; draws in which it is not defined do not count."""
-        return Estimate(self.value, *_interval(self.value, self.draws[~np.isnan(self.draws)], self.n - 1), self.n)
+        defined = self.draws[~np.isnan(self.draws)]
+        return Estimate(self.value, *_interval(self.value, defined, self.n, self.n - 1), self.n)
 
     def minus(self, other: "Resampled") -> "Resampled":
         """How much more this is, in the same draws."""
@@ -275,7 +277,9 @@ def _times_drawn(patients: int, rng: np.random.Generator) -> np.ndarray:
     return rng.multinomial(patients, np.full(patients, 1 / patients), size=RESAMPLES).astype(float)
 
 
-def _interval(value: float, draws: np.ndarray, freedom: float, shrunk: float = 1.0) -> tuple[float, float]:
+def _interval(
+    value: float, draws: np.ndarray, patients: int, freedom: float, shrunk: float = 1.0
+) -> tuple[float, float]:
     """The 95 % interval of an estimate, from its bootstrap draws.
 
     Percentiles lie as much further out as those of Student's t (Hesterberg, The American Statistician 69, 2015):
@@ -285,6 +289,7 @@ def _interval(value: float, draws: np.ndarray, freedom: float, shrunk: float = 1
     Args:
         value: The estimate.
         draws: Of the bootstrap.
+        patients: How many have a value.
         freedom: Degrees of freedom.
         shrunk: By what draws of few differ less than samples would.
 
@@ -294,7 +299,7 @@ def _interval(value: float, draws: np.ndarray, freedom: float, shrunk: float = 1
     if freedom < 1 or shrunk <= 0 or not len(draws):
         return np.nan, np.nan
     low, high = _percentiles(freedom)
-    if freedom + 1 >= FEW:
+    if patients >= FEW:
         return tuple(np.percentile(draws, (low, high)).tolist())
     half = float(-norm.ppf(low / 100) * draws.std() / shrunk)
     return value - half, value + half
