@@ -102,7 +102,7 @@ def _measured(own: np.ndarray, others: np.ndarray, patients: Sequence[str]) -> d
 
 def _root(squares: Estimate) -> Estimate:
     """The standard deviation of which this is the square."""
-    value, low, high = np.sqrt(squares[:3]).tolist()
+    value, low, high = np.sqrt(np.maximum(squares[:3], 0)).tolist()  # of few patients the interval may begin below
     return Estimate(value, low, high, squares.n)
 
 
