@@ -37,7 +37,7 @@ docs: $(VENV)/.docs ## Build the documentation with its API reference and search
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file .ci/mkdocs.yml
 
 cards: $(VENV)/.dev ## Copy the package's code into the given models, and write all model cards again
-	for model in model_cards/*/model.safetensors; do cp eden_hf/*_eden*.py "$$(dirname "$$model")" || exit 1; done
+	for model in model_cards/*/model.safetensors; do cp eden_hf/*_eden*.py eden_hf/hub/handler.py "$$(dirname "$$model")" || exit 1; done
 	for card in model_cards/*/card.yaml; do $(BIN)/eden card write "$$(dirname "$$card")" || exit 1; done
 
 check: $(VENV)/.dev ## Lint, format and type checks

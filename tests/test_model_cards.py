@@ -11,7 +11,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.hub.cards import check_card
-from eden_hf.hub.refusals import file_refusals, local_files
+from eden_hf.hub.refusals import CODE, file_refusals, local_files
 
 from .launching import REPOSITORY
 
@@ -25,7 +25,7 @@ def test_a_folder_could_be_published_as_it_is(folder):
     assert check_card(folder) == []
     assert list(file_refusals(folder, local_files(folder), "model")) == []
     for code in folder.glob("*.py"):
-        assert filecmp.cmp(code, REPOSITORY / "eden_hf" / code.name, shallow=False), f"stage {folder.name} again"
+        assert filecmp.cmp(code, CODE[code.name], shallow=False), f"stage {folder.name} again"
 
 
 def test_the_given_model_loads_in_float32_and_embeds():

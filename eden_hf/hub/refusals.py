@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from eden_hf.data.folders import IMAGE_SUFFIXES
 from eden_hf.data.phantoms import SMALLEST, draw_phantom
 from eden_hf.data.phi import Finding, file_findings, in_short, name_findings, names_in
-from eden_hf.hub.repository import shows_images
+from eden_hf.hub.repository import HANDLER, shows_images
 
 Override = Literal["card", "pickle", "weights", "images", "files", "paths"]
 OVERRIDES: tuple[Override, ...] = get_args(Override)
@@ -24,13 +24,13 @@ OVERRIDES: tuple[Override, ...] = get_args(Override)
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 #: What is no text, of the files that have a known path.
 BINARIES = (".onnx", ".onnx.data", ".parquet", ".wasm")
-#: The code that a model takes along: the package's own.
-CODE = {file.name: file for file in Path(__file__).parents[1].glob("*_eden*.py")}
+#: The code that a model takes along: the package's own, and the handler of endpoints.
+CODE = {file.name: file for file in (*Path(__file__).parents[1].glob("*_eden*.py"), HANDLER)}
 RepoType = Literal["model", "dataset", "space"]
 #: What a repository holds, by its whole path, as patterns.
 KNOWN: dict[RepoType, tuple[str, ...]] = {
     "model": (
-        r"README\.md|LICENSE|NOTICE|card\.yaml|(conversion|lineage)\.json",
+        r"README\.md|LICENSE|NOTICE|card\.yaml|(conversion|lineage)\.json|requirements\.txt",
         rf"(pretraining/)?({'|'.join(map(re.escape, ('config.json', 'preprocessor_config.json', *CODE)))})",
         r"(pretraining/)?model(-\d+-of-\d+)?\.safetensors|(pretraining/)?model\.safetensors\.index\.json",
         r"(onnx/)?model\.onnx(\.data)?",

@@ -1,7 +1,7 @@
 """The folder of a published model: made of a run or a model folder, whole, with its card (`stage_model`).
 
 It holds `model.safetensors`, `config.json` and the code files, `preprocessor_config.json`, `README.md`, `card.yaml`,
-`lineage.json` (what it was made of);
+`lineage.json` (what it was made of); `handler.py` and `requirements.txt`, for Inference Endpoints;
 `training/` with the recipe, the metrics, the loss figure, the images' list hash and the environment; `evaluation/`
 with the results; and if asked `pretraining/` with student, teacher and the rest. No pickle anywhere,
 and no folder of the machine that it was made on: of a path the files hold the name alone.
@@ -50,6 +50,7 @@ PUBLISHED: dict[str, type[PreTrainedModel]] = {
 }
 _PRETRAINING = {"EdenForPreTraining": EdenForPreTraining, "EdenV2ForPreTraining": EdenV2ForPreTraining}
 LICENSE = "LICENSE"
+HANDLER = Path(__file__).with_name("handler.py")
 #: Evaluations whose figures show the very images that were measured on.
 SHOWS_IMAGES = ("correspondence", "correspondence_windows", "disturbances")
 
@@ -106,6 +107,7 @@ def stage_model(
             _copy_result(file, folder / "evaluation" / name, images)
         if measured:
             _write_revisions(model_folder, folder)
+        write_endpoint(folder)
         shutil.copy(card, folder / "card.yaml")
         if declared.license_link == LICENSE:
             shutil.copy(Path(card).with_name(LICENSE), folder / LICENSE)
@@ -116,6 +118,12 @@ def stage_model(
 
     replace_folder(output, write)
     return output
+
+
+def write_endpoint(folder: Path) -> None:
+    """What Inference Endpoints need to serve a folder: their handler, and the package that it asks for."""
+    shutil.copy(HANDLER, folder / HANDLER.name)
+    (folder / "requirements.txt").write_text("eden_hf[dicom]\n")
 
 
 def write_public_lineage(folder: Path, made_by: str, parent: Path) -> None:

@@ -31,7 +31,8 @@ from ..training.test_pretraining_v2 import sections
 from .conftest import write_card_yaml
 
 CODE = {path.name for path in (REPOSITORY / "eden_hf").glob("*_eden*.py")}
-MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
+ENDPOINT = {"handler.py", "requirements.txt"}
+MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE, *ENDPOINT}
 TRAINING = {
     f"training/{name}" for name in ("config.yaml", "data.json", "environment.json", "loss.png", "metrics.json")
 }
