@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eden_hf.data.patients import patient_names
+from eden_hf.data.patients import patient_names, tell_of_no_patients
 from eden_hf.data.phantoms import SIDES
 from eden_hf.data.sources import load_source, read_cell
 
@@ -204,6 +204,8 @@ def load_landmarked(
     told: dict[str, list] = {}
     if patient_column:
         told["patient"] = patient_names(data, patient_column)
+    else:
+        tell_of_no_patients(len(data), "--patient-column")
     if origin_column:
         if origin_column not in columns:
             raise ValueError(f"there is no column {origin_column!r}; {source} has {', '.join(sorted(columns))}")

@@ -27,6 +27,28 @@ def patient_names(rows: Dataset, column: str) -> list[str]:
     return [f"image {source_id}" if name is None else name for name, source_id in told]
 
 
+def patients_or_images(rows: Dataset, column: str | None, setting: str) -> list[str]:
+    """Whose each image is, by a column, or each image a patient of its own where none is named, which is logged.
+
+    Args:
+        rows: As of `load_source`.
+        column: As for `patient_names`.
+        setting: What names the column, for the log.
+
+    Raises:
+        SourceError: there is no such column.
+    """
+    if column:
+        return patient_names(rows, column)
+    tell_of_no_patients(len(rows), setting)
+    return list(rows["source_id"])
+
+
+def tell_of_no_patients(images: int, setting: str) -> None:
+    """Log that images are taken for patients, as no column tells these apart."""
+    logger.info("each of %d images counts as a patient: give %s if some are of the same patient", images, setting)
+
+
 def patients_apart(
     splits: Mapping[str, Dataset], column: str, shared: Literal["refuse", "drop"] = "refuse"
 ) -> dict[str, Dataset]:

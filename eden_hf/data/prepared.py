@@ -220,22 +220,25 @@ def list_hash(ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
-def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on and to hold out, both int64 and rising.
+def split_holdout(patients: Sequence[str], share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of images to train on and to hold out, both int64 and rising; those of a patient stay together.
 
-    An image's place depends on its name and the seed, so that it hardly changes when images are added.
+    A patient's place depends on the name and the seed, so that it hardly changes when images are added.
 
     Args:
-        ids: Names of the images.
-        share: Share to hold out, in [0, 1); at least one image if above 0.
+        patients: Whose each image is; names of the images where nothing tells that.
+        share: Share of the patients to hold out, in [0, 1); at least one if above 0.
         seed: Another seed holds out others.
 
     Raises:
         ValueError: holding out would leave nothing to train on.
     """
-    held = max(1, round(len(ids) * share)) if share else 0
-    if held >= len(ids):
-        raise ValueError(f"{len(ids)} images are too few to hold out a share of {share} and train on the rest")
-    order = sorted(range(len(ids)), key=lambda index: hashlib.sha256(f"{seed}:{ids[index]}".encode()).digest())
-    train, holdout = (torch.tensor(sorted(part), dtype=torch.long) for part in (order[held:], order[:held]))
-    return train, holdout
+    names = sorted(set(patients), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    held = max(1, round(len(names) * share)) if share else 0
+    if held >= len(names):
+        raise ValueError(
+            f"{len(names)} images or patients are too few to hold out a share of {share} and train on the rest"
+        )
+    chosen = set(names[:held])
+    away = torch.tensor([name in chosen for name in patients])
+    return torch.nonzero(~away).flatten(), torch.nonzero(away).flatten()

@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eden_hf.data.patients import patient_names, patients_apart
+from eden_hf.data.patients import patients_apart, patients_or_images
 from eden_hf.data.tasks import Kind, Task, load_source_task
 from eden_hf.encoders import Encoder, check_encoders, embed
 from eden_hf.evaluation.controls import columns, revision_of
@@ -97,7 +97,7 @@ def probe(
         patients_apart({split: task.splits[split] for split in ("train", "test")}, patient_column)
     check_encoders(model, size=size, intensity=intensity)
     test = task.splits["test"]
-    patients = patient_names(test, patient_column) if patient_column else list(test["source_id"])
+    patients = patients_or_images(test, patient_column, "--patient-column")
     digest = data_hash(test["source_id"], map(row_image, test))
     settings = {"size": size, "intensity": intensity, "training_images": images, "neighbours": NEIGHBOURS}
     results, drawn = [], []

@@ -21,7 +21,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 
 from eden_hf.anatomy import part_boxes
 from eden_hf.configuration_eden import EdenConfig
-from eden_hf.data.patients import patient_names
+from eden_hf.data.patients import patients_or_images
 from eden_hf.data.sources import first_pictures
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.results import Results, data_hash, table
@@ -71,7 +71,7 @@ def audit_pruner(
             `EdenForPreTraining`.
     """
     rows, pictures = first_pictures(source, images, split=split, id_column=id_column)
-    patients = patient_names(rows, patient_column) if patient_column else list(rows["source_id"])
+    patients = patients_or_images(rows, patient_column, "--patient-column")
     digest = data_hash(rows["source_id"], pictures)
     results, scores = [], {}
     models = [weights_revision(str(folder)) for folder in _model_folders(Path(run))]

@@ -128,6 +128,7 @@ class DataArguments:
         aspect_ratio: `resize` stretches an image to the square, `pad` keeps its ratio on black.
         holdout_share: Share of the images held out for the validation loss.
         split_seed: Seed of the images held out. `training.seed` does not move them.
+        patient_column: Column that tells patients apart; the images of one are then held out together.
         max_skipped_share: Share of unreadable images above which the run stops.
         cache_dir: Where prepared images are kept; the package's cache folder by default.
     """
@@ -142,6 +143,7 @@ class DataArguments:
     aspect_ratio: Literal["resize", "pad"] = "resize"
     holdout_share: float = 0.1
     split_seed: int = 0
+    patient_column: str | None = None
     max_skipped_share: float = 0.01
     cache_dir: str | None = None
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from eden_hf.data.patients import patient_names, patients_apart
+from eden_hf.data.patients import patient_names, patients_apart, tell_of_no_patients
 from eden_hf.data.prepared import split_holdout
 from eden_hf.data.progress import progress_bar
 from eden_hf.data.readers.masks import is_inside, warn_if_inverted
@@ -177,6 +177,8 @@ def with_holdouts(task: Task, arguments: TaskArguments) -> DatasetDict:
         raise TaskError(f"{task.name} has no split 'train' to learn from; it has {', '.join(task.splits)}")
     if arguments.patient_column is not None:
         splits = patients_apart(splits, arguments.patient_column, arguments.shared_patients)
+    else:
+        tell_of_no_patients(sum(map(len, splits.values())), "--task.patient_column")
     for name, share in (("test", arguments.test_share), ("validation", arguments.validation_share)):
         if name not in splits and share:
             column, seed = arguments.patient_column, arguments.split_seed
@@ -188,11 +190,8 @@ def with_holdouts(task: Task, arguments: TaskArguments) -> DatasetDict:
 def _held_out(rows: Dataset, share: float, patient_column: str | None, seed: int) -> tuple[Dataset, Dataset]:
     """Rows to keep and rows of the patients held out."""
     patients = patient_names(rows, patient_column) if patient_column else list(rows["source_id"])
-    unique = sorted(set(patients))
-    _, held = split_holdout(unique, share, seed)
-    chosen = {unique[index] for index in held.tolist()}
-    places = np.array([patient in chosen for patient in patients])
-    return rows.select(np.flatnonzero(~places)), rows.select(np.flatnonzero(places))
+    kept, held = split_holdout(patients, share, seed)
+    return rows.select(kept.tolist()), rows.select(held.tolist())
 
 
 def without_unreadable(

@@ -21,12 +21,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast, set_seed
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from eden_hf.configuration_eden import EdenConfig
+from eden_hf.data.patients import patient_names, tell_of_no_patients
 from eden_hf.data.phi import data_findings, guard, read_accepted
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
 from eden_hf.data.skips import SKIPPED_FILE
@@ -108,7 +110,7 @@ class Pretraining:
         with self.accelerator.local_main_process_first():
             self.images = _prepared_images(arguments.data)
         self.train_indices, self.holdout_indices = split_holdout(
-            self.images.ids, arguments.data.holdout_share, arguments.data.split_seed
+            _patients(self.images.ids, arguments.data), arguments.data.holdout_share, arguments.data.split_seed
         )
         self.validated = self.holdout_indices[
             :: math.ceil(len(self.holdout_indices) / training.validation_images) or 1
@@ -137,11 +139,7 @@ class Pretraining:
 
     def _check_phi(self) -> None:
         data, run = self.arguments.data, self.arguments.run
-        rows = load_source(
-            data.source, split=data.split, image_column=data.image_column, id_column=data.id_column,
-            list_file=data.list_file,
-        )  # fmt: skip
-        findings = data_findings(rows, data.split)
+        findings = data_findings(_rows(data), data.split)
         guard(findings, read_accepted(run.accepted_phi), self.folder / "phi.csv", "--run.accepted_phi")
 
     def train(self) -> Path:
@@ -486,9 +484,28 @@ def _accelerator(arguments: PretrainArguments) -> Accelerator:
     )
 
 
+def _rows(data: DataArguments) -> Dataset:
+    """The rows of the source, nothing decoded."""
+    return load_source(
+        data.source, split=data.split, image_column=data.image_column, id_column=data.id_column,
+        list_file=data.list_file,
+    )  # fmt: skip
+
+
+def _patients(ids: list[str], data: DataArguments) -> list[str]:
+    """Whose each prepared image is: the image's own name where no column tells it."""
+    if data.patient_column is None:
+        if data.holdout_share:
+            tell_of_no_patients(len(ids), "--data.patient_column")
+        return ids
+    rows = _rows(data)
+    whose = dict(zip(rows["source_id"], patient_names(rows, data.patient_column), strict=True))
+    return [whose[id_] for id_ in ids]
+
+
 def _prepared_images(data: DataArguments) -> PreparedImages:
     settings = dataclasses.asdict(data)
-    for of_splits in ("holdout_share", "split_seed"):
+    for of_splits in ("holdout_share", "split_seed", "patient_column"):
         settings.pop(of_splits)
     return prepare_images(settings.pop("source"), **settings)
 

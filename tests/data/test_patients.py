@@ -2,7 +2,7 @@ import pytest
 from datasets import Dataset
 
 from eden_hf.data.errors import SourceError
-from eden_hf.data.patients import of_subgroup, patient_names, patients_apart
+from eden_hf.data.patients import of_subgroup, patient_names, patients_apart, patients_or_images
 
 PATIENTS = {"source_id": list("abcde"), "sex": ["F", "M", None, "F", "M"], "age": [59, 60, 20, None, 0]}
 
@@ -33,6 +33,17 @@ def test_subgroups_that_are_not_there():
 
 def rows(*patients, first=0):
     return Dataset.from_dict({"source_id": [str(first + i) for i in range(len(patients))], "patient": list(patients)})
+
+
+def test_where_no_column_is_named_images_are_patients_which_is_told(caplog):
+    caplog.set_level("INFO")
+    assert patients_or_images(rows("a", "a", "b"), None, "--patient-column") == ["0", "1", "2"]
+    assert caplog.messages == [
+        "each of 3 images counts as a patient: give --patient-column if some are of the same patient"
+    ]
+    caplog.clear()
+    assert patients_or_images(rows("a", "a", "b"), "patient", "--patient-column") == ["a", "a", "b"]
+    assert caplog.messages == []
 
 
 def test_images_of_nobody_are_patients_of_their_own(caplog):

@@ -284,3 +284,14 @@ def test_phantoms_prepared_before_are_not_drawn_again(tmp_path, monkeypatch):
     first = prepare_images("phantoms:3", side=16, cache_dir=tmp_path)
     monkeypatch.setattr("eden_hf.data.phantoms.draw_phantom", None)
     assert prepare_images("phantoms:3", side=16, cache_dir=tmp_path).folder == first.folder
+
+
+def test_the_images_of_a_patient_are_held_out_together():
+    patients = [f"patient {index // 3}" for index in range(60)]
+    train, held = split_holdout(patients, 0.2, seed=0)
+    sides = [{patients[index] for index in part.tolist()} for part in (train, held)]
+    assert len(held) == 12
+    assert sides[0].isdisjoint(sides[1])
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(60))
+    with pytest.raises(ValueError, match="1 images or patients are too few"):
+        split_holdout(["one"] * 5, 0.5, seed=0)

@@ -116,6 +116,20 @@ def test_images_that_may_tell_of_patients_are_refused_before_the_start_if_asked(
     assert not (run / "phi.csv").exists()
 
 
+def test_the_images_of_a_patient_are_held_out_together(tmp_path, caplog):
+    rows = phantom_dataset(12).map(lambda row, index: {"patient": index // 4}, with_indices=True)
+    rows.save_to_disk(tmp_path / "rows")
+    data = {**SETTINGS["data"], "source": str(tmp_path / "rows"), "id_column": "image_id", "holdout_share": 0.3}
+    caplog.set_level("INFO")
+    held = []
+    for name, column in (("images", None), ("patients", "patient")):
+        run = Pretraining(read_arguments(settings_file(tmp_path, name, data={**data, "patient_column": column})))
+        held.append({index // 4 for index in run.holdout_indices.tolist()})
+        assert ("each of 12 images counts as a patient: give --data.patient_column" in caplog.text) == (column is None)
+        caplog.clear()
+    assert len(held[1]) == 1 < len(held[0])
+
+
 def test_a_run_leaves_what_it_promises(uninterrupted):
     assert {path.name for path in uninterrupted.iterdir()} == {
         ".lock", "best", "checkpoints", "config.yaml", "environment.json", "last", "lineage.json",
