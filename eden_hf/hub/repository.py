@@ -203,7 +203,7 @@ def _measured(results: Sequence[str | Path]) -> dict[str, Path]:
             raise StagingError(f"{given} holds no results.json: name folders that eden evaluate or finetune wrote")
         for file in found:
             above = given.parent if len(results) > 1 or file.parent == given else given
-            name = "-".join(file.parent.relative_to(above).parts)
+            name = re.sub(r"[^\w.-]+", "-", "-".join(file.parent.relative_to(above).parts))  # as links can have it
             if name in files:
                 raise StagingError(f"{files[name]} and {file} would go to one folder, {name}: rename one of theirs")
             files[name] = file

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation
 
 from eden_hf import EdenForPreTraining, EdenImageProcessor, EdenModel, EdenV2ForPreTraining
+from eden_hf.evaluation.pruner_audit import audit_pruner
 from eden_hf.evaluation.results import Estimate, Results
 from eden_hf.evaluation.statistics import by_patient
 from eden_hf.hub.cards import CardError, check_card
@@ -191,6 +192,20 @@ def test_results_of_other_weights_are_refused(run, report, tmp_path):
     with pytest.raises(StagingError, match=r"holds no results\.json"):
         stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path), [tmp_path / "model"])
     assert not (tmp_path / "staged").exists()
+
+
+def test_an_audit_goes_along_with_a_model_of_its_run_alone(run, tmp_path):
+    audit_pruner(str(run), "phantoms:3", str(tmp_path / "audit"), images=3, level=2, gammas=[0.5])
+    card = write_card_yaml(tmp_path)
+    folder = stage_model(run / "last", tmp_path / "staged", card, [tmp_path / "audit"])
+    assert check_card(folder) == []
+    (result, *_) = sorted(folder.glob("evaluation/*/results.md"))
+    assert f"**[Pruner audit]({result.relative_to(folder).as_posix()})**" in (folder / "README.md").read_text()
+    assert " " not in result.parent.name  # which a link cannot have
+    for part in (EdenModel(tiny_config()), EdenImageProcessor()):
+        part.save_pretrained(tmp_path / "other")
+    with pytest.raises(StagingError, match=r"results\.json: the results are of other weights"):
+        stage_model(tmp_path / "other", tmp_path / "again", card, [tmp_path / "audit"])
 
 
 def test_no_folder_of_the_machine_is_told(run, report, tmp_path):
