@@ -375,7 +375,6 @@ def patients_figure(file):
         ("training/loss.png", png, "images", "was not drawn by the package"),
         ("evaluation/other/figure.png", foreign_figure, "images", r"has no results\.json beside it"),
         ("evaluation/other/figure.png", patients_figure, "images", "shows images that were measured on"),
-        ("notes.txt", dicom, "images", r"notes\.txt is a DICOM file"),
         ("scan.nii.gz", lambda file: file.write_text("x"), "images", r"scan\.nii\.gz is a DICOM file or another"),
         ("config.json", in_base64, "images", r"config\.json holds what looks like an image in base64"),
         ("LICENSE", written(base64.b64encode(NOISE.tobytes()).decode()), "images", "LICENSE holds what looks like an"),
@@ -438,6 +437,15 @@ def test_a_card_does_not_go_to_other_weights(hub, folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(RefusedError, match=r"has no weights \(model\.safetensors\).*--allow weights"):
         publish_model(folder, "user/tiny", allow=["card"])
+
+
+def test_dicom_files_are_looked_at_even_if_images_may_go(hub, folder):
+    dicom(folder / "notes.txt")
+    with pytest.raises(RefusedError, match=r"notes\.txt is a DICOM file.*\(--allow images publishes"):
+        publish_model(folder, "user/tiny")
+    with pytest.raises(RefusedError, match=r"it may tell who the patients are: (.|\n)*notes\.txt: attribute"):
+        publish_model(folder, "user/tiny", allow=["images"])
+    assert hub.repositories == {}
 
 
 def test_parquet_never_goes_into_a_model(hub, folder):
@@ -559,9 +567,8 @@ def test_the_commands_stage_check_and_push(hub, run, report, tmp_path, capsys):
     card, folder = str(write_card_yaml(tmp_path)), tmp_path / "repository"
     named = ["--source", str(run / "last"), "--card", card, "--results", str(report)]
     cli.stage([*named, "--output", str(folder), "--half"])
-    with pytest.raises(SystemExit) as done:
-        cli.card(["check", str(folder)])
-    assert done.value.code == 0
+    cli.card(["check", str(folder)])
+    assert "README.md is good" in capsys.readouterr().out
     cli.push(["--source", str(folder), "--repo_id", "user/tiny", "--tags", "v1.0"])
     assert "model.safetensors" in capsys.readouterr().out
     assert held(hub) == contents(folder)
