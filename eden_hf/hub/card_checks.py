@@ -70,7 +70,7 @@ def online_problems(text: str, declared: "EdenModelCardData") -> Iterator[str]:
         ModelCard(text).validate()
     except ValueError as error:
         yield f"README.md: the Hub refuses the metadata: {error}"
-    ids = [("model", "base_model", declared.base_model)]
+    ids = [("model", "base_model", declared.base_model), ("model", "hub.new_version", declared.hub.get("new_version"))]
     ids += [("dataset", "training_data.hub_id", data.hub_id) for data in declared.training_data]
     for kind, key, name in ids:
         if name and not HfApi().repo_exists(name, repo_type=kind):

@@ -10,7 +10,7 @@ import re
 from argparse import ArgumentError
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
@@ -67,6 +67,13 @@ class TrainingData:
         _require_hub_id("training_data.hub_id", self.hub_id)
 
 
+#: Metadata of the Hub that only the publisher can say.
+HUB_KEYS = {
+    *(f"extra_gated_{name}" for name in ("heading", "description", "prompt", "fields", "button_content")),
+    *("new_version", "co2_eq_emissions"),
+}
+
+
 @dataclass
 class EdenModelCardData:
     """What only the publisher of a model can say: the keys of `card.yaml`.
@@ -87,6 +94,9 @@ class EdenModelCardData:
         notes: Markdown of your own, such as results that no file holds; nothing checks it.
         tags: Tags for the Hub, beside those that every card has.
         citation: BibTeX of the model itself, put above the method's.
+        doi: The DOI that the Hub or an archive gave it, such as `10.57967/hf/1234`.
+        hub: Metadata by the Hub's own names (`HUB_KEYS`): what people agree to before they may download, the model
+            that takes this one's place, and grams of CO2.
 
     Raises:
         ValueError: a value is empty, unknown or of another form.
@@ -107,6 +117,8 @@ class EdenModelCardData:
     notes: str | None = None
     tags: list[str] = field(default_factory=list)
     citation: str | None = None
+    doi: str | None = None
+    hub: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require("/" in self.model_id, "model_id", self.model_id, "a Hub id with its owner, user/name")
@@ -117,6 +129,13 @@ class EdenModelCardData:
         require(bool(self.training_data), "training_data", self.training_data, "a list of at least one set of images")
         is_bibtex = self.citation is None or self.citation.lstrip().startswith("@")
         require(is_bibtex, "citation", self.citation, "BibTeX, which starts with @")
+        is_doi = self.doi is None or re.fullmatch(r"10\.\d{4,}/\S+", self.doi) is not None
+        require(is_doi, "doi", self.doi, "a DOI, 10.NNNN/... without an address before it")
+        require(self.hub.keys() <= HUB_KEYS, "hub", sorted(self.hub.keys() - HUB_KEYS), f"of {sorted(HUB_KEYS)}")
+        _require_hub_id("hub.new_version", self.hub.get("new_version"))
+        emissions = self.hub.get("co2_eq_emissions", {"emissions": 0, "source": "none"})
+        is_told = isinstance(emissions, dict) and {"emissions", "source"} <= emissions.keys()
+        require(is_told, "hub.co2_eq_emissions", emissions, "a table of `emissions`, in grams, and their `source`")
 
     @classmethod
     def load(cls, file: str | Path) -> "EdenModelCardData":
@@ -194,6 +213,7 @@ def render_card(folder: str | Path) -> str:
         base_model=declared.base_model,
         model_name=declared.model_id.split("/")[-1] if results else None,
         eval_results=results,
+        **declared.hub,
     )
     sections = card_sections.sections(declared, facts)
     card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), **sections)

@@ -313,6 +313,19 @@ def test_what_is_declared_is_told(pretrained):
     assert {"chest", "radiology"} <= set(ModelCard(text).data.tags)
 
 
+def test_the_hubs_own_metadata_and_a_doi_go_along(pretrained):
+    hub = {
+        "extra_gated_prompt": "For research alone.",
+        "extra_gated_fields": {"Institution": "text"},
+        "new_version": "user/better",
+        "co2_eq_emissions": {"emissions": 12.5, "source": "codecarbon"},
+    }
+    declare(pretrained, hub=hub, doi="10.57967/hf/1234")
+    card = ModelCard(render_card(pretrained))
+    assert hub.items() <= card.data.to_dict().items()
+    assert "[10.57967/hf/1234](https://doi.org/10.57967/hf/1234)" in card.text
+
+
 def test_pixels_and_the_majority_are_no_models(pretrained):
     """They stand in result files beside the model, which needs no `evaluated_as` for that."""
     for name in ("pixels", "majority"):
@@ -464,6 +477,10 @@ def test_the_snippet_needs_no_package(layouts, tmp_path):
         ({"training_data": []}, r"`training_data` must be a list of at least one set of images, got \[\]"),
         ({"limits": "children"}, r"limits"),
         ({"citation": "Me, 2026"}, r"`citation` must be BibTeX, which starts with @, got 'Me, 2026'"),
+        ({"doi": "https://doi.org/10.1/x"}, r"`doi` must be a DOI, 10.NNNN/... without an address before it"),
+        ({"hub": {"gated": True}}, r"`hub` must be of \['co2_eq_emissions', .*got \['gated'\]"),
+        ({"hub": {"new_version": "x y"}}, r"`hub.new_version` must be a Hub id"),
+        ({"hub": {"co2_eq_emissions": 3}}, r"a table of `emissions`, in grams, and their `source`, got 3"),
         ({"intended_for": "all"}, r"'intended_for' is not accepted; its keys are model_id, license,"),
     ],
 )
