@@ -13,7 +13,7 @@ from jsonargparse import auto_cli
 
 from eden_hf.data.sources import load_source
 from eden_hf.evaluation.results import Results
-from eden_hf.training.arguments import read_arguments
+from eden_hf.training.arguments import ConfigParser, read_arguments
 from eden_hf.training.pretraining import pretrain
 
 REPOSITORY = Path(__file__).parents[1]
@@ -91,4 +91,4 @@ def _has_landmarks(data: str) -> bool:
 
 
 if __name__ == "__main__":
-    auto_cli(demo)
+    auto_cli(demo, parser_class=ConfigParser)

@@ -14,6 +14,7 @@ from PIL.Image import Transpose
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.retrieval.leaks import SAME
 from eden_hf.retrieval.looks import alike, small_picture
+from eden_hf.training.arguments import ConfigParser
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
@@ -88,4 +89,4 @@ def measure_leaks(
 
 
 if __name__ == "__main__":
-    auto_cli(measure_leaks, as_positional=False)
+    auto_cli(measure_leaks, as_positional=False, parser_class=ConfigParser)

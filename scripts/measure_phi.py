@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.data.phi.burned_in import find_text
 from eden_hf.data.sources import load_source, read_cell
+from eden_hf.training.arguments import ConfigParser
 
 WORDS = ("DOE^JANE", "Smith, John 01/02/1956", "MRN 4471203", "Hospital St. Anna", "12-05-1948 F", "Nguyen Thi Lan")
 FAMILIES = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmr10", "cmss10", "cmtt10", "cmb10")
@@ -118,4 +119,4 @@ def _pictures(source: str, split: str, sides: tuple[int, ...], count: int) -> It
 
 
 if __name__ == "__main__":
-    auto_cli(measure_phi, as_positional=False)
+    auto_cli(measure_phi, as_positional=False, parser_class=ConfigParser)

@@ -11,7 +11,7 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from eden_hf.data.prepared import prepare_images
-from eden_hf.training.arguments import read_arguments
+from eden_hf.training.arguments import ConfigParser, read_arguments
 from eden_hf.training.objectives import objective_of
 
 CELL = 104
@@ -59,4 +59,4 @@ def _pair(inputs: dict) -> list[torch.Tensor]:
 
 
 if __name__ == "__main__":
-    auto_cli(show_views, as_positional=False)
+    auto_cli(show_views, as_positional=False, parser_class=ConfigParser)

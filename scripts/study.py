@@ -36,7 +36,7 @@ from eden_hf.evaluation.results import Results, differences
 from eden_hf.hub.repository import stage_model
 from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.plots import plot_few_shot, plot_groups
-from eden_hf.training.arguments import read_arguments
+from eden_hf.training.arguments import ConfigParser, read_arguments
 from eden_hf.training.finetune_arguments import (
     FinetuneTrainingArguments,
     Recipe,
@@ -246,4 +246,4 @@ def _save_untrained(recipe: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(study, as_positional=False)
+    auto_cli(study, as_positional=False, parser_class=ConfigParser)
