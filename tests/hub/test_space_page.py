@@ -133,6 +133,38 @@ def dicom(inverted=False):
     return file.getvalue()
 
 
+def lossless_dicom():
+    """The same image compressed as scanners do: lossless JPEG, each pixel told by its difference from the one before.
+
+    Categories of differences get codes of five bits each, in order.
+    """
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("libjpeg", reason="lossless JPEG needs the extra dicom-jpeg")
+    dataset = pydicom.dcmread(io.BytesIO(dicom()))
+    pixels = np.frombuffer(dataset.PixelData, "<u2").reshape(dataset.Rows, dataset.Columns).astype(int)
+    before = np.concatenate([pixels[:, :1], pixels[:, :-1]], axis=1)
+    before[1:, 0], before[0, 0] = pixels[:-1, 0], 1 << 11
+    bits = []
+    for difference in (pixels - before).ravel().tolist():
+        category = abs(difference).bit_length()
+        extra = difference if difference >= 0 else difference + (1 << category) - 1
+        bits.append(f"{category:05b}" + (f"{extra:0{category}b}" if category else ""))
+    coded = "".join(bits)
+    coded += "1" * (-len(coded) % 8)
+    scan = int(coded, 2).to_bytes(len(coded) // 8, "big").replace(b"\xff", b"\xff\0")
+    codes = bytes([0, 0, 0, 0, 17, *[0] * 11, *range(17)])
+    frame = bytes([12, *dataset.Rows.to_bytes(2, "big"), *dataset.Columns.to_bytes(2, "big"), 1, 1, 0x11, 0])
+    segments = {0xC3: frame, 0xC4: b"\0" + codes, 0xDA: bytes([1, 1, 0, 1, 0, 0])}
+    headers = (bytes([0xFF, mark]) + (len(data) + 2).to_bytes(2, "big") + data for mark, data in segments.items())
+    jpeg = b"\xff\xd8" + b"".join(headers) + scan + b"\xff\xd9"
+    dataset.PixelData = pydicom.encaps.encapsulate([jpeg])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLosslessSV1
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
 def exif(orientation):
     tags = Image.Exif()
     tags[274] = orientation
@@ -160,6 +192,7 @@ def odd_images():
         "tiny.png": saved(phantom(5).resize((31, 19))),
         "signed.dcm": dicom(),
         "inverted.dcm": dicom(inverted=True),
+        "lossless.dcm": lossless_dicom(),
     }
 
 

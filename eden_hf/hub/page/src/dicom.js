@@ -3,28 +3,43 @@ import { Decoder } from "@cornerstonejs/jpeg-lossless-decoder-js";
 import dicomParser from "dicom-parser";
 import { fullRange, mapped, PictureError, toBytes } from "./values.js";
 
-const UNCOMPRESSED = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"];
-const BIG_ENDIAN = "1.2.840.10008.1.2.2";
-const JPEG_BASELINE = "1.2.840.10008.1.2.4.50";
+const UNCOMPRESSED = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1"]; // both little-endian
+const JPEG = "1.2.840.10008.1.2.4.50";
 const JPEG_LOSSLESS = ["1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"];
+/** Names of other ways to store pixels, by how their identifiers begin. */
+const OTHERS = {
+  "1.2.840.10008.1.2.1.99": "deflated",
+  "1.2.840.10008.1.2.2": "big-endian",
+  "1.2.840.10008.1.2.4.5": "JPEG of 12 bits",
+  "1.2.840.10008.1.2.4.8": "JPEG-LS",
+  "1.2.840.10008.1.2.4.9": "JPEG 2000",
+  "1.2.840.10008.1.2.5": "RLE",
+};
+const MEND = "convert it to PNG, or to uncompressed DICOM";
 
 /** The picture in a DICOM file; `decodeJpeg` makes pictures of JPEG's bytes. */
 export async function readDicom(bytes, decodeJpeg) {
-  const dataset = dicomParser.parseDicom(bytes);
+  const dataset = dicomParser.parseDicom(bytes, { inflater: () => refuse("deflated files") });
   const pixels = dataset.elements.x7fe00010;
   if (!pixels) throw new PictureError("this DICOM file holds no image");
+  const frames = dataset.intString("x00280008") ?? 1;
+  if (frames > 1) refuse(`several frames (${frames})`);
   const colours = (dataset.string("x00280004") ?? "").trim().toUpperCase();
-  const syntax = dataset.string("x00020010") ?? UNCOMPRESSED[0];
-  if (syntax === JPEG_BASELINE) {
-    const picture = await decodeJpeg(fragment(dataset, pixels));
-    return picture.channels === 1 ? shown(dataset, picture, picture.data, colours) : picture;
-  }
+  const samples = dataset.uint16("x00280002") ?? 1;
   const size = { width: dataset.uint16("x00280011"), height: dataset.uint16("x00280010") };
-  const values = storedValues(dataset, pixels, syntax, size);
-  if (values.length === size.width * size.height) return shown(dataset, size, values, colours);
-  if (colours !== "RGB") throw new PictureError(`its colours, ${colours}, are not read here: convert it to PNG`);
-  const white = 2 ** (dataset.uint16("x00280101") ?? 8) - 1;
-  return { ...size, channels: 3, data: toBytes(mapped(values, (value) => value / white)) };
+  const syntax = dataset.string("x00020010") ?? UNCOMPRESSED[0];
+  if (syntax === JPEG && samples === 1) {
+    const picture = await decodeJpeg(fragment(dataset, pixels));
+    return shown(dataset, picture, picture.data, colours);
+  }
+  if (samples > 1 && !UNCOMPRESSED.includes(syntax)) refuse("compressed colours");
+  const values = storedValues(dataset, pixels, syntax, size.width * size.height * samples);
+  if (samples === 1) return shown(dataset, size, values, colours);
+  return coloured(dataset, size, values, colours);
+}
+
+function refuse(what) {
+  throw new PictureError(`DICOM with ${what} is not read here: ${MEND}`);
 }
 
 function fragment(dataset, pixels) {
@@ -32,42 +47,49 @@ function fragment(dataset, pixels) {
   return dicomParser.readEncapsulatedPixelDataFromFragments(dataset, pixels, 0, pixels.fragments.length);
 }
 
-/** Values of the first frame as stored, of which `BitsStored` bits below `HighBit` count. */
-function storedValues(dataset, pixels, syntax, { width, height }) {
-  const samples = dataset.uint16("x00280002") ?? 1;
+/** `count` values as stored, of which `BitsStored` bits below `HighBit` count. */
+function storedValues(dataset, pixels, syntax, count) {
   const allocated = dataset.uint16("x00280100");
-  const count = width * height * samples;
+  if (![8, 16].includes(allocated)) refuse(`${allocated} bits a value`);
   let bytes;
   if (UNCOMPRESSED.includes(syntax)) {
     bytes = dataset.byteArray.slice(pixels.dataOffset, pixels.dataOffset + (count * allocated) / 8);
   } else if (JPEG_LOSSLESS.includes(syntax)) {
     const coded = fragment(dataset, pixels);
-    const decoded = new Decoder().decode(coded.buffer, coded.byteOffset, coded.length, allocated / 8);
-    bytes = new Uint8Array(decoded.buffer ?? decoded, decoded.byteOffset ?? 0, (count * allocated) / 8);
+    bytes = new Uint8Array(new Decoder().decompress(coded.buffer, coded.byteOffset, coded.length));
   } else {
-    throw new PictureError(`its compression (${syntax}) is not read here: convert it to PNG or uncompressed DICOM`);
+    const known = Object.keys(OTHERS).find((start) => syntax.startsWith(start));
+    refuse(`${OTHERS[known] ?? `the transfer syntax ${syntax}`} pixels`);
   }
-  if (![8, 16].includes(allocated))
-    throw new PictureError(`${allocated} bits a pixel are not read here: convert it to PNG`);
   if (bytes.length * 8 < count * allocated) throw new PictureError("its pixels are cut off: restore the file");
-  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  const view = new DataView(bytes.buffer);
   const stored = dataset.uint16("x00280101") ?? allocated;
-  const high = Math.max(dataset.uint16("x00280102") ?? stored - 1, stored - 1);
+  const told = dataset.uint16("x00280102") ?? 0;
+  const high = told >= stored && told < allocated ? told : stored - 1;
   const signed = dataset.uint16("x00280103") === 1;
-  const little = syntax !== BIG_ENDIAN;
   const values = new Float32Array(count);
   for (let index = 0; index < count; index++) {
-    const value = allocated === 8 ? bytes[index] : view.getUint16(2 * index, little);
+    const value = allocated === 8 ? bytes[index] : view.getUint16(2 * index, true);
     const lifted = value << (31 - high); // the highest stored bit becomes the sign's
     values[index] = signed ? lifted >> (32 - stored) : lifted >>> (32 - stored);
   }
   return values;
 }
 
+/** Red, green and blue, pixel by pixel or plane by plane, as a picture. */
+function coloured(dataset, { width, height }, values, colours) {
+  if (colours !== "RGB") refuse(`${colours || "untold"} colours`);
+  const pixels = width * height;
+  const byPlane = dataset.uint16("x00280006") === 1;
+  const inOrder = byPlane ? values.map((_, index) => values[(index % 3) * pixels + Math.floor(index / 3)]) : values;
+  const white = 2 ** (dataset.uint16("x00280101") ?? 8) - 1;
+  return { width, height, channels: 3, data: toBytes(mapped(inOrder, (value) => value / white)) };
+}
+
 /** Grey values as a picture: the best of VOI LUT, window and full range that shows something. */
 function shown(dataset, { width, height }, values, colours) {
   if (!["MONOCHROME1", "MONOCHROME2"].includes(colours)) {
-    throw new PictureError(`its colours, ${colours}, are not read here: convert it to PNG`);
+    refuse(`${colours || "untold"} colours`);
   }
   const fills = paddingOf(dataset, values);
   const content = throughModality(dataset, fills ? values.filter((value) => !fills(value)) : values);
