@@ -1,6 +1,5 @@
 """The rows of `eden bench`: what users wait for, each beside a plain way of doing it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from eden_hf.training.arguments import (
     Stage,
     TrainingArguments,
 )
+from eden_hf.training.monitors import read_metrics
 
 
 def _step(backbone: str, size: int, batch: int) -> Iterator[Sides]:
@@ -221,8 +221,7 @@ def processes() -> Iterator[Sides]:
 
 def _metrics(folder: str | Path) -> list[dict[str, Any]]:
     """The lines of a run that tell its speed."""
-    lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if "images_per_second" in line]
+    return [line for line in read_metrics(Path(folder) / "metrics.jsonl") if "images_per_second" in line]
 
 
 @row(

@@ -1,7 +1,9 @@
-"""Text files as people write them: lists and tables from any editor or spreadsheet program."""
+"""Text files: read as people write them, from any editor or spreadsheet program; written whole or not at all."""
 
 import codecs
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -35,3 +37,38 @@ def read_text(path: str | Path) -> str:
     if "\0" in text:
         raise ValueError(f"{path} holds null characters, so it is no text, or UTF-16 without mark; save it as UTF-8")
     return text.lstrip("\ufeff")  # a second mark, of a file converted with its first
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8, whole or not at all: an interruption leaves the one that was there.
+
+    Raises:
+        OSError: it cannot be written; the error names it.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with _named(path):
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Write one more line to a file in UTF-8; an interruption may leave a part of it, without an end of line.
+
+    Raises:
+        OSError: it cannot be written; the error names it.
+    """
+    with _named(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Have errors name the file: those of a full disk do not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

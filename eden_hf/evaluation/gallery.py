@@ -3,7 +3,6 @@
 python scripts/gallery.py --model outputs/demo/run/last --source phantoms:64 --output outputs/demo
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from eden_hf.plots import (
     plot_neighbours,
     plot_tsne,
 )
+from eden_hf.training.monitors import read_metrics
 
 
 def draw_gallery(
@@ -69,7 +69,7 @@ def draw_gallery(
     }
     metrics = Path(model).parent / "metrics.jsonl"
     if metrics.exists():
-        figures["history"] = plot_history([json.loads(line) for line in metrics.read_text().splitlines()])
+        figures["history"] = plot_history(read_metrics(metrics))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.png" for name in figures]

@@ -36,6 +36,7 @@ from eden_hf.modeling_eden import (
 )
 from eden_hf.training.checkpoints import replace_folder
 from eden_hf.training.lineage import write_lineage
+from eden_hf.training.monitors import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def _write_model(source: Path, output: Path, pretraining: bool, half: bool) -> N
 def _write_training(run: Path, output: Path) -> None:
     """What the run recorded: recipe, environment, metrics as JSON and as a figure, and what the images were."""
     output.mkdir()
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(run / "metrics.jsonl")
     (output / "metrics.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")  # a row a line
     _draw_losses(rows, output / "loss.png")
     _copy_small(output / "loss.png", output / "loss.png")

@@ -337,6 +337,8 @@ class RunArguments(HubArguments):
         trackers: Experiment trackers by accelerate's names (`tensorboard`, `wandb`, ...).
         check_phi: Refuse to start on images that may tell who a patient is; what was found is in `phi.csv` then.
         accepted_phi: CSV of findings that you accept: rows kept of that `phi.csv`.
+        timeout: Seconds that the processes of a launch wait for one another, once the images are prepared, before they
+            end for one that hangs.
     """
 
     output_dir: str = "outputs/pretrain"
@@ -347,9 +349,11 @@ class RunArguments(HubArguments):
     trackers: list[str] = field(default_factory=list)
     check_phi: bool = False
     accepted_phi: str | None = None
+    timeout: float = 600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.timeout > 0, "run.timeout", self.timeout, "above 0")
         for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
             require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
 

@@ -70,7 +70,7 @@ from eden_hf.training.downstream_metrics import (
 )
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
 from eden_hf.training.lineage import write_model_lineage
-from eden_hf.training.optimizers import decayed_names, same_groups
+from eden_hf.training.optimizers import decayed_names, of_this_version
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32, precision_used
 from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_run
@@ -343,7 +343,7 @@ def fit(
     if quiet:
         trainer.remove_callback(PrinterCallback)
     checkpoint = _last_checkpoint(folder) if resume else None
-    with same_groups(Path(checkpoint or folder)):
+    with of_this_version(Path(checkpoint or folder)):
         trainer.train(resume_from_checkpoint=checkpoint)
     best: Any = trainer.accelerator.unwrap_model(trainer.model)
     if recipe.model.lora_rank:

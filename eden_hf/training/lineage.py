@@ -25,6 +25,8 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from eden_hf.data.text_files import write_text
+
 LINEAGE = "lineage.json"
 #: What may be made again or added to a published model without another model coming of it.
 _LEFT_OUT = ("README.md", "card.yaml", "LICENSE", "evaluation", LINEAGE)
@@ -60,9 +62,14 @@ def write_model_lineage(folder: Path, run: Path, made_by: str, **facts: Any) -> 
     return _write(folder, made_by, record["parents"], (), {**record["facts"], **record["files"], **facts})
 
 
+def stale_records(run: Path) -> list[str]:
+    """What differs between the record of a run and its files, each told; nothing of a run without a record."""
+    return list(_changed_files(run, read_lineage(run))) if record_file(run).exists() else []
+
+
 def renew_lineage(run: Path) -> None:
-    """Record the files of a run anew after they were changed on purpose."""
-    if record_file(run).exists():
+    """Record the files of a run anew, where they changed."""
+    if stale_records(run):
         record = read_lineage(run)
         _write(run, record["made_by"], record["parents"], record["files"], record["facts"])
 
@@ -80,7 +87,7 @@ def _write(
         "parents": parents,
     }
     file = record_file(target)
-    file.write_text(json.dumps(record, indent=2) + "\n")
+    write_text(file, json.dumps(record, indent=2) + "\n")
     return file
 
 

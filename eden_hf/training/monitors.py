@@ -4,17 +4,20 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from eden_hf.data.progress import progress_bar
+from eden_hf.data.text_files import append_line, write_text
 from eden_hf.modeling_eden import EdenForPreTrainingOutput, EdenPointOutput, EdenV2ForPreTrainingOutput
 from eden_hf.training.curriculum import Progress
 
@@ -25,6 +28,12 @@ _MEND = (
     "lower stages[].learning_rate or set training.max_grad_norm, which may change with --resume (first remove the "
     "newest folder of checkpoints/ if the loss rises again at once)"
 )
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, but for one that an interruption cut short."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -87,7 +96,7 @@ class LossGuard:
         if bad is None:
             return
         value, (_, ids, where) = losses[bad], kept[bad]
-        self.file.write_text(json.dumps({"loss": str(value), **where, "ids": ids}, indent=2))
+        write_text(self.file, json.dumps({"loss": str(value), **where, "ids": ids}, indent=2))
         raise NonFiniteLossError(
             f"the loss is {value} at step {where['step']}; the {len(ids)} images of the batch are listed in "
             f"{self.file}. Look at them; {_MEND}"
@@ -101,6 +110,45 @@ class LossGuard:
         """
         if not get_total_norm(weights, norm_type=math.inf).isfinite():
             raise NonFiniteLossError(f"weights are no longer finite after step {step}; {_MEND}")
+
+
+class Trackers:
+    """Accelerate's experiment trackers: one that fails, as its server may, is told of once, and the run goes on."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.failed: set[str] = set()
+        self.started: list[GeneralTracker] = []
+        asked, before = accelerator.log_with, accelerator.trackers
+        for kind in asked:
+            accelerator.log_with, accelerator.trackers = [kind], []
+            with self._allowed_to_fail(getattr(kind, "name", str(kind))):
+                accelerator.init_trackers("pretrain")
+                self.started += accelerator.trackers
+        accelerator.log_with, accelerator.trackers = asked, before
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Send the values of a step to each."""
+        for tracker in self.started:
+            with self._allowed_to_fail(tracker.name):
+                tracker.log(values, step=step)
+
+    def finish(self) -> None:
+        """Have each end its run."""
+        for tracker in self.started:
+            with self._allowed_to_fail(tracker.name):
+                tracker.finish()
+
+    @contextmanager
+    def _allowed_to_fail(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if name not in self.failed:
+                self.failed.add(name)
+                logger.warning(
+                    "the tracker %s failed (%s: %s): the run goes on, and metrics.jsonl has every number",
+                    name, type(error).__name__, error,
+                )  # fmt: skip
 
 
 class Monitor:
@@ -120,14 +168,14 @@ class Monitor:
         )  # fmt: skip
         if accelerator.is_main_process:
             self._forget_after(progress.step)
+        self.trackers = Trackers(accelerator)
         self.warned = False
         self._start_interval()
 
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that a resumed run takes again."""
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        self.file.write_text("".join(line + "\n" for line in kept))
+        lines = read_metrics(self.file) if self.file.exists() else []
+        write_text(self.file, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
 
     def _start_interval(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -166,10 +214,14 @@ class Monitor:
 
     def write(self, where: dict[str, Any], values: dict[str, float]) -> None:
         """Write one line of values."""
-        self.accelerator.log(values, step=where["step"])
         if self.accelerator.is_main_process:
-            with self.file.open("a") as file:
-                file.write(json.dumps({**where, **values}) + "\n")
+            append_line(self.file, json.dumps({**where, **values}))
+        self.trackers.log(values, where["step"])
+
+    def close(self) -> None:
+        """End the progress bar and the trackers."""
+        self.bar.close()
+        self.trackers.finish()
 
     def pause_clock(self, seconds: float) -> None:
         """Leave out seconds that were spent on something else than training."""

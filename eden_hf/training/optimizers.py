@@ -42,19 +42,18 @@ def clip_each(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
 
 
 @contextmanager
-def same_groups(checkpoint: Path) -> Iterator[None]:
-    """Say why an optimiser's state does not fit, where it was saved with other groups of parameters.
+def of_this_version(checkpoint: Path) -> Iterator[None]:
+    """Say why a checkpoint does not fit, where another version of the package wrote it.
 
     Raises:
-        ValueError: it was.
+        ValueError: it holds another position, other weights or an optimiser of other groups than this version's.
     """
     try:
         yield
-    except ValueError as error:
-        if "parameter group" not in str(error):
+    except (ValueError, RuntimeError) as error:
+        if not any(words in str(error) for words in ("parameter group", "loading state_dict", "progress.json")):
             raise
         raise ValueError(
-            f"the optimiser in {checkpoint} was saved by an older version of eden_hf, whose AdamW decayed norms, "
-            "biases and positions as well: go on with that version (git_revision in environment.json), or start a "
-            "new run from the model that there is"
+            f"{checkpoint} was written by another version of eden_hf ({str(error).splitlines()[0]}): go on with that "
+            "version (git_revision in environment.json), or start a new run from the model that there is"
         ) from error

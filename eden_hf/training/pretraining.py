@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,7 @@ from eden_hf.training.monitors import LossGuard, Monitor, health
 from eden_hf.training.objectives import freeze_unreached, objective_of
 from eden_hf.training.optimizers import clip_each, make_optimizer
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32
+from eden_hf.training.processes import PREPARING, others_answer, wait_at_most
 from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_changes, record_run
 from eden_hf.training.stop_request import StopRequest
@@ -76,6 +76,7 @@ def pretrain(arguments: PretrainArguments, resume: bool = False) -> Path:
         FileNotFoundError: there is nothing to resume.
         ValueError: the settings differ from those of the run to resume, or do not fit the data or the processes.
         NonFiniteLossError: the loss or a weight became infinite or NaN.
+        OSError: something could not be written, or another process of the launch ended or hangs.
     """
     return Pretraining(arguments, resume).train()
 
@@ -144,19 +145,19 @@ class Pretraining:
 
     def train(self) -> Path:
         """Run the stages that are left; returns the run's folder, which others may write to then."""
-        with self._until_trained:
+        timeout = self.arguments.run.timeout
+        wait_at_most(timeout)
+        with self._until_trained, others_answer(timeout):
             return self._train()
 
     def _train(self) -> Path:
-        if self.arguments.run.trackers:
-            self.accelerator.init_trackers("pretrain")
         stages = [self._batches(index) for index in range(len(self.arguments.stages))]
         total = sum(batches.epochs * batches.batches_per_epoch for batches in stages)
         self.monitor = Monitor(self.accelerator, self.folder, total, self.progress)
         self.guard = LossGuard(self.folder, self.accelerator.process_index)
         with StopRequest() as self.stop:
             self.finished = all(self._run_stage(index) for index in range(self.progress.stage, len(stages)))
-        self.monitor.bar.close()
+        self.monitor.close()
         self.model = self.accelerator.free_memory(self.model)[0]  # DDP must go before its process group does
         self.accelerator.end_training()
         if self.accelerator.is_main_process:
@@ -471,7 +472,7 @@ def _as_fetched(batch: Any) -> Any:
 def _accelerator(arguments: PretrainArguments) -> Accelerator:
     """Accelerate's view of the processes and devices there are."""
     check_precision(arguments.training.mixed_precision)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=arguments.training.mixed_precision,
         log_with=arguments.run.trackers or None,
@@ -479,9 +480,12 @@ def _accelerator(arguments: PretrainArguments) -> Accelerator:
         kwargs_handlers=[
             # Banks stay equal by themselves, and running statistics are those of the main process.
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=arguments.is_mixed),
-            InitProcessGroupKwargs(timeout=timedelta(hours=6)),  # the main process may prepare a large source first
+            InitProcessGroupKwargs(timeout=PREPARING),
         ],
     )
+    if absent := {*arguments.run.trackers} - {"all", *map(str, accelerator.log_with)}:
+        raise ValueError(f"`run.trackers`: {', '.join(sorted(absent))} is not installed; install it or leave it out")
+    return accelerator
 
 
 def _rows(data: DataArguments) -> Dataset:

@@ -19,8 +19,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
+from eden_hf.data.text_files import write_text
 from eden_hf.training.arguments import Settings, read_settings
-from eden_hf.training.lineage import package_revision, renew_lineage, write_lineage
+from eden_hf.training.lineage import package_revision, renew_lineage, stale_records, write_lineage
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -163,20 +164,26 @@ def record_run(folder: Path, settings: Settings, device: torch.device, start: st
         **facts,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
-    (folder / "config.yaml").write_text(settings.to_yaml())
+    write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    write_text(folder / "config.yaml", settings.to_yaml())
     lists = {name: facts[name] for name in ("image_list_hash", "image_list_hashes") if name in facts}
     write_lineage(folder, "run", [start] if start else [], RECORDS, **lists)
 
 
 def record_changes(folder: Path, settings: Settings, step: int) -> None:
-    """Write what a resumed run has from `step` on: its settings, and in `environment.json` the `changes` of them."""
-    if not (changed := _changes(folder, settings)):
-        return
-    logger.warning("from step %d on: %s", step, ", ".join(f"{key} {change}" for key, change in changed.items()))
-    file = folder / "environment.json"
-    environment = json.loads(file.read_text())
-    environment.setdefault("changes", []).append({"step": step, **changed})
-    file.write_text(json.dumps(environment, indent=2) + "\n")
-    (folder / "config.yaml").write_text(settings.to_yaml())
+    """Write what a resumed run has from `step` on: its settings, and in `environment.json` the `changes` of them.
+
+    The settings are written after the changes, and what a kill kept from being written is written the next time.
+    """
+    for told in stale_records(folder):
+        logger.warning("%s, and is recorded anew", told)
+    if changed := _changes(folder, settings):
+        logger.warning("from step %d on: %s", step, ", ".join(f"{key} {change}" for key, change in changed.items()))
+        file, change = folder / "environment.json", {"step": step, **changed}
+        environment = json.loads(file.read_text())
+        changes = environment.setdefault("changes", [])
+        if change not in changes[-1:]:
+            changes.append(change)
+        write_text(file, json.dumps(environment, indent=2) + "\n")
+        write_text(folder / "config.yaml", settings.to_yaml())
     renew_lineage(folder)

@@ -1,8 +1,10 @@
 import codecs
+import errno
+from pathlib import Path
 
 import pytest
 
-from eden_hf.data.text_files import read_text
+from eden_hf.data.text_files import append_line, read_text, write_text
 
 TEXT = "file_name,Größe\nÄ.png,1\n"
 
@@ -42,3 +44,23 @@ def test_text_at_home(tmp_path, monkeypatch):
 def test_a_mark_that_was_converted_with_the_text_is_left_out(tmp_path):
     (tmp_path / "list.txt").write_bytes("\ufeffa.png\n".encode("utf-16"))
     assert read_text(tmp_path / "list.txt") == "a.png\n"
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+    file = tmp_path / "kept.json"
+    write_text(file, "né")
+    assert file.read_bytes() == "né".encode()
+    monkeypatch.setattr(Path, "replace", lambda *given: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match=r"full.*kept\.json") as refused:
+        write_text(file, "new")
+    assert refused.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+    assert file.read_text(encoding="utf-8") == "né"
+
+
+def test_a_line_that_cannot_be_written_names_its_file(tmp_path):
+    append_line(tmp_path / "lines", "a")
+    append_line(tmp_path / "lines", "b")
+    assert (tmp_path / "lines").read_text() == "a\nb\n"
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        append_line(tmp_path, "c")

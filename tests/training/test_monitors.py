@@ -3,10 +3,11 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 
 from eden_hf.modeling_eden import pruned_info_nce
 from eden_hf.training.curriculum import Progress
-from eden_hf.training.monitors import LossGuard, Monitor, NonFiniteLossError, health
+from eden_hf.training.monitors import LossGuard, Monitor, NonFiniteLossError, health, read_metrics
 
 
 def unit(*shape):
@@ -65,3 +66,50 @@ def test_a_run_that_prunes_everything_is_warned_about_once(tmp_path, caplog):
         monitor.add(dict.fromkeys(names, torch.tensor(1.0)), images=8)
         monitor.log({"step": step, "stage": 0, "epoch": 0, "level": 0}, learning_rate=0.1)
     assert caplog.text.count("nothing is learned") == 1
+
+
+class Failing(GeneralTracker):
+    """A tracker whose server does not answer `when` it is asked."""
+
+    name, requires_logging_directory, tracker = "failing", False, None
+
+    def __init__(self, when):
+        super().__init__()
+        self.when, self.asked = when, []
+
+    def _ask(self, what):
+        self.asked.append(what)
+        if what in self.when:
+            raise ConnectionError("no answer")
+
+    def start(self):
+        self._ask("start")
+
+    def log(self, values, step):
+        self._ask("log")
+
+    def finish(self):
+        self._ask("finish")
+
+
+@pytest.mark.parametrize("when", ["start", "log", "finish"])
+def test_a_tracker_that_fails_is_told_of_once_and_nothing_else(when, tmp_path, caplog):
+    failing, fine = Failing([when, "finish"]), Failing([])
+    accelerator = Accelerator(cpu=True, log_with=[failing, fine])
+    monitor = Monitor(accelerator, tmp_path, 10, Progress())
+    for step in (1, 2):
+        monitor.write({"step": step}, {"loss": 1.0})
+    monitor.close()
+    assert caplog.text.count("the tracker") == caplog.text.count("failing failed (ConnectionError: no answer)") == 1
+    assert failing.asked == (["start"] if when == "start" else ["start", "log", "log", "finish"])
+    assert fine.asked == ["start", "log", "log", "finish"]
+    assert [line["step"] for line in read_metrics(monitor.file)] == [1, 2]
+    accelerator.end_training()
+
+
+def test_a_line_that_was_cut_short_does_not_stop_a_resumed_run(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    assert read_metrics(file) == [{"step": 1, "loss": 1.0}]
+    Monitor(Accelerator(cpu=True), tmp_path, 10, Progress(step=1))
+    assert file.read_text() == '{"step": 1, "loss": 1.0}\n'

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from eden_hf.training.arguments import PretrainArguments, Stage, TrainingArguments
+from eden_hf.training.lineage import changes
 from eden_hf.training.run_folder import (
     check_folder,
     check_images,
@@ -118,6 +119,41 @@ def test_what_helps_against_a_loss_that_is_not_finite_may_change_and_is_recorded
     changes = {"stages.0.learning_rate": "0.03 -> 0.01", "training.max_grad_norm": "None -> 1.0"}
     assert json.loads((tmp_path / "environment.json").read_text())["changes"] == [{"step": 7, **changes}]
     assert (tmp_path / "config.yaml").read_text() == lower.to_yaml()
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+@pytest.mark.parametrize("given_up", [True, False])
+def test_a_kill_while_changes_are_recorded_is_made_good(written, given_up, tmp_path, monkeypatch):
+    record_run(tmp_path, settings(), torch.device("cpu"))
+    files, replace = iter(range(9)), type(tmp_path).replace
+
+    def killed(path, target):
+        if next(files) == written:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        record_changes(tmp_path, settings(rate=0.01), step=7)
+    monkeypatch.undo()
+    record_changes(tmp_path, settings(rate=0.03 if given_up else 0.01), step=7)
+    assert changes(tmp_path) == []
+    rates = [change["stages.0.learning_rate"] for change in environment(tmp_path).get("changes", [])]
+    if not given_up:
+        assert rates == ["0.03 -> 0.01"]
+
+
+def environment(folder):
+    return json.loads((folder / "environment.json").read_text())
+
+
+def test_a_record_that_was_edited_is_named_on_resuming(tmp_path, caplog):
+    record_run(tmp_path, settings(), torch.device("cpu"))
+    record_changes(tmp_path, settings(), step=7)
+    assert caplog.text == ""
+    (tmp_path / "environment.json").write_text("{}")
+    record_changes(tmp_path, settings(), step=7)
+    assert "environment.json changed since it was recorded, and is recorded anew" in caplog.text
 
 
 def test_other_images_than_recorded_are_refused(tmp_path):
