@@ -25,7 +25,7 @@ from eden_hf.data.reading import ImageReadError
 from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
 from eden_hf.data.sources import Data, SourceError, find_source, read_cell
-from eden_hf.data.workers import obey_parent
+from eden_hf.data.workers import obey_parent, workers_live
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def prepare_images(
     if not folder.exists():
         data = found.load(split, **where).select_columns(["image", "source_id"])
         writable(cache, "data.cache_dir (cache_dir in Python), or by HF_HOME")
-        with scratch_folder(folder) as scratch:
+        with workers_live(), scratch_folder(folder) as scratch:
             decoded = _decode_all(data, Decoder(**settings), num_proc)
             skips = SkipLog(scratch / SKIPPED_FILE, max_skipped_share)
             _write(decoded, scratch, settings, skips, kept_list)

@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import parent_process
 from typing import Any
@@ -31,6 +33,24 @@ def _wait_for(parent: int | None) -> None:
     while signal.sigwaitinfo(_ENDS).si_pid != parent:
         pass
     os._exit(0)
+
+
+@contextmanager
+def workers_live() -> Iterator[None]:
+    """Say it plainly where a process that reads images does not: torch looks after them, and does so at any moment.
+
+    Raises:
+        ChildProcessError: one ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"a process that reads images ended ({error}): the system ends them where memory is short, so try fewer "
+            "(run.num_workers), and a run goes on with --resume"
+        ) from error
 
 
 def with_obeying_workers(loader: Any) -> Any:

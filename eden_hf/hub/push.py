@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
+from eden_hf.data.stopping import undone_on_sigterm
 from eden_hf.hub.cards import CardError, EdenModelCardData, check_card
 from eden_hf.hub.datasets import publish_dataset
 from eden_hf.hub.refusals import Override, Refusal, RepoType
@@ -69,7 +70,7 @@ def push_to_hub(
                 f"{source} is not staged: give `card`, YAML with model_id, license, intended_use, training_data"
             )
         return publish_model(source, repo_id, **options)
-    with tempfile.TemporaryDirectory() as scratch:
+    with undone_on_sigterm(), tempfile.TemporaryDirectory() as scratch:
         folder = output or Path(scratch) / "repository"
         stage_model(source, folder, card, results, pretraining, images="images" in allow)
         return publish_model(folder, repo_id, **options)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 
+from eden_hf.data.scratch import told_without_room
 from eden_hf.data.text_files import write_text
 from eden_hf.modeling_eden_base import readable_like_neighbours
 from eden_hf.training.curriculum import Progress
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 PROGRESS_FILE = "progress.json"
 #: Of a checkpoint: sha256 of each of its files, by its path.
 SUMS_FILE = "checksums.json"
-#: What torch says where a file of its own cannot be written, which it does without an error of the system's.
-_TORCH_WRITES = ("PytorchStreamWriter", "inline_container", "iostream")
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -64,28 +62,17 @@ def _give_back(old: Path, folder: Path) -> None:
 
 @contextmanager
 def writing(temporary: Path) -> Iterator[None]:
-    """Take a folder away that could not be written to its end, and say why.
+    """Take a folder away that could not be written to its end.
 
     Raises:
-        OSError: it could not; the message names its place, the reason and the mend.
+        OSError: the disk is full; the message names the place and the mend.
     """
     try:
-        yield
-    except BaseException as error:
+        with told_without_room(temporary.parent):
+            yield
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # on a full disk its room is needed
-        if not _is_of_writing(error):
-            raise
-        place = temporary.parent
-        free = f"{shutil.disk_usage(place).free / 1e6:,.0f} MB are free; " if place.exists() else ""
-        raise OSError(
-            f"{place} could not be written to ({error}; {free}what was whole there still is): make room, or let this "
-            "user write there, and try again, a run with --resume"
-        ) from error
-
-
-def _is_of_writing(error: BaseException) -> bool:
-    told = str(error)
-    return isinstance(error, OSError | SafetensorError) or any(words in told for words in _TORCH_WRITES)
+        raise
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int) -> None:
@@ -107,15 +94,15 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
             (temporary / PROGRESS_FILE).write_text(json.dumps(progress.to_dict(), indent=2))
             readable_like_neighbours(temporary)
             seal(temporary)
-            _remove(target)
+            remove(target)
             temporary.rename(target)
     if accelerator.is_main_process:
         for old in _checkpoints(folder)[:-keep]:
-            _remove(old)
+            remove(old)
     accelerator.wait_for_everyone()
 
 
-def _remove(checkpoint: Path) -> None:
+def remove(checkpoint: Path) -> None:
     """Remove a checkpoint, of which no part may keep its name."""
     if checkpoint.exists():
         shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old")))
@@ -129,15 +116,7 @@ def load_last_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
     Raises:
         ValueError: every checkpoint is damaged, or the newest is of another version.
     """
-    found: list[Path | ValueError | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [newest_whole(_checkpoints(folder))]
-        except ValueError as error:
-            found = [error]
-    (newest,) = broadcast_object_list(found)
-    if isinstance(newest, ValueError):
-        raise newest
+    newest = newest_whole(_checkpoints(folder))
     if newest is None:
         logger.warning("no checkpoint was written yet to %s: starting at step 0", folder)
         return Progress()
@@ -180,11 +159,25 @@ def damage(folder: Path) -> str | None:
 def newest_whole(checkpoints: Sequence[Path]) -> Path | None:
     """The newest of `checkpoints`, which are in order of age, that is as it was written; `None` if there are none.
 
-    Newer ones that are damaged are told, and kept under another name: `damaged-<name>`.
+    Newer ones that are damaged are told, and kept under another name: `damaged-<name>`. Every process must call it;
+    the main one looks.
 
     Raises:
         ValueError: all are damaged.
     """
+    found: list[Path | ValueError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            found = [_newest_whole(checkpoints)]
+        except ValueError as error:
+            found = [error]
+    (newest,) = broadcast_object_list(found)
+    if isinstance(newest, ValueError):
+        raise newest
+    return newest
+
+
+def _newest_whole(checkpoints: Sequence[Path]) -> Path | None:
     damaged: dict[Path, str] = {}
     for checkpoint in reversed(checkpoints):
         if reason := damage(checkpoint):

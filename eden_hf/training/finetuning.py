@@ -32,22 +32,25 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils.logging import disable_progress_bar
 
 from eden_hf.configuration_eden import EdenConfig
 from eden_hf.data.prepared import list_hash
 from eden_hf.data.skips import SKIPPED_FILE, skipped_entries
 from eden_hf.data.tasks import Kind, Task
-from eden_hf.data.workers import with_obeying_workers
+from eden_hf.data.workers import with_obeying_workers, workers_live
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import adapted_processor, find_model, own_intensity
 from eden_hf.modeling_eden import EdenForImageClassification, EdenForSemanticSegmentation
 from eden_hf.modeling_eden_base import readable_like_neighbours
 from eden_hf.modeling_eden_trunk import FINAL_NORMS, final_norm, with_final_norm
 from eden_hf.training.arguments import read_settings
-from eden_hf.training.checkpoints import replace_folder
+from eden_hf.training.checkpoints import SUMS_FILE, newest_whole, remove, replace_folder, seal
 from eden_hf.training.curriculum import FullBatches, enough_values
 from eden_hf.training.downstream_data import (
     TaskImages,
@@ -70,6 +73,7 @@ from eden_hf.training.downstream_metrics import (
 )
 from eden_hf.training.finetune_arguments import AugmentationArguments, FinetuneArguments, Recipe, StartArguments
 from eden_hf.training.lineage import write_model_lineage
+from eden_hf.training.monitors import TrackerCallback
 from eden_hf.training.optimizers import decayed_names, of_this_version
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32, precision_used
 from eden_hf.training.processor import keep_freed_memory
@@ -334,7 +338,7 @@ def fit(
         eval_dataset=images.get("validation"),
         processing_class=processor,
         compute_metrics=lambda found: _validation_metrics(task, metric, found),
-        callbacks=[*callbacks, *patience],
+        callbacks=[*callbacks, *patience, SealedCheckpoints(recipe.run.keep_checkpoints)],
         task_kind=task.kind,
         scale=scale,
         augmentation=recipe.augmentation,
@@ -342,9 +346,11 @@ def fit(
     )
     if quiet:
         trainer.remove_callback(PrinterCallback)
+    handler, tracking = trainer.callback_handler, tuple(get_reporting_integration_callbacks(trainer.args.report_to))
+    handler.callbacks = [TrackerCallback(each) if isinstance(each, tracking) else each for each in handler.callbacks]
     checkpoint = _last_checkpoint(folder) if resume else None
-    with of_this_version(Path(checkpoint or folder)):
-        trainer.train(resume_from_checkpoint=checkpoint)
+    with of_this_version(checkpoint or folder), workers_live():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     best: Any = trainer.accelerator.unwrap_model(trainer.model)
     if recipe.model.lora_rank:
         best = best.merge_and_unload()
@@ -462,7 +468,6 @@ def _training_arguments(
         eval_steps=math.ceil(total / training.evaluations),
         save_strategy="steps" if validates or not quiet else "no",
         save_steps=math.ceil(total / training.evaluations),
-        save_total_limit=run.keep_checkpoints,
         save_only_model=quiet,
         load_best_model_at_end=validates,
         metric_for_best_model=metric if validates else None,
@@ -481,13 +486,42 @@ def _training_arguments(
     )
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint: its state is written last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    if not whole:
+class SealedCheckpoints(TrainerCallback):
+    """Seals the checkpoints of `Trainer`, and keeps the newest: by their steps, while it goes by the clock.
+
+    Args:
+        keep: How many, beside the best one.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """After a checkpoint was written."""
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        seal(folder / f"checkpoint-{state.global_step}")
+        best = state.best_model_checkpoint
+        for old in _checkpoints(folder)[: -self.keep]:
+            if best is None or old.name != Path(best).name:
+                remove(old)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Trainer's checkpoints, oldest first: those that are sealed; where none is, as older versions leave them, all."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    sealed = [path for path in found if (path / SUMS_FILE).exists()]
+    return sealed or [path for path in found if (path / "trainer_state.json").exists()]
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint."""
+    whole = newest_whole(_checkpoints(folder))
+    if whole is None:
         logger.warning("no checkpoint was written yet to %s: starting at step 0", folder)
-        return None
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2])))
+    return whole
 
 
 def _with_adapters(model: PreTrainedModel, rank: int) -> Any:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+from transformers import TrainerCallback
 
 from eden_hf.data.progress import progress_bar
 from eden_hf.data.text_files import append_line, write_text
@@ -112,34 +113,15 @@ class LossGuard:
             raise NonFiniteLossError(f"weights are no longer finite after step {step}; {_MEND}")
 
 
-class Trackers:
-    """Accelerate's experiment trackers: one that fails, as its server may, is told of once, and the run goes on."""
+class MayFail:
+    """Lets trackers fail, as their servers may: each is told of once, and the run goes on."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self) -> None:
         self.failed: set[str] = set()
-        self.started: list[GeneralTracker] = []
-        asked, before = accelerator.log_with, accelerator.trackers
-        for kind in asked:
-            accelerator.log_with, accelerator.trackers = [kind], []
-            with self._allowed_to_fail(getattr(kind, "name", str(kind))):
-                accelerator.init_trackers("pretrain")
-                self.started += accelerator.trackers
-        accelerator.log_with, accelerator.trackers = asked, before
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Send the values of a step to each."""
-        for tracker in self.started:
-            with self._allowed_to_fail(tracker.name):
-                tracker.log(values, step=step)
-
-    def finish(self) -> None:
-        """Have each end its run."""
-        for tracker in self.started:
-            with self._allowed_to_fail(tracker.name):
-                tracker.finish()
 
     @contextmanager
-    def _allowed_to_fail(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str) -> Iterator[None]:
+        """What the tracker of a name is asked to do."""
         try:
             yield
         except Exception as error:
@@ -149,6 +131,47 @@ class Trackers:
                     "the tracker %s failed (%s: %s): the run goes on, and metrics.jsonl has every number",
                     name, type(error).__name__, error,
                 )  # fmt: skip
+
+
+class Trackers:
+    """Accelerate's experiment trackers, which may fail."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.may_fail = MayFail()
+        self.started: list[GeneralTracker] = []
+        asked, before = accelerator.log_with, accelerator.trackers
+        for kind in asked:
+            accelerator.log_with, accelerator.trackers = [kind], []
+            with self.may_fail(getattr(kind, "name", str(kind))):
+                accelerator.init_trackers("pretrain")
+                self.started += accelerator.trackers
+        accelerator.log_with, accelerator.trackers = asked, before
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Send the values of a step to each."""
+        for tracker in self.started:
+            with self.may_fail(tracker.name):
+                tracker.log(values, step=step)
+
+    def finish(self) -> None:
+        """Have each end its run."""
+        for tracker in self.started:
+            with self.may_fail(tracker.name):
+                tracker.finish()
+
+
+class TrackerCallback:
+    """A tracker's callback of `Trainer`, which may fail."""
+
+    def __init__(self, callback: TrainerCallback) -> None:
+        self.callback, self.may_fail = callback, MayFail()
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        def ask(*args: Any, **kwargs: Any) -> None:
+            with self.may_fail(type(self.callback).__name__.removesuffix("Callback")):
+                getattr(self.callback, event)(*args, **kwargs)
+
+        return ask
 
 
 class Monitor:

@@ -32,7 +32,7 @@ from eden_hf.data.phi import data_findings, guard, read_accepted
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
 from eden_hf.data.skips import SKIPPED_FILE
 from eden_hf.data.sources import load_source
-from eden_hf.data.workers import obey_parent
+from eden_hf.data.workers import obey_parent, workers_live
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.modeling_eden import EdenForPreTraining, EdenModel, EdenV2ForPreTraining
 from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainArguments, Stage
@@ -95,7 +95,8 @@ class Pretraining:
         self.accelerator = _accelerator(arguments)
         with ExitStack() as undone:
             undone.enter_context(only_writer(self.folder, "--run.output_dir", PartialState()))
-            self._start(check_folder(self.folder, arguments, resume))
+            with others_answer(PREPARING.total_seconds()):
+                self._start(check_folder(self.folder, arguments, resume))
             self._until_trained = undone.pop_all()
 
     def _start(self, resume: bool) -> None:
@@ -147,7 +148,7 @@ class Pretraining:
         """Run the stages that are left; returns the run's folder, which others may write to then."""
         timeout = self.arguments.run.timeout
         wait_at_most(timeout)
-        with self._until_trained, others_answer(timeout):
+        with self._until_trained, others_answer(timeout), workers_live():
             return self._train()
 
     def _train(self) -> Path:

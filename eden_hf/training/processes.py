@@ -30,6 +30,6 @@ def others_answer(seconds: float) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise ConnectionError(
-            f"another process of this launch ended, or did not answer for {seconds:g} s (run.timeout): what it says "
+            f"another process of this launch ended, or did not answer for {seconds:g} s: what it says "
             f"itself, or the launcher, tells why; --resume goes on from the last checkpoint ({error})"
         ) from error

@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 import sys
 
@@ -38,3 +40,16 @@ def test_nothing_is_left_of_what_failed(tmp_path):
     with pytest.raises(ValueError, match="wrong"), scratch_folder(tmp_path / "folder"):
         raise ValueError("wrong")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT])
+def test_a_disk_that_is_full_is_named_with_the_mend(number, tmp_path):
+    message = rf"{tmp_path} could not be written to \(.*{os.strerror(number)}.*MB are free.*make room"
+    with pytest.raises(OSError, match=message), scratch_folder(tmp_path / "folder"):
+        raise OSError(number, os.strerror(number))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_not_of_the_disk(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^gone$"), scratch_folder(tmp_path / "folder"):
+        raise FileNotFoundError("gone")

@@ -3,9 +3,12 @@
 import base64
 import io
 import json
+import os
 import pickle
 import re
 import shutil
+import signal
+import tempfile
 
 import numpy as np
 import pytest
@@ -514,6 +517,24 @@ def test_a_run_is_staged_and_published_in_one_call(hub, run, report, tmp_path):
     with pytest.raises(CardError, match="run is not staged: give `card`, YAML with model_id, license"):
         push_to_hub(str(run), "user/tiny")
     assert hub.asked(SENDS) == []
+
+
+def test_sigterm_while_a_run_is_pushed_leaves_nothing_here_and_the_old_revision_there(
+    hub, run, report, tmp_path, monkeypatch
+):
+    push = str(run / "last"), "user/tiny", str(write_card_yaml(tmp_path)), [str(report)]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with monkeypatch.context() as stopped:
+        stopped.setattr(tempfile, "tempdir", str(scratch))
+        stopped.setattr(upload._Pushing, "_commit", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as left:
+            push_to_hub(*push)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert list(scratch.iterdir()) == []
+    before = len(hub.repository("user/tiny").revisions)
+    push_to_hub(*push)
+    assert len(hub.repository("user/tiny").revisions) == before + 1
 
 
 @pytest.mark.parametrize("fault", ["offline", "unreachable"])

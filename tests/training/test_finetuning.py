@@ -22,6 +22,7 @@ from transformers import (
     BitImageProcessor,
     Dinov2Model,
     ResNetForImageClassification,
+    TrainerState,
     pipeline,
 )
 
@@ -35,6 +36,7 @@ from eden_hf.evaluation.downstream import evaluate_finetuned, evaluate_mean_mask
 from eden_hf.modeling_eden_trunk import FINAL_NORMS
 from eden_hf.training import finetuning
 from eden_hf.training.arguments import parse_settings, read_settings
+from eden_hf.training.checkpoints import seal
 from eden_hf.training.downstream_data import TaskImages, augment, label_scale, row_masks, with_holdouts
 from eden_hf.training.downstream_metrics import measure, overlaps, unmeasured_labels
 from eden_hf.training.finetune_arguments import (
@@ -46,7 +48,14 @@ from eden_hf.training.finetune_arguments import (
     StartArguments,
     TaskArguments,
 )
-from eden_hf.training.finetuning import TaskTrainer, finetune, finetune_few_shot, load_start
+from eden_hf.training.finetuning import (
+    SealedCheckpoints,
+    TaskTrainer,
+    _last_checkpoint,
+    finetune,
+    finetune_few_shot,
+    load_start,
+)
 
 from ..launching import ENVIRONMENT, torchrun
 from ..tiny import BACKBONES, ENCODERS, tiny_config
@@ -207,6 +216,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(segmented, eden_folder, tmp_p
         shutil.rmtree(folder / later)
     state = folder / "checkpoints" / "checkpoint-4" / "trainer_state.json"
     state.write_text(state.read_text().replace(str(segmented), str(folder)))
+    seal(state.parent)
     finetune(settings(folder, phantoms(), start=eden_folder, run={"keep_checkpoints": 9}), resume=True)
     for name in ("checkpoints/checkpoint-8", "checkpoints/checkpoint-12", "best"):
         assert_same_weights(segmented / name, folder / name)
@@ -233,6 +243,28 @@ def test_a_run_that_a_signal_stopped_resumes_to_the_uninterrupted_one(
     finetune(recipe, resume=True)
     assert_same_weights(segmented / "best", folder / "best")
     assert logged(folder, "loss") == logged(segmented, "loss")
+
+
+def test_checkpoints_are_kept_by_their_steps_whatever_the_clock_says(tmp_path):
+    for step in (4, 8, 12, 30, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "weights").write_text(str(step))
+        os.utime(tmp_path / f"checkpoint-{step}", (1e9 - step, 1e9 - step))
+        state = TrainerState(global_step=step, best_model_checkpoint=str(tmp_path / "checkpoint-8"))
+        SealedCheckpoints(2).on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    kept = ["checkpoint-100", "checkpoint-30", "checkpoint-8"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+def test_a_damaged_checkpoint_of_trainer_gives_way_to_the_one_before(tmp_path, caplog):
+    for step in (4, 8, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        if step < 12:
+            seal(tmp_path / f"checkpoint-{step}")  # a kill came before the last was
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("{")
+    assert _last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert "checkpoint-8 is damaged (trainer_state.json" in caplog.text
 
 
 @pytest.mark.slow

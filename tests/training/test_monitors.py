@@ -4,10 +4,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
+from transformers import TrainerCallback, TrainerControl
+from transformers.trainer_callback import CallbackHandler
 
 from eden_hf.modeling_eden import pruned_info_nce
 from eden_hf.training.curriculum import Progress
-from eden_hf.training.monitors import LossGuard, Monitor, NonFiniteLossError, health, read_metrics
+from eden_hf.training.monitors import LossGuard, Monitor, NonFiniteLossError, TrackerCallback, health, read_metrics
 
 
 def unit(*shape):
@@ -113,3 +115,15 @@ def test_a_line_that_was_cut_short_does_not_stop_a_resumed_run(tmp_path):
     assert read_metrics(file) == [{"step": 1, "loss": 1.0}]
     Monitor(Accelerator(cpu=True), tmp_path, 10, Progress(step=1))
     assert file.read_text() == '{"step": 1, "loss": 1.0}\n'
+
+
+def test_a_callback_of_trainer_that_fails_is_told_of_once(caplog):
+    class WandbCallback(TrainerCallback):
+        def on_log(self, *args, **kwargs):
+            raise ConnectionError("no answer")
+
+    handler = CallbackHandler([TrackerCallback(WandbCallback())], None, None, None, None)
+    for _ in range(2):
+        handler.on_log(None, None, TrainerControl(), logs={})
+        handler.on_step_end(None, None, TrainerControl())
+    assert caplog.text.count("the tracker Wandb failed (ConnectionError: no answer)") == 1

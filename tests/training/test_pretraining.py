@@ -1,6 +1,7 @@
 """The loop as users run it: launched, killed, resumed, on one process and on two."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from eden_hf.data.phantoms import draw_phantom, phantom_dataset
 from eden_hf.data.phi import PhiError
 from eden_hf.training import pretraining
 from eden_hf.training.arguments import PretrainArguments, read_arguments
+from eden_hf.training.checkpoints import damage
 from eden_hf.training.monitors import LossGuard, Monitor, NonFiniteLossError
 from eden_hf.training.pretraining import Pretraining, _loader, pretrain
 
@@ -215,6 +217,58 @@ def test_a_signal_to_workers_too_ends_in_a_checkpoint(number, uninterrupted, tmp
 def test_resuming_with_workers_is_the_same(uninterrupted, tmp_path):
     run_pretraining(tmp_path, run={"num_workers": 2})
     assert_equal_runs(tmp_path / "run", uninterrupted)
+
+
+def test_a_worker_that_dies_ends_the_run_with_the_reason(uninterrupted, tmp_path, monkeypatch):
+    step, steps = Pretraining._optimizer_step, iter(range(99))
+
+    def killing(run, pieces, stage):
+        step(run, pieces, stage)
+        if next(steps) == 4:
+            multiprocessing.active_children()[0].kill()
+            time.sleep(60)  # which ends when torch notices
+
+    monkeypatch.setattr(Pretraining, "_optimizer_step", killing)
+    with pytest.raises(ChildProcessError, match=r"DataLoader worker .* killed .*run\.num_workers.*--resume"):
+        run_pretraining(tmp_path, run={"num_workers": 1})
+    monkeypatch.undo()
+    run_pretraining(tmp_path, resume=True)
+    assert_equal_runs(tmp_path / "run", uninterrupted)
+
+
+def test_a_stop_while_the_run_validates_ends_in_a_checkpoint(uninterrupted, tmp_path, monkeypatch):
+    validate = Pretraining.validation_loss
+
+    def stopped(run, stage):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(run, stage)
+
+    monkeypatch.setattr(Pretraining, "validation_loss", stopped)
+    run_pretraining(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())[-1] == "step-00000004"
+    monkeypatch.undo()
+    run_pretraining(tmp_path, resume=True)
+    assert_equal_runs(tmp_path / "run", uninterrupted)
+
+
+def test_a_stop_while_the_run_saves_ends_in_the_whole_checkpoint(tmp_path, monkeypatch):
+    save = Pretraining._save_model
+
+    def stopped(run, name, weights):
+        if name == "last":  # once: another would end the process
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(run, name, weights)
+
+    monkeypatch.setattr(Pretraining, "_save_model", stopped)
+    run = run_pretraining(tmp_path)
+    (kept,) = (run / "checkpoints").iterdir()
+    assert (kept.name, damage(kept)) == ("step-00000003", None)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match=r"`run\.trackers`: wandb is not installed"):
+        run_pretraining(tmp_path, run={"trackers": ["tensorboard", "wandb"]})
 
 
 def test_a_finished_run_resumes_to_itself(uninterrupted, capsys):
