@@ -140,8 +140,8 @@ def _progress(file: Path) -> Progress:
 
 
 def seal(folder: Path) -> None:
-    """Write the checksums of a checkpoint: the last of its files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Write the checksums of a checkpoint: the last of its files. Those that were there go."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS_FILE)
     write_text(folder / SUMS_FILE, json.dumps({str(file.relative_to(folder)): file_hash(file) for file in files}))
 
 
@@ -192,7 +192,4 @@ def _newest_whole(checkpoints: Sequence[Path]) -> Path | None:
     if not damaged:
         return None
     told = "; ".join(f"{broken} is damaged ({reason})" for broken, reason in damaged.items())
-    raise ValueError(
-        f"no checkpoint to go on from: {told}; start another run, from the model folder `last` of this one if it "
-        "loads (--model.start)"
-    )
+    raise ValueError(f"no checkpoint to go on from: {told}; bring one back from a copy, or start another run")

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from eden_hf import EdenForPreTraining, EdenModel
-from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
+from eden_hf.training.checkpoints import damage, load_last_checkpoint, replace_folder, save_checkpoint, seal
 from eden_hf.training.curriculum import Progress
 from eden_hf.training.optimizers import make_optimizer
 
@@ -129,7 +129,7 @@ def test_checkpoints_that_are_all_damaged_do_not_start_a_run_over(accelerator, t
     three_checkpoints(accelerator, tmp_path)
     for sums in tmp_path.glob("step-*/checksums.json"):
         sums.write_text(sums.read_text()[:-5])
-    with pytest.raises(ValueError, match=r"step-00000003 is damaged .*step-00000001 is damaged .*--model.start"):
+    with pytest.raises(ValueError, match=r"step-00000003 is damaged .*step-00000001 is damaged .*start another run"):
         load_last_checkpoint(accelerator, tmp_path)
 
 
@@ -222,3 +222,12 @@ def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_part_of_one(acceler
     assert whole == [f"step-0000000{step}" for step in (2, 3, 4)]
     save_checkpoint(accelerator, tmp_path, Progress(step=5), keep=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000000{step}" for step in (3, 4, 5)]
+
+
+def test_a_checkpoint_that_is_sealed_again_is_whole(tmp_path):
+    for content in ("first", "second"):
+        (tmp_path / "weights").write_text(content)
+        seal(tmp_path)
+        assert damage(tmp_path) is None
+    (tmp_path / "weights").write_text("third")
+    assert damage(tmp_path) == "weights changed since it was written"
