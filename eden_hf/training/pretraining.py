@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast, set_seed
 from datasets import Dataset
 from torch import Tensor, nn
@@ -471,9 +472,15 @@ def _as_fetched(batch: Any) -> Any:
 
 
 def _accelerator(arguments: PretrainArguments) -> Accelerator:
-    """Accelerate's view of the processes and devices there are."""
+    """Accelerate's view of the processes and devices there are.
+
+    Raises:
+        ValueError: a tracker is not installed, or there is none of its name.
+    """
+    if absent := {*arguments.run.trackers} - {"all", *map(str, get_available_trackers())}:
+        raise ValueError(f"`run.trackers`: {', '.join(sorted(absent))} is not installed; install it or leave it out")
     check_precision(arguments.training.mixed_precision)
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=arguments.training.mixed_precision,
         log_with=arguments.run.trackers or None,
@@ -484,9 +491,6 @@ def _accelerator(arguments: PretrainArguments) -> Accelerator:
             InitProcessGroupKwargs(timeout=PREPARING),
         ],
     )
-    if absent := {*arguments.run.trackers} - {"all", *map(str, accelerator.log_with)}:
-        raise ValueError(f"`run.trackers`: {', '.join(sorted(absent))} is not installed; install it or leave it out")
-    return accelerator
 
 
 def _rows(data: DataArguments) -> Dataset:
