@@ -420,6 +420,7 @@ class Unbroken:
             except LostError as error:
                 done += 1
                 losses.append(str(error))
+                print(f"  LOST: {error}", flush=True)
             shutil.rmtree(life.folder)
         return done, losses
 
