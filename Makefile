@@ -6,7 +6,7 @@ DATA ?= phantoms
 MUTANTS ?= *__mutmut_*[16]
 
 .DEFAULT_GOAL := help
-.PHONY: help cards demo docs mutants test test-fast test-mixins test-real check style clean
+.PHONY: help cards demo docs mutants test test-fast test-mixins test-real check release style clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ cards: $(VENV)/.dev ## Copy the package's code into the given models, and write 
 	for model in model_cards/*/model.safetensors; do cp eden_hf/*_eden*.py eden_hf/hub/handler.py "$$(dirname "$$model")" || exit 1; done
 	for card in model_cards/*/card.yaml; do $(BIN)/eden card write "$$(dirname "$$card")" || exit 1; done
 
+release: ## Build source archive and wheel of the commit, try them in a clean environment, leave them in dist/
+	PYTHON=$(PYTHON) scripts/release.sh
+
 check: $(VENV)/.dev ## Lint, format and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,7 +53,7 @@ style: $(VENV)/.dev ## Fix what `make check` can fix by itself
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and everything generated
-	rm -rf $(VENV) outputs site build mutants *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) dist outputs site build mutants *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # An extra is installed once: its stamp is newer than the files that say what to install.
 $(VENV)/.demo $(VENV)/.dev $(VENV)/.docs $(VENV)/.mutants: $(VENV)/.%: pyproject.toml constraints.txt
