@@ -322,10 +322,12 @@ def one_of_two(number: signal.Signals) -> Fault:
     """A signal to one of the processes of a run in training; the others must end in time, and say why."""
 
     def fault(life: Life, moments: random.Random, measured: Measured) -> bool:
+        metrics = life.run / "metrics.jsonl"
+        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
         children = life.start()
-        lines, metrics = moments.randrange(1, STEPS), life.run / "metrics.jsonl"
-        while (not metrics.exists() or metrics.read_bytes().count(b"\n") < lines) and not children[0].ended(0.01):
-            pass
+        while not children[0].ended(0.005) and (not metrics.exists() or metrics.stat().st_mtime_ns == before):
+            pass  # until training begins, which writes the file anew
+        children[0].ended(moments.uniform(0, measured.seconds / 2))
         struck = children.pop(moments.randrange(len(children)))
         os.kill(struck.pid, number)
         since = time.monotonic()

@@ -93,11 +93,10 @@ class Pretraining:
         self.folder = Path(arguments.run.output_dir)
         arguments.model = as_started(arguments.model, objective_of(arguments).model_class)
         disable_progress_bar()
-        self.accelerator = _accelerator(arguments)
-        with ExitStack() as undone:
+        with ExitStack() as undone, others_answer(PREPARING.total_seconds()):
+            self.accelerator = _accelerator(arguments)
             undone.enter_context(only_writer(self.folder, "--run.output_dir", PartialState()))
-            with others_answer(PREPARING.total_seconds()):
-                self._start(check_folder(self.folder, arguments, resume))
+            self._start(check_folder(self.folder, arguments, resume))
             self._until_trained = undone.pop_all()
 
     def _start(self, resume: bool) -> None:

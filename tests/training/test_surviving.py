@@ -13,13 +13,8 @@ ELSEWHERE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ":
 
 @pytest.mark.slow
 def test_broken_runs_lose_nothing(tmp_path):
-    command = ["scripts/break_runs.py", *FAULTS, "--tries=2", f"--folder={tmp_path}"]
+    command = ["scripts/break_runs.py", *FAULTS, "--tries=1", f"--folder={tmp_path}"]
     python(*command, env={**ENVIRONMENT, **ELSEWHERE})
-
-
-@pytest.mark.slow
-def test_what_is_left_of_two_processes_ends_with_the_reason(tmp_path):
-    python("scripts/break_runs.py", "kill-one", "hang-one", "no-room-one", "--tries=1", f"--folder={tmp_path}")
 
 
 @pytest.fixture(scope="module")
