@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.model_names import FRESH, adapted_processor, find_model, squares_of, weights_revision
+from eden_hf.model_names import FRESH, adapted_processor, find_model, load_pretrained, squares_of, weights_revision
 from eden_hf.modeling_eden_trunk import as_map
 
 __all__ = [
@@ -137,7 +137,7 @@ def load_encoder(
             model = AutoModel.from_config(named.config, trust_remote_code=trust_remote_code)
         revision: str | None = f"seed {seed}"
     else:
-        model = AutoModel.from_pretrained(named.origin, config=named.config, trust_remote_code=trust_remote_code)
+        model = load_pretrained(AutoModel, named.origin, config=named.config, trust_remote_code=trust_remote_code)
         revision = weights_revision(named.origin, model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return Encoder(model.to(device or "cpu"), adapted_processor(named.processor, size, intensity), name, revision)

@@ -52,12 +52,30 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> NamedModel:
     try:
         config = AutoConfig.from_pretrained(origin, trust_remote_code=trust_remote_code)
         processor = AutoImageProcessor.from_pretrained(origin, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a configuration that somebody else wrote may raise anything
         raise OSError(
             f"no image model at {origin}: give a folder with config.json and preprocessor_config.json, or a Hub id "
-            f"({str(error).splitlines()[0]})"
+            f"({_first_line(error)})"
         ) from error
     return NamedModel(origin, fresh, getattr(config, "vision_config", config), processor)
+
+
+def load_pretrained(kind: Any, origin: str | Path, **options: Any) -> Any:
+    """`kind.from_pretrained(origin, **options)`, with errors that name the model.
+
+    Raises:
+        OSError: there is no such model, or its weights are damaged or do not fit its configuration.
+    """
+    try:
+        return kind.from_pretrained(origin, **options)
+    except Exception as error:  # of safetensors, of torch about shapes, of configurations about anything
+        raise OSError(
+            f"the model at {origin} cannot be loaded ({_first_line(error)}); restore it from where it came from"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def own_intensity(processor: Any) -> Literal["fixed", "per_image"]:

@@ -1,4 +1,4 @@
-"""Tests run offline, seeded, and with one thread a process, whatever machine they are on."""
+"""Tests run offline (connections are refused, but to this machine), seeded, and with one thread a process."""
 
 import os
 
@@ -13,6 +13,8 @@ import torch
 from transformers import ResNetConfig, ResNetModel
 
 from eden_hf.encoders import Encoder
+
+from .offline import sitecustomize  # noqa: F401 (refuses connections from here on)
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 

@@ -13,7 +13,12 @@ import transformers
 
 REPOSITORY = Path(__file__).parents[1]
 #: One thread a process: two processes on two cores must not fight, and sums must not depend on the number of threads.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests' / 'offline'}",
+    "HF_HUB_OFFLINE": "1",
+}
 #: Snippets import it as users do; transformers 5.17 has it at the top only where torchvision is installed.
 takes_auto_image_processor = pytest.mark.skipif(
     hasattr(transformers.AutoImageProcessor, "_backends"),

@@ -11,6 +11,8 @@ are all alike is an error: never a silent blank.
 """
 
 import logging
+import struct
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,6 +21,7 @@ import numpy as np
 import PIL.Image
 
 from eden_hf.data.errors import DecodeError, NoPixelsError
+from eden_hf.data.limits import most_bytes, refuse_bomb
 from eden_hf.data.pixel_size import PixelSize, pixel_size
 from eden_hf.image_processing_eden_pixels import full_range
 
@@ -35,6 +38,15 @@ _DISPLAY_KEYWORDS = (
 _GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
 # Millimetres (height, width) in the order of trust: in the patient, at the detector, on the film that was scanned.
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+# What describes pixels, whatever unknown kind of object a damaged file says it is.
+_OF_PIXELS = ("BitsAllocated", "PhotometricInterpretation", "SamplesPerPixel")
+_PIECE = 2**20  # bytes, inflated at a time
+_JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"  # as their data begin
+_JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {
+    0xC4,
+    0xC8,
+    0xCC,
+}  # markers before which a size stands; 0xF7 is of JPEG-LS
 _DECODED_TO_RGB = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # by pydicom
 
 
@@ -63,11 +75,13 @@ def dicom_size(file: BinaryIO, name: str) -> tuple[tuple[int, int], PixelSize]:
     """Stored width and height, and the size of a pixel of the first frame, from the header alone.
 
     Raises:
-        DecodeError: pydicom is not installed.
+        DecodeError: pydicom is not installed, or the image is too large.
         Exception: whatever pydicom raises on damaged files.
     """
     dataset = _parsed(file, name, header_only=True)
-    return (int(dataset.Columns), int(dataset.Rows)), dicom_pixel_size(dataset, 0)
+    width, height = int(dataset.Columns), int(dataset.Rows)
+    refuse_bomb(width, height)
+    return (width, height), dicom_pixel_size(dataset, 0)
 
 
 def _parsed(file: BinaryIO, name: str, header_only: bool = False) -> "FileDataset":
@@ -75,17 +89,45 @@ def _parsed(file: BinaryIO, name: str, header_only: bool = False) -> "FileDatase
         import pydicom
     except ImportError as error:
         raise DecodeError("DICOM needs pydicom: pip install eden_hf[dicom]") from error
+    _refuse_inflated_bomb(file)
     dataset = pydicom.dcmread(file, force=True, stop_before_pixels=header_only)
     dataset.filename = name
     return dataset
 
 
+def _refuse_inflated_bomb(file: BinaryIO) -> None:
+    """Deflated data sets that hold more than the largest image allowed: pydicom inflates them whole."""
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    limit, start = most_bytes(), file.tell()
+    if limit is not None and file.read(132)[128:] == b"DICM":
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)  # which is plain
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            _refuse_longer(zlib.decompressobj(-zlib.MAX_WBITS), file.read(), limit)
+    file.seek(start)
+
+
+def _refuse_longer(inflating: Any, data: bytes, limit: int) -> None:
+    total = 0
+    while data and not inflating.eof:
+        total += len(inflating.decompress(data, _PIECE))
+        if total > limit:
+            raise DecodeError(
+                f"its deflated data are of more than {limit} bytes, what the largest image allowed takes; raise "
+                "PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+            )
+        data = inflating.unconsumed_tail
+
+
 def _without_pixels(dataset: "FileDataset") -> DecodeError:
     """Tell another kind of object from an image that has lost its pixels, and both from what is no DICOM."""
-    kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    kinds = (dataset.get("SOPClassUID"), dataset.file_meta.get("MediaStorageSOPClassUID"))
+    kind = next((kind for kind in kinds if kind), None)
     if not kind:
         return DecodeError("no DICOM image in it; leave the file out")
-    if "Image Storage" in kind.name:
+    damaged = kind.name == kind and any(keyword in dataset for keyword in _OF_PIXELS)  # it has no name
+    if damaged or "Image Storage" in kind.name:
         return DecodeError(f"DICOM without pixel data ({kind.name}); leave the file out, or restore it")
     return NoPixelsError(f"no image but {kind.name}; leave the file out")
 
@@ -104,7 +146,7 @@ def dicom_image(dataset: "FileDataset", frame: int) -> PIL.Image.Image:
     """
     from pydicom.pixels import apply_color_lut
 
-    _refuse_undecodable(dataset)
+    _refuse_undecodable(dataset, frame)
     pixels = _stored_values(dataset, frame)
     colours = dataset.PhotometricInterpretation
     if colours in ("MONOCHROME1", "MONOCHROME2"):
@@ -153,9 +195,11 @@ def _complete_transfer_syntax(dataset: "FileDataset") -> None:
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
-def _refuse_undecodable(dataset: "FileDataset") -> None:
+def _refuse_undecodable(dataset: "FileDataset", frame: int) -> None:
     """Compressions without decoder, and images of a size that PIL would take for a decompression bomb."""
+    from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder
+    from pydicom.uid import RLELossless
 
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
@@ -165,12 +209,24 @@ def _refuse_undecodable(dataset: "FileDataset") -> None:
     if not decoder.is_available:
         missing = ", or ".join(decoder.missing_dependencies)
         raise DecodeError(f"no decoder for {syntax.name} is installed ({missing}): pip install eden_hf[dicom-jpeg]")
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    if limit is not None and dataset.Rows * dataset.Columns > 2 * limit:
-        raise DecodeError(
-            f"{dataset.Rows} x {dataset.Columns} pixels are more than {2 * limit}; raise PIL.Image.MAX_IMAGE_PIXELS "
-            "if you trust the file"
-        )
+    refuse_bomb(dataset.Columns, dataset.Rows)
+    if syntax.is_encapsulated and syntax != RLELossless:  # whose size is that of the header
+        compressed = get_frame(dataset.PixelData, frame, number_of_frames=frame_count(dataset))
+        refuse_bomb(*_compressed_size(compressed), "pixels, as the compressed data tell,")
+
+
+def _compressed_size(data: bytes) -> tuple[int, int]:
+    """Width and height in the header of JPEG, JPEG-LS or JPEG 2000, by which decoders go; (0, 0) without one."""
+    if (at := data.find(_JPEG_2000)) >= 0:
+        right, bottom, left, top = struct.unpack(">4I", data[at + 8 : at + 24])
+        return right - left, bottom - top
+    at = data.find(_JPEG) + 2
+    while at >= 2 and len(data) >= at + 9:
+        if data[at] == 0xFF and data[at + 1] in _JPEG_FRAMES:
+            height, width = struct.unpack(">2H", data[at + 5 : at + 9])
+            return width, height
+        at += 1 if data[at] != 0xFF or data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0, 0
 
 
 def _stored_values(dataset: "FileDataset", frame: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from eden_hf.data.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
+FOLLOW_LINKS = "EDEN_FOLLOW_LINKS"
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".dcm", ".dicom"})
 
 
@@ -69,19 +70,46 @@ def images_fingerprint(root: Path, images: Sequence[str]) -> str:
 
 
 def list_files(root: Path) -> tuple[list[str], int]:
-    """Relative paths of the files below `root`, sorted, and the number of hidden files and folders left out."""
-    files, hidden, seen = [], 0, set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back up
-            folders.clear()
+    """Relative paths of the files below `root`, sorted, and the number of hidden files and folders left out.
+
+    Links are followed within `root`; out of it only if the environment variable `EDEN_FOLLOW_LINKS` is 1.
+
+    Raises:
+        SourceError: links lead out of it, and nobody has said what to do with them.
+        OSError: a folder cannot be opened.
+    """
+    files: list[str] = []
+    outside: list[str] = []
+    hidden, seen, waiting = 0, set(), [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        if (real := os.path.realpath(folder)) in seen:  # a link back up
             continue
         seen.add(real)
-        hidden += sum(name.startswith(".") for name in folders + names)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = Path(folder).relative_to(root)
-        files += [(relative / name).as_posix() for name in names if not name.startswith(".")]
-    return sorted(files), hidden
+        with os.scandir(folder) as entries:  # which tells links and folders without asking for each file
+            for entry in entries:
+                if entry.name.startswith("."):
+                    hidden += 1
+                elif entry.is_symlink() and _leads_out(entry.path, root):
+                    outside.append(entry.path)
+                elif entry.is_dir():
+                    waiting.append(entry.path)
+                else:
+                    files.append(entry.path)
+    asked = os.environ.get(FOLLOW_LINKS)
+    if outside and asked != "0":
+        raise SourceError(
+            f"links in {root} lead out of it: {first(sorted(outside))}; set {FOLLOW_LINKS}=1 in the environment to "
+            f"follow them, or {FOLLOW_LINKS}=0 to leave them out"
+        )
+    return sorted(Path(file).relative_to(root).as_posix() for file in files), hidden
+
+
+def _leads_out(link: str, root: Path) -> bool:
+    """Whether a link is one to leave alone; a broken one is a file that cannot be read."""
+    if os.environ.get(FOLLOW_LINKS) == "1" or not os.path.exists(link):  # noqa: PTH110 (many, and fast)
+        return False
+    return not Path(os.path.realpath(link)).is_relative_to(os.path.realpath(root))
 
 
 def is_image(path: Path) -> bool:

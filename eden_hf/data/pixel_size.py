@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import PIL.Image
 
-from eden_hf.data.errors import DecodeError
+from eden_hf.data.limits import refuse_bomb
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +96,7 @@ def with_square_pixels(image: PIL.Image.Image, pixel: PixelSize) -> PIL.Image.Im
     stored = image.size
     width, height = square_size(stored, pixel)
     if (width, height) != stored:
-        limit = PIL.Image.MAX_IMAGE_PIXELS
-        if limit is not None and width * height > 2 * limit:
-            raise DecodeError(
-                f"{width} x {height} pixels, once they are square, are more than {2 * limit}; raise "
-                "PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
-            )
+        refuse_bomb(width, height, "pixels, once they are square,")
         image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
     image.info = {"stored_size": stored}
     if pixel.source is not None:

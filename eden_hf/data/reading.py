@@ -12,6 +12,8 @@ they are inverted here, to bone bright and air dark like all other radiographs.
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -27,12 +29,14 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from eden_hf.data.deep_colour import deep_intensity
 from eden_hf.data.dicom import dicom_image, dicom_pixel_size, dicom_size, frame_count, open_dicom
 from eden_hf.data.errors import DecodeError, NoPixelsError
+from eden_hf.data.limits import refuse_bomb
 from eden_hf.data.pixel_size import PixelSize, square_size, stated_pixel_size, with_square_pixels
 from eden_hf.image_processing_eden_pixels import full_range, pil_pixels, split_alpha, unit_intensity
 
 _QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
 _WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations
 _KIND_OF_PAGE, _SMALLER_COPY = 254, 1  # TIFF's NewSubfileType, and its bit
+_PROGRAMS = ("EPS",)  # PIL hands PostScript to Ghostscript
 _JSRT_MAXIMUM = 2**12 - 1
 _JSRT_SIDE, _JSRT_SPACING = 2048, 0.175  # millimetres
 
@@ -83,12 +87,21 @@ def decode_image(data: bytes, name: str, *, frame: int | None = None) -> PIL.Ima
     Raises:
         NoImageError, ImageReadError: as `read_image`.
     """
-    try:
+    with _told(name):
         return _decode(data, name, frame)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Whatever is raised of a file becomes the error that names it."""
+    try:
+        yield
     except NoPixelsError as error:
         raise NoImageError(f"{name}: {error}") from error
     except DecodeError as error:
         raise ImageReadError(f"{name}: {error}") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise ImageReadError(f"{name}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file") from error
     except Exception as error:  # decoders raise anything on damaged bytes
         raise ImageReadError(
             f"{name}: damaged or not supported ({type(error).__name__}: {error}); restore it from its source, convert "
@@ -111,14 +124,13 @@ def image_sizes(file: bytes | str | Path, name: str) -> Sizes:
         name: what errors call it.
 
     Raises:
-        ImageReadError: there is no such file, or its header tells no size.
+        ImageReadError: there is no such file, or its header tells no size, or one that is too large.
     """
-    try:
-        with BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as opened:
-            stored, pixel = _size_in_header(opened, name)
-    except Exception as error:  # as in `decode_image`
-        raise ImageReadError(f"{name}: damaged or not supported ({error}); restore it from its source") from error
-    return Sizes(stored, square_size(stored, pixel))
+    with _told(name), BytesIO(file) if isinstance(file, bytes) else Path(file).open("rb") as opened:
+        stored, pixel = _size_in_header(opened, name)
+        picture = square_size(stored, pixel)
+        refuse_bomb(*picture)
+        return Sizes(stored, picture)
 
 
 def _size_in_header(file: BinaryIO, name: str) -> tuple[tuple[int, int], PixelSize]:
@@ -173,9 +185,10 @@ def _opened(data: bytes, frame: int = 0) -> ImageFile:
         image = PIL.Image.open(BytesIO(data))
     except PIL.UnidentifiedImageError as error:
         raise DecodeError("damaged, or of no image format that PIL knows; restore it, or leave it out") from error
-    except PIL.Image.DecompressionBombError as error:
-        raise DecodeError(f"{error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file") from error
+    if image.format in _PROGRAMS:
+        raise DecodeError(f"{image.format} is a program that draws, and is not run; convert it to PNG")
     image.seek(frame)
+    refuse_bomb(*image.size)  # PIL looks at the first frame
     return image
 
 
@@ -246,6 +259,8 @@ def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
         intensity = unit_intensity(colour) * alpha
     except ValueError as error:
         raise DecodeError(str(error)) from error
+    if image.mode in ("P", "PA") and intensity.min() == intensity.max() and len(np.unique(np.asarray(image))) > 1:
+        raise DecodeError("its palette gives all of its values one colour; save the values as grey")
     if white_is_zero and image.mode.startswith("I;16"):  # PIL inverts 1 and 8 bits only
         intensity = 1 - intensity
     return _picture(intensity)

@@ -16,11 +16,14 @@ of Parquet, whose splits are read from the names of the files. Splits go by thei
 are `validation`. Nothing is decoded here: images stay `{bytes, path}` structs, and a folder's files are not even read.
 """
 
+import dataclasses
 import glob
 import inspect
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ import datasets
 import fsspec
 import PIL.Image
 from datasets.fingerprint import Hasher
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from eden_hf.data.caches import datasets_cache
 from eden_hf.data.columns import Data, shaped
@@ -52,12 +56,14 @@ class Source:
         splits: names of its splits, the usual ones where there are such (`validation` for `val`).
         fingerprint: changes with the content: file names, sizes and times, a commit, or the data in memory.
         open_split: gives the split of a name as it is; `load` gives it in shape.
+        folders: where the files must lie that its cells may name, `None` where its maker is trusted with that.
     """
 
     name: str
     splits: tuple[str, ...]
     fingerprint: str
     open_split: Callable[[str, bool], Data]
+    folders: tuple[str, ...] | None = None
 
     def load(
         self, split: str, *, image_column: str = "image", id_column: str | None = None, streaming: bool = False
@@ -70,13 +76,13 @@ class Source:
             streaming: copy and fetch nothing ahead. What is at hand as a `Dataset` comes as one all the same.
 
         Raises:
-            SourceError: there is no such split or column, no row, or an id comes twice.
+            SourceError: there is no such split or column, no row, an id comes twice, or a cell names a file outside.
         """
         data = self.open_split(self.usual_name(split), streaming)
         where = f"split {split!r} of {self.name}"
         if isinstance(data, datasets.Dataset) and len(data) == 0:
             raise SourceError(f"{where} has no rows")
-        return shaped(data, image_column, id_column, where)
+        return shaped(data, image_column, id_column, where, self.folders)
 
     def usual_name(self, split: str) -> str:
         """The one of `splits` that a word stands for.
@@ -245,8 +251,10 @@ def _holds_parquet(root: Path) -> bool:
 def _folder(root: Path, list_file: str | Path | None) -> Source:
     """A folder: saved by `datasets`, of Parquet, or of images."""
     if is_saved(root):
-        saved = datasets.load_from_disk(str(root))
-        return _in_memory(str(root), saved if isinstance(saved, Mapping) else {str(saved.split or "train"): saved})
+        with _told(str(root)):
+            saved = datasets.load_from_disk(str(root))
+        splits = saved if isinstance(saved, Mapping) else {str(saved.split or "train"): saved}
+        return dataclasses.replace(_in_memory(str(root), splits), folders=(os.path.realpath(root),))
     if _holds_parquet(root):
         return _hosted(str(root), str(root), None)
     splits = images_by_split(root, list_file)
@@ -278,13 +286,38 @@ def _hosted(source: str, path: str, config: str | None, **options: Any) -> Sourc
     names = by_common_names(map(str, files))
 
     def open_split(split: str, streaming: bool) -> Data:
-        if streaming:
-            return builder.as_streaming_dataset(names[split])
-        datasets_cache()
-        builder.download_and_prepare()
-        return builder.as_dataset(names[split])
+        with _told(source):
+            if streaming:
+                return builder.as_streaming_dataset(names[split])
+            datasets_cache()
+            builder.download_and_prepare()
+            return builder.as_dataset(names[split])
 
-    return Source(source, in_order(names), Hasher.hash([path, builder.config_id, files]), open_split)
+    fingerprint = Hasher.hash([path, builder.config_id, files])
+    return Source(source, in_order(names), fingerprint, open_split, _folders_of(path, files))
+
+
+@contextmanager
+def _told(source: str) -> Iterator[None]:
+    """What damaged files make Arrow and `datasets` raise becomes an error that names the source."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno is not None:  # of the disk or the network; Arrow has none
+            raise
+        raise SourceError(
+            f"{source} cannot be read ({type(cause).__name__}: {cause}); restore it from where it came from"
+        ) from error
+
+
+def _folders_of(path: str, files: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+    """Where the files of a data set may lie: its folder, or those that the Hub's are fetched to."""
+    if Path(path).is_dir():
+        return (os.path.realpath(path),)
+    local = {str(Path(file).parent) for own in files.values() for file in own if "://" not in str(file)}
+    caches = {HF_HUB_CACHE, str(datasets.config.HF_DATASETS_CACHE), "hf:/"}
+    return tuple(map(os.path.realpath, local)) if local else tuple(sorted(caches))
 
 
 def _phantoms(source: str, count: int) -> Source:

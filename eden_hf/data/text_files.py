@@ -1,13 +1,20 @@
 """Text files: read as people write them, from any editor or spreadsheet program; written whole or not at all."""
 
 import codecs
+import csv
+import io
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
 
 logger = logging.getLogger(__name__)
 
+_MOST_VALUES = 100_000  # of a YAML file
 _MARKS = {  # longest first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -72,3 +79,70 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def parse_json(text: str) -> Any:
+    """The content of a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested more deeply than Python goes.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("lists in lists without end") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text, nothing but lists, mappings and plain values.
+
+    Raises:
+        ValueError: it is none, is nested more deeply than Python goes, or has too many values by reference.
+    """
+    try:
+        content = yaml.safe_load(text)
+        if _values(content, {}) > _MOST_VALUES:
+            raise ValueError("references to references, that come to too many values: write them out")
+    except RecursionError as error:
+        raise ValueError("lists in lists without end") from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    return content
+
+
+def _values(content: Any, known: dict[int, int]) -> int:
+    """How many values there are once every reference is written out."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        own = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_values(value, known) for value in own)
+    return known[id(content)]
+
+
+class Line(NamedTuple):
+    """A line of a table: file and line, for errors, and its cells, stripped of blanks."""
+
+    where: str
+    cells: list[str]
+
+
+def read_csv(path: str | Path) -> tuple[str, list[Line]]:
+    """The delimiter of a table, whichever of comma, semicolon and tab its first line has most of, and its lines.
+
+    Lines that are blank are left out.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no table; the message names file and line.
+    """
+    text = read_text(path)
+    delimiter = max(",;\t", key=text.lstrip("\r\n").partition("\n")[0].count)
+    reader, lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), []
+    try:
+        for row in reader:
+            if cells := [cell.strip() for cell in row] if any(map(str.strip, row)) else []:
+                lines.append(Line(f"{path}, line {reader.line_num}", cells))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; save it as CSV again") from error
+    return delimiter, lines

@@ -13,7 +13,7 @@ from eden_hf.data.tasks import Task
 from eden_hf.evaluation.results import Results, data_hash
 from eden_hf.evaluation.statistics import Estimate, resampled
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.model_names import weights_revision
+from eden_hf.model_names import load_pretrained, weights_revision
 from eden_hf.plots import plot_masks
 from eden_hf.training.downstream_data import row_image, row_masks
 from eden_hf.training.downstream_metrics import dice, mask_pixels, measure, predict, unmeasured_labels
@@ -141,7 +141,7 @@ def _load(folder: Path, task: Task) -> tuple[PreTrainedModel, EdenImageProcessor
     """The model of a folder, on its device, and its image processor."""
     auto = AutoModelForSemanticSegmentation if task.kind == "segmentation" else AutoModelForImageClassification
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return auto.from_pretrained(folder).to(device or "cpu").eval(), EdenImageProcessor.from_pretrained(folder)
+    return load_pretrained(auto, folder).to(device or "cpu").eval(), EdenImageProcessor.from_pretrained(folder)
 
 
 def intervals(

@@ -26,7 +26,7 @@ from eden_hf.data.sources import first_pictures
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.results import Results, data_hash, table
 from eden_hf.evaluation.statistics import by_patient, estimates
-from eden_hf.model_names import weights_revision
+from eden_hf.model_names import load_pretrained, weights_revision
 from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.plots import plot_pruner_audit
 from eden_hf.training.run_folder import keeps_output
@@ -178,7 +178,7 @@ def _saved_models(run: Path) -> Iterator[tuple[str, str | None, EdenForPreTraini
     held = EdenConfig.from_pretrained(folder).architectures or []
     if EdenForPreTraining.__name__ not in held:  # its projectors would be drawn at random
         raise ValueError(f"{folder} holds {', '.join(held)}, which has no pruner: give an EdenForPreTraining")
-    model = EdenForPreTraining.from_pretrained(folder)
+    model = load_pretrained(EdenForPreTraining, folder)
     checkpoints = sorted(run.glob("checkpoints/step-*/model.safetensors"))
     if not checkpoints:
         yield folder.name, weights_revision(str(folder)), model.eval()

@@ -1,14 +1,12 @@
 """What the files of a model repository tell of a model: read, checked and gathered for its card."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
+from eden_hf.data.text_files import parse_json, parse_yaml
 from eden_hf.model_names import CONTROLS, FRESH
 
 if TYPE_CHECKING:  # needs an extra, which a card without results does without
@@ -217,8 +215,8 @@ def _read(file: Path, kind: type, required: bool = True) -> Any:
         return kind()
     try:
         text = file.read_text(encoding="utf-8")
-        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        content = parse_json(text) if file.suffix == ".json" else parse_yaml(text)
+    except ValueError as error:
         raise CardError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, kind):
         raise CardError(f"{file} must hold a {'mapping' if kind is dict else 'list'}, got {str(content)[:60]!r}")

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jsonargparse import ArgumentParser
 
+from eden_hf.data.text_files import parse_yaml
 from eden_hf.hub import card_checks, card_sections
 from eden_hf.hub.card_checks import LICENSES
 from eden_hf.hub.card_facts import CardError, read_facts
@@ -162,8 +162,8 @@ def read_declared(kind: type[Declared], file: str | Path) -> Declared:
     if not file.is_file():
         raise CardError(f"{file} is missing: write one; its keys are {known}")
     try:
-        declared = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        declared = parse_yaml(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise CardError(f"{file} cannot be read as YAML: {error}") from error
     if not isinstance(declared, dict):
         raise CardError(f"{file} must be a mapping with the keys {known}, got {declared!r}")

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from eden_hf.hub.export_pixels import PixelPreprocessing, Preprocessing, preprocessed
 from eden_hf.hub.repository import PUBLISHED
 from eden_hf.image_processing_eden import EdenImageProcessor
+from eden_hf.model_names import load_pretrained
 from eden_hf.training.lineage import write_lineage
 
 ENDINGS = {"onnx": ".onnx", "program": ".pt2"}
@@ -120,7 +121,7 @@ def _load(folder: Path) -> PreTrainedModel:
     architecture = (json.loads((folder / "config.json").read_text()).get("architectures") or [None])[0]
     if architecture not in PUBLISHED:
         raise ExportError(f"{folder} is of {architecture}; exported are {', '.join(PUBLISHED)}")
-    return PUBLISHED[architecture].from_pretrained(folder)
+    return load_pretrained(PUBLISHED[architecture], folder)
 
 
 def _preprocessing(folder: str, preprocessing: Preprocessing) -> tuple[Callable, Callable]:

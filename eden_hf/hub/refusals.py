@@ -53,6 +53,8 @@ _ENCODED = re.compile(
 _HOME = re.compile(
     r"""(?<=["'`\s])(?:/(?:home|Users|root|mnt|media|scratch)/|~/|[A-Za-z]:[\\/]{1,4}(?!/)|\\\\)[^"'\n]*"""
 )
+#: What lets others act in the owner's name.
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 #: Formats that PIL knows by their first bytes.
 IMAGES = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 MEDICAL_IMAGES = (".dcm", ".dicom", ".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
@@ -159,6 +161,8 @@ def _text_refusals(name: str, content: bytes) -> Iterator[Refusal]:
     code = CODE.get(name.split("/")[-1])
     if not _is_text(content):
         yield Refusal(f"{name} is no text in UTF-8", "files")
+    elif _TOKEN.search(content):
+        yield Refusal(f"{name} holds a token of the Hub: take it out, and revoke it at the Hub", None)
     elif _ENCODED.search(content):
         yield Refusal(f"{name} holds what looks like an image in base64 or in numbers", "images")
     elif code and content != code.read_bytes():

@@ -26,7 +26,7 @@ from eden_hf.hub.card_checks import weights_problems
 from eden_hf.hub.card_facts import LOCAL, WEIGHTS, data_name, read_facts
 from eden_hf.hub.cards import EdenModelCardData, write_card
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.model_names import weights_revision
+from eden_hf.model_names import load_pretrained, weights_revision
 from eden_hf.modeling_eden import (
     EdenForImageClassification,
     EdenForPreTraining,
@@ -156,7 +156,7 @@ def _write_model(source: Path, output: Path, pretraining: bool, half: bool) -> N
         {output / "pretraining": _PRETRAINING[architecture]} if pretraining else {}
     )
     for folder, kind in kinds.items():
-        model = kind.from_pretrained(source, config=config)
+        model = load_pretrained(kind, source, config=config)
         weights = {name: w.half() if half and w.is_floating_point() else w for name, w in model.state_dict().items()}
         model.save_pretrained(folder, state_dict=weights)  # the configuration keeps the dtype to compute in
         EdenImageProcessor.from_pretrained(source).save_pretrained(folder)

@@ -26,6 +26,8 @@ from pydicom.uid import (  # noqa: E402
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
     RLELossless,
 )
 
@@ -566,6 +568,56 @@ def test_objects_without_pixels_are_no_images(kind):
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = getattr(pydicom.uid, kind)
     with pytest.raises(NoImageError, match=r"^name: no image but .*; leave the file out"):
         shown(dataset)
+
+
+@pytest.mark.parametrize("kind", ["1.2.84", "1.2.840.10008.5.1.4.1.1.999"])
+def test_a_damaged_class_makes_an_image_unreadable_and_no_other_object(kind):
+    """It counts as an image that is lost."""
+    dataset = without("PixelData")
+    dataset.SOPClassUID = kind
+    with pytest.raises(ImageReadError, match="DICOM without pixel data") as error:
+        shown(dataset)
+    assert not isinstance(error.value, NoImageError)
+
+
+@pytest.fixture
+def small_limit(monkeypatch):
+    """A setting under which an image of 64 x 64 pixels is a bomb."""
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless, JPEGBaseline8Bit], ids=lambda uid: uid.name)
+def test_compressed_data_larger_than_the_header_says_are_refused_before_decoding(small_limit, monkeypatch, syntax):
+    pixels = np.tile(SHOWN, (4, 4)).astype(np.uint8)
+    dataset = dicom(pixels)
+    if syntax == JPEGBaseline8Bit:
+        buffer = BytesIO()
+        PIL.Image.fromarray(pixels).save(buffer, "JPEG")
+        dataset.PixelData = pydicom.encaps.encapsulate([buffer.getvalue()])
+        dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta.TransferSyntaxUID = syntax
+    else:
+        dataset.compress(syntax)
+    data = saved(dataset)
+    with pytest.raises(ImageReadError, match=r"name: 64 x 64 pixels are more than 2000; raise PIL\.Image\.MAX_IMAGE"):
+        decode_image(data, "name")
+    with pytest.raises(ImageReadError, match=r"name: 64 x 64 pixels are more than 2000; raise PIL\.Image\.MAX_IMAGE"):
+        image_sizes(data, "name")
+    dataset.Rows = dataset.Columns = 16
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(ImageReadError, match="64 x 64 pixels, as the compressed data tell, are more than 2000"):
+        shown(dataset)
+
+
+def test_deflated_bombs_are_refused_before_they_are_parsed(small_limit, monkeypatch):
+    dataset = dicom(RAMP, syntax=DeflatedExplicitVRLittleEndian)
+    np.testing.assert_array_equal(shown(dataset), SHOWN)
+    dataset.add_new(0x00091001, "OB", bytes(100_000))
+    data = saved(dataset)
+    monkeypatch.setattr(pydicom, "dcmread", lambda *_, **__: pytest.fail("parsed"))
+    for read in (decode_image, image_sizes):
+        with pytest.raises(ImageReadError, match=r"deflated data are of more than 16000 bytes, .*raise PIL"):
+            read(data, "name")
 
 
 def test_images_that_have_lost_their_pixels_are_unreadable():

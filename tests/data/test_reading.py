@@ -365,6 +365,44 @@ def test_decompression_bombs(monkeypatch):
     np.testing.assert_array_equal(decode(encode(GREY)), GREY)
 
 
+def test_bombs_are_refused_by_their_header(monkeypatch):
+    """Masks are drawn as large as headers say."""
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
+    data = encode(PIL.Image.new("L", (20, 20)))
+    for read in (decode_image, image_sizes):
+        with pytest.raises(
+            ImageReadError, match=r"^name: .*400 pixels.*; raise PIL\.Image\.MAX_IMAGE_PIXELS if you trust"
+        ):
+            read(data, "name")
+    narrow = encode(PIL.Image.new("L", (10, 10)), dpi=(1000, 100))  # becomes 10 x 100
+    with pytest.raises(
+        ImageReadError, match=r"^name: 100 x 10 .*are more than 200; raise|^name: 10 x 100 .*more than 200"
+    ):
+        image_sizes(narrow, "name")
+
+
+def test_postscript_is_not_run(monkeypatch):
+    """PIL would hand it to Ghostscript, whatever the file is called."""
+    monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("run"))
+    with pytest.raises(
+        ImageReadError, match=r"^a\.png: EPS is a program that draws, and is not run; convert it to PNG"
+    ):
+        decode_image(encode(COLOUR, "EPS"), "a.png")
+
+
+def test_indices_without_colours_are_no_blank_picture():
+    """Label maps are at times saved with a palette that is all black."""
+    image = PIL.Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) // 6, "P")
+    image.putpalette([0] * 768)
+    with pytest.raises(
+        ImageReadError, match="its palette gives all of its values one colour; save the values as grey"
+    ):
+        decode_image(encode(image), "name")
+    empty = PIL.Image.new("P", (4, 3))
+    empty.putpalette([0] * 768)
+    assert not np.asarray(decode_image(encode(empty), "name")).any()
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_bytes_never_raise_anything_else(data):

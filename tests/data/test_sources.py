@@ -4,6 +4,8 @@ import os
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
 
@@ -82,13 +84,73 @@ def test_files_left_out_are_counted_and_reported(tmp_path, caplog):
     assert "1 files that are no images ['notes.txt'] and 2 hidden ones" in caplog.text
 
 
-def test_links_are_followed_and_loops_end(tmp_path):
-    write_pictures(tmp_path / "elsewhere", "a.png")
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/linked").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "elsewhere")
+def test_links_within_a_folder_are_followed_and_loops_end(tmp_path):
+    write_pictures(tmp_path / "images" / "sub", "a.png")
+    (tmp_path / "images/sub/back").symlink_to(tmp_path / "images")
+    (tmp_path / "images/b.png").symlink_to("sub/a.png")
     (tmp_path / "images/broken.png").symlink_to(tmp_path / "nowhere.png")
-    assert ids(load_source(tmp_path / "images")) == ["broken.png", "linked/a.png"]
+    (tmp_path / "linked").symlink_to(tmp_path / "images")
+    for folder in ("images", "linked"):  # what is named itself is asked for
+        assert ids(load_source(tmp_path / folder)) == ["b.png", "broken.png", "sub/a.png"]
+
+
+@pytest.mark.parametrize("link", ["images/folder", "images/deep/c.png"])
+def test_links_out_of_a_folder_are_followed_only_if_asked(tmp_path, monkeypatch, link):
+    write_pictures(tmp_path / "elsewhere", "a.png")
+    write_pictures(tmp_path / "images" / "deep", "b.png")
+    target = tmp_path / "elsewhere"
+    (tmp_path / link).symlink_to(target / "a.png" if link.endswith("png") else target)
+    told = rf"lead out of it: .*{link}; set EDEN_FOLLOW_LINKS=1 .* or EDEN_FOLLOW_LINKS=0"
+    with pytest.raises(SourceError, match=told):
+        load_source(tmp_path / "images")
+    monkeypatch.setenv("EDEN_FOLLOW_LINKS", "0")
+    assert ids(load_source(tmp_path / "images")) == ["deep/b.png"]
+    monkeypatch.setenv("EDEN_FOLLOW_LINKS", "1")
+    linked = "deep/c.png" if "deep" in link else "folder/a.png"
+    assert ids(load_source(tmp_path / "images")) == ["deep/b.png", linked]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["struct", "string"])
+@pytest.mark.parametrize(
+    "file", ["{0}/secret.png", "../secret.png", "http://192.0.2.1/a.png", "file://{0}/secret.png"]
+)
+def test_parquet_names_no_file_outside_its_folder(tmp_path, monkeypatch, file, kind, streaming):
+    """Whoever made it would have images of this machine read, or others asked for."""
+    write_pictures(tmp_path, "secret.png")
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    file = file.format(tmp_path)
+    cells = [{"bytes": None, "path": file}] if kind == "struct" else [file]
+    pq.write_table(pa.table({"image": cells}), "train.parquet")
+    with pytest.raises(SourceError, match=r"column 'image' of split 'train' .* names the file .*, which lies outside"):
+        list(load_source(tmp_path / "data", streaming=streaming))
+
+
+def test_parquet_and_saved_data_may_name_files_beside_them(tmp_path):
+    write_pictures(tmp_path, "data/a.png")
+    cells = [{"bytes": None, "path": str(tmp_path / "data" / "a.png")}]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "data" / "train.parquet")
+    (row,) = load_source(tmp_path / "data")
+    assert read_cell(row["image"], "a").size == picture(0).size
+    features = Features({"image": Image(decode=False)})
+    outside = Dataset.from_dict({"image": cells}, features=features)
+    assert len(load_source(outside)) == 1  # made by whoever calls
+    outside.save_to_disk(tmp_path / "saved")
+    (row,) = load_source(tmp_path / "saved")
+    assert row["image"]["bytes"]
+
+
+def test_damaged_data_sets_are_named(tmp_path):
+    write_pictures(tmp_path, "a.png")
+    table(3).to_parquet(tmp_path / "torn" / "train.parquet")
+    data = (tmp_path / "torn" / "train.parquet").read_bytes()
+    (tmp_path / "torn" / "train.parquet").write_bytes(data[:8] + bytes(len(data) - 16) + data[-8:])
+    table(3).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "state.json").write_text("{")
+    for name in ("torn", "saved"):
+        with pytest.raises(SourceError, match=rf"{name} cannot be read \(|cannot open .*{name}"):
+            load_source(tmp_path / name)
 
 
 def test_sub_folders_named_as_splits_are_splits(tmp_path, caplog):

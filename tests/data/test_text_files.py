@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from eden_hf.data.text_files import append_line, read_text, write_text
+from eden_hf.data.text_files import append_line, parse_json, parse_yaml, read_csv, read_text, write_text
 
 TEXT = "file_name,Größe\nÄ.png,1\n"
 
@@ -64,3 +64,41 @@ def test_a_line_that_cannot_be_written_names_its_file(tmp_path):
     assert (tmp_path / "lines").read_text() == "a\nb\n"
     with pytest.raises(IsADirectoryError, match=str(tmp_path)):
         append_line(tmp_path, "c")
+
+
+def test_tables_tell_delimiter_and_lines(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b'\r\nname;x\r\n\r\n"a;b"; 1,5\r\n;\r\n"two\nlines";2\r\n')
+    delimiter, lines = read_csv(tmp_path / "a.csv")
+    assert delimiter == ";"
+    assert [(line.where.rpartition(" ")[2], line.cells) for line in lines] == [
+        ("2", ["name", "x"]),
+        ("4", ["a;b", "1,5"]),
+        ("7", ["two\nlines", "2"]),
+    ]
+
+
+def test_a_cell_without_end_is_refused_by_line(tmp_path):
+    (tmp_path / "a.csv").write_text("name,x\na,1\n" + "b" * 200_000)
+    with pytest.raises(ValueError, match=r"a\.csv, line 3: field larger than field limit"):
+        read_csv(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(("parse", "text"), [(parse_json, "[" * 100_000), (parse_yaml, "[" * 2000)])
+def test_nesting_without_end_is_a_wrong_value(parse, text):
+    with pytest.raises(ValueError, match="lists in lists without end"):
+        parse(text)
+
+
+def test_yaml_of_references_to_references_is_refused():
+    text = "a0: &a0 [x, x]\n" + "\n".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))
+    with pytest.raises(ValueError, match="references to references"):
+        parse_yaml(text)
+    with pytest.raises(ValueError, match="lists in lists without end"):
+        parse_yaml("&a [*a]")
+    assert parse_yaml("base: &b {x: 1}\none: {<<: *b}") == {"base": {"x": 1}, "one": {"x": 1}}
+
+
+@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.system [ls]"])
+def test_yaml_that_is_none_or_runs_code_is_refused(text):
+    with pytest.raises(ValueError, match=r"expected|could not determine a constructor"):
+        parse_yaml(text)

@@ -8,12 +8,15 @@ import pickle
 import re
 import shutil
 import signal
+import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from huggingface_hub import get_token
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
@@ -27,6 +30,7 @@ from eden_hf.hub.upload import PublishingError
 from eden_hf.training.arguments import HubArguments
 
 from ..hub_server import READ_TOKEN, File
+from ..launching import REPOSITORY
 from ..training.test_finetuning import phantoms, settings
 from ..training.test_pretraining import settings_file
 from .conftest import write_card_yaml
@@ -451,6 +455,17 @@ def test_dicom_files_are_looked_at_even_if_images_may_go(hub, folder):
     assert hub.repositories == {}
 
 
+@pytest.mark.parametrize("name", ["training/config.yaml", "README.md", "configuration_eden.py"])
+def test_tokens_never_go(hub, folder, name):
+    with (folder / name).open("a") as file:
+        file.write("# hf_" + "aB3" * 12)
+    with pytest.raises(
+        RefusedError, match=rf"{name} holds a token of the Hub: take it out, and revoke it at the Hub$"
+    ):
+        publish_model(folder, "user/tiny", allow=OVERRIDES)
+    assert hub.requests == []
+
+
 def test_parquet_never_goes_into_a_model(hub, folder):
     (folder / "evaluation" / "images.parquet").write_bytes(b"PAR1")
     with pytest.raises(RefusedError, match=r"images\.parquet is Parquet, .* push it as a data set$"):
@@ -507,10 +522,14 @@ def test_nothing_to_publish(hub, tmp_path):
 
 def test_a_run_is_staged_and_published_in_one_call(hub, run, report, tmp_path):
     card = str(write_card_yaml(tmp_path))
+    machine = {str(tmp_path), str(run.parent), str(Path.home()), str(REPOSITORY), sys.prefix, get_token()} - {"/"}
+    assert re.search("|".join(map(re.escape, machine)), (run / "environment.json").read_text())
     check_push(HubArguments(push_to_hub=True, card=card))
     assert hub.requests == []
     push_to_hub(str(run / "last"), "user/tiny", card, results=[str(report)], output=str(tmp_path / "kept"))
     assert held(hub) == contents(tmp_path / "kept")
+    for name, content in contents(tmp_path / "kept").items():  # environment.json names files of this machine
+        assert not re.search("|".join(map(re.escape, machine)).encode(), content), name
     hub.requests.clear()
     assert push_to_hub(str(run / "last"), "user/tiny", card, results=[str(report)]).changes == []
     assert push_to_hub(str(tmp_path / "kept"), "user/tiny").changes == []

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eden_hf.data.annotations.marks import Draw, Mark, outlined, pasted, runs
+from eden_hf.data.annotations.marks import Draw, Mark, outlined, run_lengths
 from eden_hf.data.errors import SourceError
 
 
@@ -60,8 +60,8 @@ def _regions(segmentation: Any, where: str) -> Iterator[Draw]:
     if isinstance(segmentation, dict):
         if not isinstance(segmentation["counts"], list):
             raise SourceError(f"{where}: compressed run lengths are not read; export polygons, or masks as PNG")
-        height, width = segmentation["size"]
-        yield pasted(runs(segmentation["counts"], (width, height), "F"), 0, 0)
+        height, width = map(int, segmentation["size"])
+        yield run_lengths(list(map(int, segmentation["counts"])), (width, height), "F")
         return
     for outline in segmentation or []:
         yield outlined(list(zip(outline[0::2], outline[1::2], strict=True)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from eden_hf.data.annotations.marks import Draw, Mark, boxed, from_corner, outlined, pasted, runs
+from eden_hf.data.annotations.marks import Draw, Mark, boxed, from_corner, outlined, run_lengths
 from eden_hf.data.errors import SourceError
 from eden_hf.data.text_files import read_text
 
@@ -85,6 +85,6 @@ def _region(shape: Element) -> Draw | None:
         return boxed(*(float(get[side]) for side in ("xtl", "ytl", "xbr", "ybr")))
     if shape.tag == "mask":
         counts = [int(count) for count in get["rle"].split(",")]
-        patch = runs(counts, (int(get["width"]), int(get["height"])), "C")
-        return pasted(patch, int(get["left"]), int(get["top"]))
+        patch = (int(get["width"]), int(get["height"]))
+        return run_lengths(counts, patch, "C", int(get["left"]), int(get["top"]))
     return None

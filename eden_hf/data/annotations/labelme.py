@@ -5,15 +5,11 @@ whole pixels.
 """
 
 import base64
-import io
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from eden_hf.data.annotations.marks import Draw, Mark, boxed, from_corner, outlined, pasted
 from eden_hf.data.errors import SourceError
@@ -58,8 +54,6 @@ def _region(kind: str, shape: Mapping[str, Any]) -> Draw | None:
     if kind == "rectangle":
         return boxed(*points[0], *points[1])
     if kind == "mask":
-        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
-            patch = np.asarray(picture.convert("L")) > 0
         left, top = (round(value) for value in points[0])
-        return pasted(patch, left, top)
+        return pasted(base64.b64decode(shape["mask"]), left, top, "its mask")
     return None

@@ -1,7 +1,6 @@
 """Annotations and their images brought together as references."""
 
 import difflib
-import json
 import logging
 import posixpath
 import re
@@ -28,7 +27,7 @@ from eden_hf.data.reading import ImageReadError, read_image
 from eden_hf.data.references import Reference
 from eden_hf.data.skips import SkipLog, left_out
 from eden_hf.data.sources import find_source, read_cell
-from eden_hf.data.text_files import read_text
+from eden_hf.data.text_files import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ KNOWN = (
     "set with a column 'landmarks'"
 )
 #: What reading a file of unexpected shape raises.
-_MISSHAPEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)
+_MISSHAPEN = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
 
 
 def load_references(
@@ -117,12 +116,13 @@ def _read(path: Path) -> Iterator[Mark] | None:
     """The marks of a file, `None` if it is of no kind that is known."""
     if path.suffix.lower() == ".csv":
         return read_table(path)
-    if path.suffix.lower() == ".xml":
-        return _shaped(path, read_cvat(path)) if is_cvat(path) else None
     try:
-        content = json.loads(read_text(path))
+        if path.suffix.lower() == ".xml":
+            return _shaped(path, read_cvat(path)) if is_cvat(path) else None
+        content = parse_json(read_text(path))
     except ValueError as error:
-        raise SourceError(f"{path} is no JSON ({error}); export it again, or remove it") from error
+        kind = path.suffix[1:].upper()
+        raise SourceError(f"{path} is no {kind} ({error}); export it again, or remove it") from error
     if is_labelme(content):
         return _shaped(path, read_labelme(path, content))
     return _shaped(path, read_coco(path, content)) if is_coco(content) else None
@@ -131,7 +131,10 @@ def _read(path: Path) -> Iterator[Mark] | None:
 def _shaped(path: Path, marks: Iterator[Mark]) -> Iterator[Mark]:
     """The marks of an export; a file of another shape than its program's is refused."""
     try:
-        yield from marks
+        for mark in marks:
+            if not (isinstance(mark.image, str) and isinstance(mark.name, str)):
+                raise SourceError(f"{mark.where}: names are texts, got {mark.image!r:.60} and {mark.name!r:.60}")
+            yield mark
     except SourceError:
         raise
     except _MISSHAPEN as error:

@@ -5,15 +5,13 @@ centre of the top left pixel. Where there is a column `found`, lines in which it
 are not read. Values are separated by commas, semicolons or tabs, the latter two with decimal points or commas.
 """
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eden_hf.data.annotations.marks import Mark
 from eden_hf.data.errors import SourceError
-from eden_hf.data.text_files import read_text
+from eden_hf.data.text_files import read_csv
 
 COLUMNS = ("image", "name", "x", "y")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -25,30 +23,27 @@ def read_table(path: Path) -> Iterator[Mark]:
     Raises:
         SourceError: a column is missing, or a line does not fit the header or holds a wrong value.
     """
-    text = read_text(path)
-    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        header = _header(next(lines, []), path)
-        for line in lines:
-            if any(cell.strip() for cell in line):
-                where = f"{path}, line {lines.line_num}"
-                mark = _mark(_row(header, line, where), delimiter, where)
-                if mark is not None:
-                    yield mark
-    except csv.Error as error:
-        raise SourceError(f"{path}, line {lines.line_num}: {error}; save it as CSV again") from error
+        delimiter, lines = read_csv(path)
+    except (OSError, ValueError) as error:
+        raise SourceError(str(error)) from error
+    first, header = lines[0] if lines else (f"{path}, line 1", [])
+    header = _header(header, first)
+    for where, cells in lines[1:]:
+        mark = _mark(_row(header, cells, where), delimiter, where)
+        if mark is not None:
+            yield mark
 
 
-def _header(cells: Sequence[str], path: Path) -> list[str]:
-    header = [cell.strip().lower() for cell in cells]
+def _header(cells: Sequence[str], where: str) -> list[str]:
+    header = [cell.lower() for cell in cells]
     if absent := [column for column in COLUMNS if column not in header]:
         raise SourceError(
-            f"{path}, line 1: there is no column {', '.join(absent)}; the header must be image,name,x,y (and more, if "
+            f"{where}: there is no column {', '.join(absent)}; the header must be image,name,x,y (and more, if "
             f"you like), it is {','.join(cells)!r}"
         )
     if twice := [column for column in (*COLUMNS, "found") if header.count(column) > 1]:
-        raise SourceError(f"{path}, line 1: there are two columns {twice[0]}; remove one")
+        raise SourceError(f"{where}: there are two columns {twice[0]}; remove one")
     return header
 
 
@@ -58,7 +53,7 @@ def _row(header: Sequence[str], line: Sequence[str], where: str) -> dict[str, st
             f"{where}: {len(line)} values where the header has {len(header)}: {line}; decimal commas need semicolons "
             "between the values"
         )
-    return {column: cell.strip() for column, cell in zip(header, line, strict=True)}
+    return dict(zip(header, line, strict=True))
 
 
 def _mark(row: dict[str, str], delimiter: str, where: str) -> Mark | None:

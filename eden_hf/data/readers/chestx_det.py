@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from eden_hf.data.readers.files import Published, read_json, refuse_repeats
+from eden_hf.data.readers.files import Published, plain, read_json, refuse_repeats
 from eden_hf.data.readers.masks import Row, drawn, outlines_of
 from eden_hf.data.readers.task import Task, TaskError, features_of
 
@@ -16,7 +16,8 @@ LABELS = (
     *("Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "Diffuse Nodule", "Effusion", "Emphysema"),
     *("Fibrosis", "Fracture", "Mass", "Nodule", "Pleural Thickening", "Pneumothorax"),
 )
-KEYS = ("file_name", "syms", "polygons")
+KEYS = {"file_name": str, "syms": list, "polygons": list}
+_LABELS = {plain(label): label for label in LABELS}
 
 
 def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
@@ -36,7 +37,10 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
     for split, other in (("train", "test"), ("test", "train")):
         files = images[split].listed(entries[split], lists[split].name, images[other])
         images[split].report_unlisted(entries[split], lists[split].name)
-        rows[split] = [Row(name, str(path.absolute()), entries[split][name]) for name, path in files.items()]
+        rows[split] = [
+            Row(name, str(path.absolute()), entries[split][name], listing=lists[split].name)
+            for name, path in files.items()
+        ]
     splits = drawn(features_of("segmentation", LABELS), rows, outlines_of(LABELS))
     return Task("chestx_det", "segmentation", LABELS, "dice", splits)
 
@@ -44,25 +48,30 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
 def _entries(path: Path) -> dict[str, dict[str, list[Any]]]:
     """For each image the polygons of each disease that it has."""
     entries = read_json(path, list)
-    for entry in entries:
-        if not isinstance(entry, dict) or (absent := [key for key in KEYS if key not in entry]):
-            found = f"lacks {', '.join(absent)}" if isinstance(entry, dict) else "is no object"
-            raise TaskError(f"{path}: an entry {found}; it is {str(entry)[:100]}")
-        if len(entry["syms"]) != len(entry["polygons"]):
-            raise TaskError(
-                f"{path}: image {entry['file_name']} has {len(entry['syms'])} syms and {len(entry['polygons'])} "
-                "polygons, which are to go in pairs"
-            )
-        if unknown := set(entry["syms"]).difference(LABELS):
-            raise TaskError(
-                f"{path}: image {entry['file_name']} has the unknown syms {', '.join(sorted(unknown))}; known are "
-                f"{', '.join(LABELS)}"
-            )
-    refuse_repeats([entry["file_name"] for entry in entries], str(path))
-    return {
-        entry["file_name"]: {
-            label: [polygon for own, polygon in zip(entry["syms"], entry["polygons"], strict=True) if own == label]
-            for label in sorted(set(entry["syms"]))
-        }
-        for entry in entries
-    }
+    polygons = [_polygons(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
+    names = [entry["file_name"] for entry in entries]
+    refuse_repeats(names, str(path))
+    return dict(zip(names, polygons, strict=True))
+
+
+def _polygons(entry: Any, where: str) -> dict[str, list[Any]]:
+    if not isinstance(entry, dict) or (absent := [key for key in KEYS if key not in entry]):
+        found = f"lacks {', '.join(absent)}" if isinstance(entry, dict) else "is no object"
+        raise TaskError(f"{where}: an entry {found}; it is {str(entry)[:100]}")
+    for key, kind in KEYS.items():
+        if not isinstance(entry[key], kind):
+            raise TaskError(f"{where}: {key} is to be a {kind.__name__}, got {str(entry[key])[:100]}")
+    image, found, polygons = f"image {entry['file_name'][:100]}", entry["syms"], entry["polygons"]
+    if len(found) != len(polygons):
+        raise TaskError(
+            f"{where}: {image} has {len(found)} syms and {len(polygons)} polygons, which are to go in pairs"
+        )
+    labels = [_LABELS.get(plain(str(label))) for label in found]
+    if unknown := {str(own)[:100] for own, label in zip(found, labels, strict=True) if label is None}:
+        raise TaskError(
+            f"{where}: {image} has the unknown syms {', '.join(sorted(unknown))}; known are {', '.join(LABELS)}"
+        )
+    by_label: dict[str, list[Any]] = {}
+    for label, polygon in zip(labels, polygons, strict=True):
+        by_label.setdefault(str(label), []).append(polygon)
+    return by_label

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from eden_hf.data.errors import first
-from eden_hf.data.readers.files import Published, labelled, read_names, read_table, refuse_repeats
+from eden_hf.data.readers.files import Published, key_of, labelled, plain, read_names, read_table, refuse_repeats
 from eden_hf.data.readers.task import Task, TaskError, features_of
 
 LAYOUT = """\
@@ -37,7 +37,7 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
     train_list, test_list = (published.one(f"{name}_list.txt", f"{name}_list*.txt") for name in ("train_val", "test"))
     lists = {path: read_names(path) for path in (train_list, test_list)}
     for path, listed in lists.items():
-        if unknown := [name for name in listed if name not in labels]:
+        if unknown := [name for name in listed if key_of(name) not in labels]:
             raise TaskError(f"{len(unknown)} images of {path} are not in {table}: {first(unknown)}")
     train, test = lists[train_list], lists[test_list]
     if shared := sorted({_patient(name) for name in train} & {_patient(name) for name in test}):
@@ -54,29 +54,30 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
     files = images.listed([*train, *test], f"{train_list.name} and {test_list.name}")
     images.report_unlisted(files, "either list")
     rows = {split: {name: files[name] for name in own if name in files} for split, own in names.items()}
-    return Task(
-        "chestxray14", "multi_label", LABELS, "auc", labelled(features_of("multi_label", LABELS), rows, labels)
-    )
+    own_labels = {name: labels[key_of(name)] for name in files}
+    splits = labelled(features_of("multi_label", LABELS), rows, own_labels)
+    return Task("chestxray14", "multi_label", LABELS, "auc", splits)
 
 
 def _labels(table: Path) -> dict[str, list[float]]:
-    """For each image a 1 or 0 for each of `LABELS`."""
+    """For each image, by its key, a 1 or 0 for each of `LABELS`."""
     rows = read_table(table, ["Image Index", "Finding Labels"])
-    refuse_repeats([row["Image Index"] for row in rows], str(table))
+    refuse_repeats([key_of(row["Image Index"]) for _, row in rows], str(table))
+    known = {plain(label): label for label in (NORMAL, *LABELS)}
     labels = {}
-    for row in rows:
-        findings = set(row["Finding Labels"].split("|"))
-        if not findings <= {NORMAL, *LABELS} or (NORMAL in findings and len(findings) > 1):
+    for where, row in rows:
+        findings = {known.get(plain(word)) for word in row["Finding Labels"].split("|")}
+        if None in findings or (NORMAL in findings and len(findings) > 1):
             raise TaskError(
-                f"{table}: image {row['Image Index']} has the findings {row['Finding Labels']!r}; known are "
+                f"{where}: image {row['Image Index']} has the findings {row['Finding Labels']!r}; known are "
                 f"{', '.join(LABELS)}, joined by '|', or {NORMAL} alone"
             )
-        labels[row["Image Index"]] = [float(label in findings) for label in LABELS]
+        labels[key_of(row["Image Index"])] = [float(label in findings) for label in LABELS]
     return labels
 
 
 def _patient(name: str) -> str:
-    return name.split("_")[0]
+    return key_of(name).split("_")[0]
 
 
 def _validation_patients(names: Sequence[str]) -> set[str]:

@@ -1,11 +1,10 @@
 """Finding the files of a published data set in a folder, and pairing them with the lists that name them."""
 
-import csv
-import io
-import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +14,7 @@ from eden_hf.data.errors import first
 from eden_hf.data.folders import IMAGE_SUFFIXES, list_files
 from eden_hf.data.readers.task import TaskError
 from eden_hf.data.splits import SPLIT_NAMES, SPLIT_WORDS
-from eden_hf.data.text_files import read_text
+from eden_hf.data.text_files import parse_json, read_csv, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +104,18 @@ class Images:
 
     def __init__(self, published: Published, where: str, paths: Mapping[str, list[Path]]) -> None:
         self.published, self.where, self.paths = published, where, paths
+        self._by_key: dict[str, list[Path]] = {}
+        for name, own in paths.items():
+            self._by_key.setdefault(key_of(name), []).extend(own)
+
+    def __contains__(self, name: str) -> bool:
+        return key_of(name) in self._by_key
 
     def listed(self, names: Iterable[str], listing: str, elsewhere: "Images | None" = None) -> dict[str, Path]:
         """The files of the images that a list names, in its order; those that have none are reported.
 
         Args:
-            names: The images, with or without suffix.
+            names: The images, with or without folder and suffix, upper and lower case alike.
             listing: What the list is called in messages.
             elsewhere: Images of another split. If the absent ones lie there, the message says so.
 
@@ -121,7 +126,7 @@ class Images:
             TaskError: more than the allowed share have no file, or several.
         """
         names = list(names)
-        paths = {name: self.paths.get(stem(name), []) for name in names}
+        paths = {name: self._by_key.get(key_of(name), []) for name in names}
         for name, found in paths.items():
             if len(found) > 1:
                 raise self.published.error(
@@ -134,7 +139,7 @@ class Images:
 
     def _report_missing(self, missing: Sequence[str], total: int, listing: str, elsewhere: "Images | None") -> None:
         message = f"{len(missing)} of the {total} images of {listing} have no file {self.where}: {first(missing)}"
-        if elsewhere is not None and all(stem(name) in elsewhere.paths for name in missing):
+        if elsewhere is not None and all(name in elsewhere for name in missing):
             raise self.published.error(f"{message}; they lie in {elsewhere.where}: are the two swapped?")
         if len(missing) == total or len(missing) > self.published.max_skipped_share * total:
             raise self.published.error(f"{message}; restore them, or allow a share by max_skipped_share")
@@ -142,34 +147,59 @@ class Images:
 
     def report_unlisted(self, names: Iterable[str], listing: str) -> None:
         """Log how many of these images no list names."""
-        others = sorted(self.paths.keys() - {stem(name) for name in names})
+        listed = {key_of(name) for name in names}
+        others = sorted(name for name in self.paths if key_of(name) not in listed)
         if others:
             logger.warning("%d images %s are not in %s: %s", len(others), self.where, listing, first(others))
 
 
 def stem(name: str) -> str:
-    """A file name without the suffix of an image; other dots, as in DICOM identifiers, stay."""
-    path = PurePosixPath(name)
+    """A file name without folders and the suffix of an image; other dots, as in DICOM identifiers, stay."""
+    path = PureWindowsPath(name)  # which knows both slashes
     return path.stem if path.suffix.lower() in (*IMAGE_SUFFIXES, ".img") else path.name
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, whose names and values are stripped of blanks.
+def key_of(name: str) -> str:
+    """What an image's name is known by: no folder, no suffix, upper and lower case alike."""
+    return stem(name).casefold()
+
+
+def plain(word: str) -> str:
+    """A word of a table as all spellings of it are: lower case, `-` and `_` as blanks."""
+    return re.sub(r"[\s_-]+", " ", word).strip().casefold()
+
+
+def read_table(
+    path: Path, columns: Sequence[str], spellings: Mapping[str, str] = MappingProxyType({})
+) -> list[tuple[str, dict[str, str]]]:
+    """The rows of a table with a header, values stripped of blanks, each with its file and line for errors.
+
+    Args:
+        path: Of values separated by commas, semicolons or tabs.
+        columns: Those needed, found in any order and in any spelling of `plain`; others may be there.
+        spellings: Other names of columns that are needed.
 
     Raises:
-        TaskError: it lacks one of `columns`, a row is short, or it has no row.
+        TaskError: it is no table, lacks one of `columns` or has it twice, a row does not fit, or it has no row.
     """
-    table = csv.reader(io.StringIO(read_text(path), newline=""))
-    lines = [[value.strip() for value in line] for line in table if line]
-    header = lines[0] if lines else []
+    try:
+        _, lines = read_csv(path)
+    except ValueError as error:
+        raise TaskError(str(error)) from error
+    known = {plain(name): name for name in columns} | {plain(other): name for other, name in spellings.items()}
+    header = [known.get(plain(cell), cell) for cell in lines[0].cells] if lines else []
     if absent := [column for column in columns if column not in header]:
         raise TaskError(f"{path} has no column {', '.join(absent)}; it has {', '.join(header) or 'no header'}")
+    if twice := [column for column in columns if header.count(column) > 1]:
+        raise TaskError(f"{lines[0].where}: there are two columns {twice[0]}; remove one")
     if len(lines) == 1:
         raise TaskError(f"{path} has a header but no rows")
     last = max(header.index(column) for column in columns)
-    if short := [number for number, line in enumerate(lines, 1) if len(line) <= last]:
-        raise TaskError(f"{path}: row {short[0]} has too few values for its header; download the file again")
-    return [dict(zip(header, line, strict=False)) for line in lines[1:]]
+    for where, cells in lines[1:]:
+        if len(cells) <= last or any(cells[len(header) :]):
+            few = "few" if len(cells) <= last else "many"
+            raise TaskError(f"{where} has too {few} values for its header; download the file again")
+    return [(where, dict(zip(header, cells, strict=False))) for where, cells in lines[1:]]
 
 
 def read_names(path: Path) -> list[str]:
@@ -192,7 +222,7 @@ def read_json(path: Path, kind: type[T]) -> T:
         TaskError: it is damaged or holds something else.
     """
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except ValueError as error:
         raise TaskError(f"{path} is no JSON ({error}); download it again") from error
     if not isinstance(content, kind):

@@ -37,12 +37,14 @@ class Row(NamedTuple):
         image: Path of its file.
         annotation: What masks are drawn from.
         files: Further files that are read for it.
+        listing: The file that the annotation is from, for errors, where it is not in `files`.
     """
 
     source_id: str
     image: str
     annotation: Any
     files: tuple[str, ...] = ()
+    listing: str = ""
 
 
 #: From an annotation and the image's size to the row's cells: `masks`, and whatever other columns there are.
@@ -97,7 +99,8 @@ def _cells(rows: Sequence[Row], draw: Draw, made_by: tuple) -> Iterator[dict[str
             sizes = image_sizes(row.image, row.image)
             cells = of_picture(draw(row.annotation, sizes.stored), sizes)
         except TaskError as error:
-            raise TaskError(f"image {row.source_id}: {error}") from error
+            listed = f" of {row.listing}" if row.listing else ""
+            raise TaskError(f"image {row.source_id}{listed}: {error}") from error
         except ImageReadError:
             cells = unread(features, _torn(row))
         yield {**dict.fromkeys(features), "image": _at(row.image), "source_id": row.source_id, **cells}
@@ -244,18 +247,19 @@ def decode_runs(text: str, size: Size) -> np.ndarray:
     width, height = size
     try:
         numbers = np.array(text.split(), dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise TaskError(f"run lengths must be whole numbers, got {text[:40]!r}") from error
     gaps, runs = numbers[0::2], numbers[1::2]
+    most = width * height
     if len(numbers) == 0 or len(gaps) != len(runs) or (gaps < 0).any() or (runs < 1).any():
         raise TaskError(f"run lengths must be pairs of a gap, 0 or more, and a run above 0, got {text[:40]!r}")
-    ends = np.cumsum(gaps + runs)
-    if ends[-1] > width * height:
+    ends = np.cumsum(np.minimum(gaps, most + 1) + np.minimum(runs, most + 1))  # whose sums do not overflow
+    if ends[-1] > most:
         raise TaskError(
-            f"run lengths reach pixel {ends[-1]} of an image of {width} x {height} = {width * height} pixels: they "
+            f"run lengths reach pixel {ends[-1]} of an image of {width} x {height} = {most} pixels: they "
             "are of an image of another size, or count from the image's start"
         )
-    turns = np.zeros(width * height + 1, np.int8)  # where a run begins and where it has ended; touching runs cancel
+    turns = np.zeros(most + 1, np.int8)  # where a run begins and where it has ended; touching runs cancel
     np.add.at(turns, ends - runs, 1)
     np.add.at(turns, ends, -1)
     return turns[:-1].cumsum(dtype=np.int8).astype(bool).reshape(width, height).T
@@ -272,7 +276,10 @@ def fill_outlines(outlines: Sequence[Sequence[Sequence[float]]], size: Size) -> 
     picture = PIL.Image.new("1", size)
     pen = ImageDraw.Draw(picture)
     for outline in outlines:
-        points = np.asarray(outline, dtype=float)
+        try:
+            points = np.asarray(outline, dtype=float)
+        except (TypeError, ValueError, OverflowError):
+            points = np.empty(0)
         if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
             raise TaskError(f"an outline must be a list of points [x, y], got {str(outline)[:60]}")
         slack = np.multiply(size, _BEYOND_EDGE)

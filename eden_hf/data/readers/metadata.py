@@ -3,9 +3,10 @@
 `file_name` names the image of a row, relative to the table's folder, and a column `NAME_file_name` its mask `NAME`.
 """
 
-import json
 import logging
 import posixpath
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from eden_hf.data.errors import first
 from eden_hf.data.folders import IMAGE_SUFFIXES, image_rows, list_files
 from eden_hf.data.readers.task import TaskError
 from eden_hf.data.splits import split_folders
-from eden_hf.data.text_files import read_text
+from eden_hf.data.text_files import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _json_lines(text: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    rows = [parse_json(line) for line in text.splitlines() if line.strip()]
     if wrong := [row for row in rows if not isinstance(row, dict)]:
         raise ValueError(f"a line is to be an object {{column: value}}, got {wrong[0]!r}")
     return rows
@@ -92,8 +93,19 @@ def _resolved(folder: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> It
         if row.get(FILE) is None:
             raise TaskError(f"{folder / table}: row {number} has no {FILE}")
         names = {column for column in row if column == FILE or column.endswith(_OF_MASK)}
-        paths = {name: str(row[name]).replace("\\", "/") for name in names if row[name] is not None}
-        yield {**row, **{name: posixpath.normpath(posixpath.join(here, path)) for name, path in paths.items()}}
+        paths = {name: _inside(here, row[name]) for name in names if row[name] is not None}
+        if outside := [row[name] for name, path in paths.items() if path is None]:
+            raise TaskError(
+                f"{folder / table}: row {number} names {str(outside[0])[:200]!r}, which lies outside {folder}; put "
+                "the file in, and name it by its path from the table"
+            )
+        yield {**row, **paths}
+
+
+def _inside(here: str, name: Any) -> str | None:
+    """The path of a file in the folder, as a table in `here` names it; `None` of one outside."""
+    path = posixpath.normpath(posixpath.join(here, str(name).replace("\\", "/")))
+    return None if path.startswith(("/", "../")) or re.match(r"[A-Za-z]:|\w+://", str(name)) else path
 
 
 def _refuse_lists(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -111,6 +123,8 @@ def _refuse_lists(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _by_split(folder: Path, rows: Sequence[Mapping[str, Any]], files: Sequence[str]) -> DatasetDict:
     """The rows as data sets, with undecoded images and masks."""
     images: list[str] = [row[FILE] for row in rows]
+    if repeated := [image for image, count in Counter(images).items() if count > 1]:
+        raise TaskError(f"the tables in {folder} name images more than once: {first(repeated)}; leave one row of each")
     columns = {name: [row.get(name) for row in rows] for row in rows for name in row if name != FILE}
     masks = {name.removesuffix(_OF_MASK): columns.pop(name) for name in list(columns) if name.endswith(_OF_MASK)}
     if taken := {"image", "source_id", *masks} & columns.keys():

@@ -47,7 +47,8 @@ def _drive_rows(published: Published, split: str, word: str) -> list[Row]:
     )
     if not images.paths:
         raise published.error(f"there are no images in {word}/images")
-    strange = sorted(path.name for paths in images.paths.values() for path in paths if f"_{word}." not in path.name)
+    names = [path.name for paths in images.paths.values() for path in paths]
+    strange = sorted(name for name in names if f"_{word}." not in name.lower())
     if strange:
         raise published.error(f"{word}/images holds {strange[0]}: are the training and test folders swapped?")
     if not manual.paths:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eden_hf.data.errors import first
-from eden_hf.data.readers.files import Images, Published
+from eden_hf.data.readers.files import Images, Published, key_of
 from eden_hf.data.readers.masks import Row, drawn, read_masks
 from eden_hf.data.readers.task import Task, features_of
 
@@ -40,7 +40,7 @@ def _rows(published: Published, images: Images, fold: str, labels: Sequence[Sequ
     for structure in structures:
         if not masks[structure].paths:
             raise published.error(f"there are no masks in {fold}/masks/{structure}")
-    names = sorted({name for files in masks.values() for name in files.paths})
+    names = sorted({key_of(name): name for files in masks.values() for name in files.paths}.values())
     files = images.listed(names, f"{fold}/masks")
     outlines = {structure: masks[structure].listed(files, f"{fold}/masks") for structure in structures}
     rows = []

@@ -13,6 +13,7 @@ train-rle.csv                   ImageId, EncodedPixels; or stage_2_train.csv, th
 dicom-images-train/1.2.276.0.../1.2.276.0.../1.2.276.0....dcm ..."""
 LABELS = ("pneumothorax",)
 NO_MASK = "-1"
+_SPELLINGS = {"Image Id": "ImageId", "Encoded Pixels": "EncodedPixels"}
 
 
 def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
@@ -37,7 +38,7 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
     images.report_unlisted(runs, table.name)
     splits = seeded_split({name: bool(runs[name]) for name in files})
     rows = {
-        split: [Row(name, str(files[name].absolute()), runs[name]) for name in names]
+        split: [Row(name, str(files[name].absolute()), runs[name], listing=table.name) for name in names]
         for split, names in splits.items()
     }
     return Task("siim_acr", "segmentation", LABELS, "dice", drawn(features_of("segmentation", LABELS), rows, _draw))
@@ -46,7 +47,7 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
 def _runs(table: Path) -> dict[str, tuple[str, ...]]:
     """For each image the run lengths of its masks."""
     found: dict[str, list[str]] = {}
-    for row in read_table(table, ["ImageId", "EncodedPixels"]):
+    for _, row in read_table(table, ["ImageId", "EncodedPixels"], _SPELLINGS):
         found.setdefault(row["ImageId"], []).append(row["EncodedPixels"])
     for name, own in found.items():
         if NO_MASK in own and len(own) > 1:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from datasets.fingerprint import Hasher
 
 from eden_hf.data.caches import datasets_cache
-from eden_hf.data.columns import holds_images
+from eden_hf.data.columns import holds_images, named_files, refuse_files_outside
 from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.errors import first
 from eden_hf.data.readers.masks import file_stamp, fitted_mask, mask_cell, of_picture, unread
@@ -72,6 +71,9 @@ def load_source_task(
         "segmentation": [column for columns in structures.values() for column in columns],
     }[kind]
     splits = _checked(name, kind, needed, loaded)
+    if kind == "segmentation" and found.folders is not None:
+        for data in splits.values():
+            refuse_files_outside(data.data, needed, found.folders, name)
     patients = _checked(name, kind, [patient_column], loaded) if patient_column else {}
     if kind == "single_label":
         labels, splits = _with_classes(name, splits, label_column or _usual_column(splits))
@@ -190,9 +192,7 @@ def _files(data: Dataset, columns: Iterable[str]) -> list[str]:
     """The files that cells of images only name."""
     files: list[str] = []
     for name in columns:
-        cells = data.data.column(name)  # as Arrow, so that the bytes of the others are not read
-        alone = pc.is_null(pc.struct_field(cells, "bytes"))
-        files += pc.struct_field(cells, "path").filter(alone).drop_null().to_pylist()
+        files += named_files(data.data.column(name))  # as Arrow, so that the bytes of the others are not read
     return files
 
 

@@ -42,15 +42,12 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
 def _votes(table: Path, single: bool) -> dict[str, list[float]]:
     """For each image a 1 where more than half of its rows have one."""
     votes: dict[str, list[list[float]]] = {}
-    for row in read_table(table, ["image_id"]):
-        row = {_SPELLINGS.get(name, name): value for name, value in row.items()}
-        if absent := [label for label in LABELS if label not in row]:
-            raise TaskError(f"{table} has no column {', '.join(absent)}; it has {', '.join(row)}")
+    for where, row in read_table(table, ["image_id", *LABELS], _SPELLINGS):
         try:
             vote = [{0.0: 0.0, 1.0: 1.0}[float(row[label])] for label in LABELS]
         except (KeyError, ValueError) as error:
             raise TaskError(
-                f"{table}: image {row['image_id']} has a label that is neither 0 nor 1 ({error})"
+                f"{where}: image {row['image_id']} has a label that is neither 0 nor 1 ({error})"
             ) from error
         votes.setdefault(row["image_id"], []).append(vote)
     if single:

@@ -1,9 +1,9 @@
 """VinDr-RibCXR (Nguyen et al., MIDL 2021): twenty ribs, each outlined."""
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from eden_hf.data.readers.files import Published, read_json
+from eden_hf.data.readers.files import Published, plain, read_json
 from eden_hf.data.readers.masks import Row, drawn, outlines_of
 from eden_hf.data.readers.task import Task, TaskError, features_of
 
@@ -32,7 +32,9 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
         path = published.one(f"*RibCXR_{word}_mask.json", f"*{word}*.json")
         outlines = _outlines(path)
         files = images.listed(outlines, path.name)
-        rows[split] = [Row(name, str(file.absolute()), outlines[name]) for name, file in files.items()]
+        rows[split] = [
+            Row(name, str(file.absolute()), outlines[name], listing=path.name) for name, file in files.items()
+        ]
     images.report_unlisted([row.source_id for own in rows.values() for row in own], "either list")
     splits = drawn(features_of("segmentation", LABELS), rows, outlines_of(LABELS))
     return Task("vindr_rib", "segmentation", LABELS, "dice", splits)
@@ -40,13 +42,16 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
 
 def _outlines(path: Path) -> dict[str, dict[str, list[Any]]]:
     """For each image, by its file's name, the outline of each rib that has one."""
-    content = read_json(path, dict)
+    known: dict[str, str] = {plain(key): key for key in ("img", *LABELS)}
+    content = {known.get(plain(str(key)), str(key)): value for key, value in read_json(path, dict).items()}
     if absent := [key for key in ("img", *LABELS) if not isinstance(content.get(key), dict)]:
         raise TaskError(f"{path} has no {', '.join(absent)} by image; it has {', '.join(content)}")
     outlines = {}
     for index, file in content["img"].items():
+        if not isinstance(file, str):
+            raise TaskError(f"{path}: img of image {index} is no file name: {str(file)[:60]}")
         ribs = {label: _points(content[label], index, f"{path}: {label} of image {index}") for label in LABELS}
-        outlines[Path(file).name] = {label: [points] for label, points in ribs.items() if points}
+        outlines[PureWindowsPath(file).name] = {label: [points] for label, points in ribs.items() if points}
     if len(outlines) < len(content["img"]):
         raise TaskError(f"{path} names {len(content['img'])} images by {len(outlines)} file names only")
     return outlines

@@ -240,6 +240,52 @@ def test_wrong_labelme_is_refused(refs, content, message):
         load_references(write(refs, content, "a.json"))
 
 
+@pytest.mark.parametrize("key", ["label", "imagePath"])
+@pytest.mark.parametrize("value", [None, 1.5, ["a.png"], {"a": 1}])
+def test_names_that_are_no_text_are_refused(refs, key, value):
+    shapes = [{"label": "apex", "shape_type": "point", "points": [[1, 1]]}]
+    content = {"imagePath": "a.png", "shapes": shapes}
+    (shapes[0] if key == "label" else content)[key] = value
+    with pytest.raises(SourceError, match=r"a\.json, shape 1 .*: names are texts, got"):
+        load_references(write(refs, json.dumps(content), "a.json"))
+
+
+def test_masks_larger_than_their_image_are_refused_before_they_are_drawn(refs, monkeypatch):
+    """A few bytes of run lengths, or of a PNG, stand for any number of pixels."""
+    side = 1_000_000
+    for name in ("repeat", "zeros"):
+        monkeypatch.setattr(np, name, lambda *_, **__: pytest.fail("drawn"))
+    runs = {"size": [side, side], "counts": [0, side * side]}
+    with pytest.raises(
+        SourceError, match=r"a mask reaches from \(0, 0\) to \(1000000, 1000000\), beyond the image of 40"
+    ):
+        load_references(write(refs, json.dumps(coco(segmentation=runs)), "c.json"))
+    (refs / "c.json").unlink()
+    mask = f'<mask label="rib" rle="0,{side**2}" left="0" top="0" width="{side}" height="{side}"/>'
+    text = f'<annotations><image name="a.png" width="40" height="30">{mask}</image></annotations>'
+    with pytest.raises(SourceError, match="beyond the image of 40 x 30"):
+        load_references(write(refs, text, "c.xml"))
+
+
+def test_a_bomb_as_mask_is_refused(refs, monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("1", (100, 100)).save(buffer, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    mask = {"label": "rib", "shape_type": "mask", "points": [[0, 0], [1, 1]]}
+    mask["mask"] = base64.b64encode(buffer.getvalue()).decode()
+    content = {"imagePath": "a.png", "shapes": [mask]}
+    with pytest.raises(
+        SourceError, match=r"10000 pixels\) exceeds limit of 4000 .*raise PIL\.Image\.MAX_IMAGE_PIXELS"
+    ):
+        load_references(write(refs, json.dumps(content), "a.json"))
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.json", '{"shapes":' + "[" * 100_000), ("a.xml", "<annotations>\0")])
+def test_files_that_no_parser_takes_are_named(refs, name, text):
+    with pytest.raises(SourceError, match=rf"{name} "):
+        load_references(write(refs, text, name))
+
+
 # CVAT
 
 CVAT = """<?xml version="1.0" encoding="utf-8"?>
