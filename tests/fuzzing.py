@@ -11,6 +11,7 @@ and open no file outside the folder that it was given. Every try is known by its
 
 import argparse
 import base64
+import copy
 import csv
 import io
 import json
@@ -149,12 +150,12 @@ def tree_damaged(tree: Any, rng: random.Random) -> Any:
             case 0 if holder is not tree:
                 del holder[key]
             case 1 if isinstance(holder, list):
-                holder.insert(key, json.loads(json.dumps(holder[key])))
+                holder.insert(key, copy.deepcopy(holder[key]))
             case 2:
                 other, name = rng.choice(places)
-                holder[key] = json.loads(json.dumps(other[name]))
+                holder[key] = copy.deepcopy(other[name])
             case _:
-                holder[key] = rng.choice(VALUES)
+                holder[key] = copy.deepcopy(rng.choice(VALUES))
     return tree[""]
 
 
