@@ -77,6 +77,7 @@ from eden_hf.training.monitors import TrackerCallback
 from eden_hf.training.optimizers import decayed_names, of_this_version
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32, precision_used
 from eden_hf.training.processor import keep_freed_memory
+from eden_hf.training.restarts import goes_on
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_run
 from eden_hf.training.stop_request import StopRequest, StopTraining
 
@@ -95,7 +96,8 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
     Args:
         arguments: The settings.
         resume: Go on from the last checkpoint in `run.output_dir`. On a CPU the result equals an uninterrupted run's
-            bit for bit. Only settings under `run` may differ from the run's own.
+            bit for bit. Only settings under `run` may differ from the run's own. Processes that torchrun starts again
+            go on unasked.
 
     Returns:
         Folder of the run. SIGTERM or SIGINT saves a checkpoint and returns early, without `best`.
@@ -110,6 +112,7 @@ def finetune(arguments: FinetuneArguments, resume: bool = False) -> Path:
     keep_freed_memory()
     folder = Path(arguments.run.output_dir)
     processes = PartialState(cpu=not torch.accelerator.is_available())
+    resume = goes_on(folder, asked=resume)
     with only_writer(folder, "--run.output_dir", processes):
         _finetune(arguments, folder, check_folder(folder, arguments, resume), processes)
     return folder

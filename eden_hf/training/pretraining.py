@@ -54,6 +54,7 @@ from eden_hf.training.optimizers import clip_each, make_optimizer
 from eden_hf.training.precision import check_precision, held_dtypes, in_float32
 from eden_hf.training.processes import PREPARING, others_answer, wait_at_most
 from eden_hf.training.processor import keep_freed_memory
+from eden_hf.training.restarts import goes_on
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_changes, record_run
 from eden_hf.training.stop_request import StopRequest
 
@@ -67,7 +68,7 @@ def pretrain(arguments: PretrainArguments, resume: bool = False) -> Path:
         arguments: The settings.
         resume: Go on from the last checkpoint in `run.output_dir`. On a CPU the result equals an uninterrupted run's
             bit for bit. Of the run's own settings only those under `run`, `training.max_grad_norm` and the stages'
-            `learning_rate` may change.
+            `learning_rate` may change. Processes that torchrun starts again go on unasked.
 
     Returns:
         Folder of the run. SIGTERM or SIGINT saves a checkpoint and returns early.
@@ -95,6 +96,7 @@ class Pretraining:
         disable_progress_bar()
         with ExitStack() as undone, others_answer(PREPARING.total_seconds()):
             self.accelerator = _accelerator(arguments)
+            resume = goes_on(self.folder, asked=resume)
             undone.enter_context(only_writer(self.folder, "--run.output_dir", PartialState()))
             self._start(check_folder(self.folder, arguments, resume))
             self._until_trained = undone.pop_all()
