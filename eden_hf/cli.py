@@ -1,6 +1,7 @@
 """The `eden` command: each sub-command is the function that the script of the same purpose calls.
 
 eden pretrain --config configs/adam_resnet18_small.yaml                     scripts/pretrain.py
+eden prepare images/ prepared/ --shard 3/16                                 scripts/prepare_images.py
 eden crops images/ crops/                                                   scripts/build_anatomy_crops.py
 eden gallery --model outputs/run/last --source images/                      scripts/gallery.py
 eden evaluate --model outputs/run/last random:outputs/run/last --source scr  scripts/evaluate.py
@@ -65,6 +66,14 @@ def pretrain(arguments: list[str], prog: str) -> Answer:
     if run.finished and PartialState().is_main_process:
         push_run(folder, settings.run)
     return Answer([], {"folder": folder, "finished": run.finished})
+
+
+@command
+def prepare(arguments: list[str], prog: str) -> Answer:
+    """Decode a source of any size once for pretraining, on one machine or many, to go on where one was stopped."""
+    from eden_hf.data.chunks import prepare_in_chunks
+
+    return files_answer([call(prepare_in_chunks, arguments, prog, by_place=("source", "output"))])
 
 
 @command

@@ -26,6 +26,7 @@ def test_help_lists_the_commands():
     assert finished.returncode == 0
     for name in (
         "pretrain",
+        "prepare",
         "crops",
         "gallery",
         "evaluate",
@@ -56,6 +57,7 @@ def test_an_unknown_command_says_which_there_are():
     ("command", "option"),
     [
         ("pretrain", "--training.batch-size"),
+        ("prepare", "--shard"),
         ("crops", "--num-proc"),
         ("gallery", "--source"),
         ("evaluate", "--evaluations"),

@@ -12,11 +12,11 @@ import torch
 
 from eden_hf.benchmarks.measuring import machine
 from eden_hf.data.prepared import CACHE_DIR, Decoder, processors
-from eden_hf.data.sources import find_source
+from eden_hf.data.sources import find_source, is_prepared
 from eden_hf.encoders import gains_from_bfloat16
 from eden_hf.training.arguments import PretrainArguments, Stage
 from eden_hf.training.objectives import objective_of
-from eden_hf.training.pretraining import as_started
+from eden_hf.training.pretraining import as_started, prepared_images
 from eden_hf.training.processor import keep_freed_memory
 
 _SAMPLE = 32  # images that are decoded to tell the speed of decoding
@@ -59,17 +59,9 @@ def examine(arguments: PretrainArguments) -> Iterator[str]:
     about = machine()
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     yield from _told(about, arguments)
-    rows = find_source(arguments.data.source, list_file=arguments.data.list_file).load(
-        arguments.data.split, image_column=arguments.data.image_column, id_column=arguments.data.id_column
-    )
-    images = len(rows)
-    decoding = _decoding_seconds(arguments, rows)
-    workers = processors()
-    yield (
-        f"images: {images}; decoding {1 / decoding:.0f} a second and core, once: "
-        f"{_duration(images * decoding / workers)} on {workers} cores"
-    )
-    held, weights = _gigabytes(arguments, images)
+    images, told = _images(arguments)
+    yield told
+    held, weights = _gigabytes(arguments, 0 if is_prepared(Path(arguments.data.source).expanduser()) else images)
     yield f"disk: {held:.2f} GB of prepared images, {weights:.2f} GB of checkpoints and models"
     places = {arguments.data.cache_dir or CACHE_DIR: held, arguments.run.output_dir: weights}
     for place, needed in places.items():
@@ -84,6 +76,20 @@ def examine(arguments: PretrainArguments) -> Iterator[str]:
         )
     yield f"training: about {_duration(sum(cost.seconds for cost in costs))} in one process on {device.type}"
     yield from _advice(arguments, costs, device)
+
+
+def _images(arguments: PretrainArguments) -> tuple[int, str]:
+    """How many images there are, and what it takes to decode them."""
+    data, workers = arguments.data, processors()
+    if is_prepared(Path(data.source).expanduser()):
+        count = len(prepared_images(data))
+        return count, f"images: {count}, prepared"
+    rows = find_source(data.source, list_file=data.list_file).load(
+        data.split, image_column=data.image_column, id_column=data.id_column
+    )
+    decoding = _decoding_seconds(arguments, rows)
+    spent = f"{_duration(len(rows) * decoding / workers)} on {workers} cores"
+    return len(rows), f"images: {len(rows)}; decoding {1 / decoding:.0f} a second and core, once: {spent}"
 
 
 def _told(about: dict[str, Any], arguments: PretrainArguments) -> Iterator[str]:

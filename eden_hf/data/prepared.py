@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -24,16 +25,36 @@ from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.reading import ImageReadError
 from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
-from eden_hf.data.sources import Data, SourceError, find_source, read_cell
+from eden_hf.data.sources import MANIFEST, Data, SourceError, find_source, is_prepared, read_cell
 from eden_hf.data.workers import obey_parent, workers_live
 
 logger = logging.getLogger(__name__)
 
 CACHE_DIR = Path(HF_HOME) / "eden_hf" / "prepared"
+PIXELS, ABOUT = "pixels.bin", "images.json"
+_JPEG_QUALITY = 95
+
+
+class _EncodedImages:
+    """PNG or JPEG files one after the other in one, decoded when they are asked for."""
+
+    def __init__(self, file: Path, sizes: Sequence[int]) -> None:
+        self.data, self.starts = np.memmap(file, np.uint8, "r"), np.cumsum([0, *sizes])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Pixels [C, side, side] uint8."""
+        start, stop = self.starts[row : row + 2]
+        return _channels_first(Image.open(BytesIO(self.data[start:stop].tobytes())))
+
+
+def _channels_first(image: Image.Image) -> np.ndarray:
+    return np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)
 
 
 class PreparedImages(Dataset):
-    """Images of one size in a folder: `pixels.bin` (uint8) and `images.json` (names and settings).
+    """Images of one size in a folder: `pixels.bin` (uint8, or encoded) and `images.json` (names and settings).
+
+    Or in several such, of which a `prepared.json` tells the names (see `eden_hf.data.chunks`).
 
     Attributes: `ids` (names, in order), `channels`, `side`, `list_hash` (SHA-256 of the names), `skipped` (number of
     images that could not be read; `skipped_file` lists them).
@@ -41,12 +62,18 @@ class PreparedImages(Dataset):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        about = json.loads((folder / "images.json").read_text())
-        self.ids: list[str] = about["ids"]
-        self.channels: int = about["channels"]
-        self.side: int = about["side"]
-        self.skipped: int = about["skipped"]
-        self.list_hash: str = about["list_hash"]
+        manifest = folder / MANIFEST
+        names = [chunk["name"] for chunk in json.loads(manifest.read_text())["chunks"]] if manifest.exists() else ["."]
+        chunks = [json.loads((folder / name / ABOUT).read_text()) for name in names]
+        self.ids: list[str] = [name for about in chunks for name in about["ids"]]
+        self.channels: int = chunks[0]["channels"]
+        self.side: int = chunks[0]["side"]
+        self.skipped: int = sum(about["skipped"] for about in chunks)
+        self.list_hash = list_hash(self.ids)
+        counts = [len(about["ids"]) for about in chunks]
+        sizes = [about.get("sizes") for about in chunks]  # of what is encoded
+        self._chunks = list(zip([folder / name / PIXELS for name in names], counts, sizes, strict=True))
+        self._starts = np.cumsum([0, *counts])
 
     @property
     def skipped_file(self) -> Path:
@@ -54,9 +81,15 @@ class PreparedImages(Dataset):
         return self.folder / SKIPPED_FILE
 
     @cached_property
-    def _pixels(self) -> np.ndarray:
-        shape = (len(self.ids), self.channels, self.side, self.side)
-        return np.memmap(self.folder / "pixels.bin", np.uint8, "r", shape=shape)
+    def _pixels(self) -> list[Any]:
+        """What gives the pixels [C, side, side] of a row, of each chunk."""
+        return [self._mapped(*chunk) for chunk in self._chunks]
+
+    def _mapped(self, file: Path, count: int, sizes: Sequence[int] | None) -> Any:
+        if not count:  # of an empty file there is no map
+            return ()
+        shape = (count, self.channels, self.side, self.side)
+        return _EncodedImages(file, sizes) if sizes else np.memmap(file, np.uint8, "r", shape=shape)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_pixels"}  # each process maps its own
@@ -74,7 +107,10 @@ class PreparedImages(Dataset):
 
     def get(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Pixels [B, C, side, side] uint8 of the images at `indices`."""
-        return torch.from_numpy(self._pixels[np.asarray(indices)])
+        places = np.asarray(indices)
+        chunks = np.searchsorted(self._starts, places, side="right") - 1
+        rows = places - self._starts[chunks]
+        return torch.from_numpy(np.stack([self._pixels[chunk][row] for chunk, row in zip(chunks, rows, strict=True)]))
 
 
 def prepare_images(
@@ -96,7 +132,8 @@ def prepare_images(
     Another version of this package or of a decoder decodes anew.
 
     Args:
-        source: With `split`, `image_column`, `id_column`, `list_file` as for `eden_hf.data.sources.load_source`.
+        source: A folder that `eden prepare` has written, taken as it is; or with `split`, `image_column`, `id_column`,
+            `list_file` as for `eden_hf.data.sources.load_source`.
         side: Pixels a side. Smaller and larger images are resized to it, anti-aliased.
         channels: 1 turns colour to grey, 3 repeats grey.
         aspect_ratio: `resize` stretches to the square; `pad` keeps the ratio, centred on black.
@@ -106,20 +143,19 @@ def prepare_images(
         num_proc: Processes that decode; all processors by default, 0 for this process alone.
 
     Raises:
-        ValueError: `side`, `channels` or `aspect_ratio` is none of the values above.
+        ValueError: `side`, `channels` or `aspect_ratio` is none of the values above, or not that of the folder
+            that was prepared before.
         SourceError: the source is absent, empty or not of the shape asked for, or nothing can be written to
             `cache_dir`.
         TooManyUnreadable: more images than `max_skipped_share` cannot be read; the list of all of them is kept.
     """
-    if side < 1 or channels not in (1, 3) or aspect_ratio not in ("resize", "pad"):
-        raise ValueError(
-            "side must be at least 1, channels 1 or 3, aspect_ratio 'resize' or 'pad', "
-            f"got side={side!r}, channels={channels!r}, aspect_ratio={aspect_ratio!r}"
-        )
+    check_shape(side, channels, aspect_ratio)
+    settings: dict[str, Any] = {"side": side, "channels": channels, "aspect_ratio": aspect_ratio}
+    if isinstance(source, str | Path) and is_prepared(folder := Path(source).expanduser()):
+        return _prepared_before(folder, {**settings, "split": split}, list_file)
     where: dict[str, Any] = {"image_column": image_column, "id_column": id_column}
     found = find_source(source, list_file=list_file)
     split = found.splits[0] if isinstance(source, Data) else split
-    settings: dict[str, Any] = {"side": side, "channels": channels, "aspect_ratio": aspect_ratio}
     key = Hasher.hash([found.fingerprint, split, where, settings, max_skipped_share, decoder_versions()])
     cache = Path(cache_dir or CACHE_DIR).expanduser()
     folder, kept_list = cache / key, cache / f"{key}-{SKIPPED_FILE}"
@@ -127,10 +163,12 @@ def prepare_images(
         data = found.load(split, **where).select_columns(["image", "source_id"])
         writable(cache, "data.cache_dir (cache_dir in Python), or by HF_HOME")
         with workers_live(), scratch_folder(folder) as scratch:
-            decoded = _decode_all(data, Decoder(**settings), num_proc)
             skips = SkipLog(scratch / SKIPPED_FILE, max_skipped_share)
-            _write(decoded, scratch, settings, skips, kept_list)
-            _move(scratch, folder)
+            written = write_images(decode_all(data, Decoder(**settings), num_proc), scratch, settings, skips)
+            skips.check(written + len(skips.entries), keep_at=kept_list)
+            if not written:
+                raise SourceError("the source has no images")
+            move_into_place(scratch, folder)
     kept_list.unlink(missing_ok=True)
     images = PreparedImages(folder)
     if entries := skipped_entries(images.skipped_file):
@@ -138,7 +176,29 @@ def prepare_images(
     return images
 
 
-def _move(scratch: Path, folder: Path) -> None:
+def check_shape(side: int, channels: int, aspect_ratio: str) -> None:
+    """Raise ValueError if images cannot be prepared so."""
+    if side < 1 or channels not in (1, 3) or aspect_ratio not in ("resize", "pad"):
+        raise ValueError(
+            "side must be at least 1, channels 1 or 3, aspect_ratio 'resize' or 'pad', "
+            f"got side={side!r}, channels={channels!r}, aspect_ratio={aspect_ratio!r}"
+        )
+
+
+def _prepared_before(folder: Path, settings: dict[str, Any], list_file: str | Path | None) -> PreparedImages:
+    """What `eden prepare` has written, if it is finished and what is asked for."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        raise SourceError(f"{folder} is not finished: call `eden prepare` as before, without --shard")
+    if list_file is not None:
+        raise ValueError(f"{folder} is prepared: data.list_file would pick from a folder of images; leave it out")
+    held = json.loads(manifest.read_text())
+    if others := [f"{name} {held[name]!r}, not {value!r}" for name, value in settings.items() if held[name] != value]:
+        raise ValueError(f"{folder} was prepared with {', '.join(others)}: set data to that, or prepare another")
+    return PreparedImages(folder)
+
+
+def move_into_place(scratch: Path, folder: Path) -> None:
     """Give what is complete its name, unless another process was faster."""
     try:
         scratch.rename(folder)
@@ -147,13 +207,18 @@ def _move(scratch: Path, folder: Path) -> None:
             raise
 
 
-Decoded: TypeAlias = tuple[str, np.ndarray | ImageReadError]  # an image's name, and its pixels or why there are none
+Storage: TypeAlias = Literal["raw", "png", "jpeg"]
+Decoded: TypeAlias = tuple[str, np.ndarray | ImageReadError]  # an image's name, and its bytes or why there are none
 
 
 class Decoder:
-    """Turns rows of a source into (name, pixels [C, side, side] uint8 or the reason why there are none)."""
+    """Turns rows of a source into (name, pixels [C, side, side] uint8 or the reason why there are none).
 
-    def __init__(self, side: int, channels: int, aspect_ratio: str) -> None:
+    Or, of another `storage`, the bytes [N] of such a file.
+    """
+
+    def __init__(self, side: int, channels: int, aspect_ratio: str, storage: Storage = "raw") -> None:
+        self.storage = storage
         self.size, self.mode = (side, side), "L" if channels == 1 else "RGB"
         self.fit = ImageOps.pad if aspect_ratio == "pad" else Image.Image.resize
 
@@ -167,10 +232,13 @@ class Decoder:
         except ImageReadError as error:
             return error
         image = self.fit(image.convert(self.mode), self.size, Image.Resampling.BILINEAR)
-        return np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)
+        if self.storage == "raw":
+            return _channels_first(image)
+        image.save(encoded := BytesIO(), self.storage, quality=_JPEG_QUALITY)
+        return np.frombuffer(encoded.getbuffer(), np.uint8)
 
 
-def _decode_all(data: Any, decoder: Decoder, num_proc: int | None) -> Iterator[Decoded]:
+def decode_all(data: Any, decoder: Decoder, num_proc: int | None) -> Iterator[Decoded]:
     """Every row decoded, in order."""
     total = _length(data)
     workers = processors() if num_proc is None else num_proc
@@ -192,27 +260,24 @@ def _length(data: Any) -> int | None:
     return len(data) if isinstance(data, datasets.Dataset) else None  # nobody knows the length of a stream
 
 
-def _write(
-    decoded: Iterable[Decoded],
-    folder: Path,
-    settings: dict[str, Any],
-    skips: SkipLog,
-    kept_list: Path,
-) -> None:
-    """Write `pixels.bin`, `images.json` and, if anything was left out, `skipped.jsonl` (`kept_list` if too much)."""
-    ids = []
-    with (folder / "pixels.bin").open("wb") as file:
+def write_images(decoded: Iterable[Decoded], folder: Path, settings: dict[str, Any], skips: SkipLog) -> int:
+    """Write `pixels.bin` and `images.json`, and how many there are; what could not be decoded goes to `skips`."""
+    ids, sizes, digest = [], [], hashlib.sha256()
+    with (folder / PIXELS).open("wb") as file:
         for name, pixels in decoded:
             if isinstance(pixels, ImageReadError):
                 skips.add(name, pixels)
             else:
                 ids.append(name)
-                file.write(np.ascontiguousarray(pixels).data)
-    skips.check(len(ids) + len(skips.entries), keep_at=kept_list)
-    if not ids:
-        raise SourceError("the source has no images")
-    about = {**settings, "skipped": skips.count, "list_hash": list_hash(ids), "ids": ids}
-    (folder / "images.json").write_text(json.dumps(about))
+                sizes.append(pixels.size)
+                data = np.ascontiguousarray(pixels).data
+                digest.update(data)
+                file.write(data)
+    about = {**settings, "skipped": skips.count, "sha256": digest.hexdigest(), "ids": ids}
+    if settings.get("storage", "raw") != "raw":
+        about["sizes"] = sizes
+    (folder / ABOUT).write_text(json.dumps(about))
+    return len(ids)
 
 
 def list_hash(ids: Iterable[str]) -> str:

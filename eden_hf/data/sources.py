@@ -44,6 +44,7 @@ from eden_hf.data.splits import by_common_names, in_order, split_in, split_of
 
 __all__ = ["Data", "Source", "SourceError", "find_source", "load_source", "read_cell"]
 
+MANIFEST, PLAN = "prepared.json", "plan.json"  # of a folder that `eden prepare` writes, and of one it has begun
 PHANTOM_COUNT = 256  # images of the plain word `phantoms`
 
 
@@ -248,8 +249,15 @@ def _holds_parquet(root: Path) -> bool:
     return any(file.endswith(".parquet") for file in list_files(root)[0])
 
 
+def is_prepared(path: Path) -> bool:
+    """Whether a path is a folder of `eden prepare`, finished or not."""
+    return (path / MANIFEST).exists() or (path / PLAN).exists()
+
+
 def _folder(root: Path, list_file: str | Path | None) -> Source:
     """A folder: saved by `datasets`, of Parquet, or of images."""
+    if is_prepared(root):
+        raise SourceError(f"{root} holds images prepared for pretraining: give the source they were prepared from")
     if is_saved(root):
         with _told(str(root)):
             saved = datasets.load_from_disk(str(root))

@@ -112,7 +112,7 @@ class Pretraining:
         if arguments.run.check_phi and not resume and self.accelerator.is_main_process:
             self._check_phi()
         with self.accelerator.local_main_process_first():
-            self.images = _prepared_images(arguments.data)
+            self.images = prepared_images(arguments.data)
         self.train_indices, self.holdout_indices = split_holdout(
             _patients(self.images.ids, arguments.data), arguments.data.holdout_share, arguments.data.split_seed
         )
@@ -513,7 +513,8 @@ def _patients(ids: list[str], data: DataArguments) -> list[str]:
     return [whose[id_] for id_ in ids]
 
 
-def _prepared_images(data: DataArguments) -> PreparedImages:
+def prepared_images(data: DataArguments) -> PreparedImages:
+    """The images of a run's settings, decoded if they are not yet."""
     settings = dataclasses.asdict(data)
     for of_splits in ("holdout_share", "split_seed", "patient_column"):
         settings.pop(of_splits)

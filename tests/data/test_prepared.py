@@ -132,14 +132,14 @@ def test_another_setting_or_content_is_prepared_anew(change, folder, tmp_path):
 
 def test_whoever_is_slower_takes_what_is_there(folder, tmp_path, monkeypatch):
     """Two processes that prepare the same at once: the second to end finds the place taken."""
-    write = prepared._write
+    write = prepared.write_images
 
     def overtaken(*args, **settings):
-        monkeypatch.setattr(prepared, "_write", write)
+        monkeypatch.setattr(prepared, "write_images", write)
         prepare(folder, tmp_path)
-        write(*args, **settings)
+        return write(*args, **settings)
 
-    monkeypatch.setattr(prepared, "_write", overtaken)
+    monkeypatch.setattr(prepared, "write_images", overtaken)
     assert len(prepare(folder, tmp_path)) == 5
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
