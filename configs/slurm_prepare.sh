@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Preparing a large source on 16 machines under SLURM, and a last job that makes what is missing and checks it all.
 #
-#   options=(/data/my_xrays /data/prepared --side 256)
-#   job=$(sbatch --parsable configs/slurm_prepare.sh "${options[@]}")
-#   sbatch --array=1 --dependency=afterany:"$job" configs/slurm_prepare.sh "${options[@]}"
+#   sbatch configs/slurm_prepare.sh /data/my_xrays /data/prepared --side 256
+#   sbatch --array=1 --dependency=afterany:JOB configs/slurm_prepare.sh /data/my_xrays /data/prepared --side 256
 #
 # Submit from the repository's folder, on a file system that all machines share; docs/multi-node.md explains it.
 

@@ -15,6 +15,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Sequence
+from itertools import dropwhile
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -228,9 +229,12 @@ def check_pytest(arguments):
 
 
 def check_sbatch(arguments):
-    assert arguments[0] == SLURM_SCRIPT
-    script, *options = launched_by_slurm(Path("job").absolute(), *arguments[1:])
-    check_script(script, options)
+    batch, *options = dropwhile(lambda word: word.startswith("-"), arguments)
+    if batch == "configs/slurm_prepare.sh":  # tests/data/test_chunks.py tests what it starts
+        return check_script("scripts/prepare_images.py", options)
+    assert batch == SLURM_SCRIPT
+    script, *options = launched_by_slurm(Path("job").absolute(), *options)
+    return check_script(script, options)
 
 
 PROGRAMS = {

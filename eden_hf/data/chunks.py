@@ -82,6 +82,7 @@ def prepare_in_chunks(
         The folder.
 
     Raises:
+        FileExistsError: `output` holds something else.
         ValueError: a value above is not as described, or the folder was begun with other settings, another source
             or other decoders.
         SourceError: the source is absent or not of the shape asked for, or a chunk is not what it was.
@@ -121,11 +122,14 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
     """Write the plan of a new folder; refuse to go on with one that was begun by another.
 
     Raises:
+        FileExistsError: it holds something else.
         ValueError: it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / PLAN
     if not file.exists():
+        if others := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
+            raise FileExistsError(f"{folder} holds something else ({min(others)}): choose another --output")
         _write_whole(file, plan)
     begun = json.loads(file.read_text())
     others = [f"{name} {begun.get(name)!r} -> {plan[name]!r}" for name in plan if begun.get(name) != plan[name]]
@@ -182,6 +186,8 @@ def _finish(folder: Path, chunks: Sequence[Path], rows: Dataset, plan: dict[str,
         span = _span(number, rows, plan["chunk_size"])
         checked.append(_checked(chunk, rows[span.start : span.stop]["source_id"], plan, skips))
     skips.check(len(rows))
+    if not any(chunk["images"] for chunk in checked):
+        raise SourceError("the source has no images")
     _write_whole(folder / MANIFEST, {**plan, "skipped": skips.count, "chunks": checked})
 
 

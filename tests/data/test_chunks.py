@@ -117,6 +117,8 @@ def test_others_are_not_mixed_in(images):
     with pytest.raises(ValueError, match=r"fingerprint .*images 8 -> 9"):
         prepare(images)
     assert not (folder / "prepared.json").exists()
+    with pytest.raises(FileExistsError, match=r"images holds something else \(0.png\): choose another --output"):
+        prepare_in_chunks(str(images), str(images))
 
 
 def test_unreadable_images_stop_the_end_not_the_work(images):
