@@ -40,7 +40,7 @@ def test_a_killed_worker_goes_on_and_one_process_takes_over(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
     environment = {**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as docs/multi-node.md says
     launched = python(*launcher, "-m", "tests.training.killed_program", str(file), env=environment)
-    assert "Signal 9 (SIGKILL)" in launched.stderr
+    assert "exitcode: -9" in launched.stderr
     assert launched.stderr.count("going on from the last checkpoint") == 2
     assert_nearly_equal_runs(tmp_path / "one", tmp_path / "two")
     checkpoints = sorted((tmp_path / "two" / "checkpoints").iterdir())
