@@ -9,21 +9,31 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from eden_hf.benchmarks import rows as _rows  # noqa: F401 (registers them)
+from eden_hf.benchmarks.curves import CURVES
+from eden_hf.benchmarks.curves import markdown as curve_table
 from eden_hf.benchmarks.measuring import ROWS, Measurement, Row, machine, measure
-from eden_hf.plots import plot_ratios
+from eden_hf.plots import plot_costs, plot_ratios
 from eden_hf.training.processor import keep_freed_memory
 
 RESULTS, FIGURE = "benchmark.json", "benchmark.png"
+CURVES_FILE, CURVES_FIGURE = "curves.json", "curves.png"
 
 
-def bench(rows: list[str] | None = None, rounds: int = 5, quick: bool = False, output: str = "outputs/bench") -> str:
+def bench(
+    rows: list[str] | None = None,
+    rounds: int = 5,
+    quick: bool = False,
+    curves: bool = False,
+    output: str = "outputs/bench",
+) -> str:
     """Time what the package does beside plain ways of doing the same, in turn, in one process.
 
     Args:
         rows: Names of the rows to run; all by default.
         rounds: Turns that count, after one that does not.
         quick: Fewer turns of the short rows alone: about two minutes on two cores.
-        output: Folder for `benchmark.json` and `benchmark.png`.
+        curves: No rows, but what things cost as the bank, the level, the side and the number of images grow.
+        output: Folder for `benchmark.json` and `benchmark.png`, or `curves.json` and `curves.png`.
 
     Returns:
         The table, as Markdown.
@@ -36,13 +46,15 @@ def bench(rows: list[str] | None = None, rounds: int = 5, quick: bool = False, o
     if rounds < 1:
         raise ValueError(f"`rounds` must be at least 1, got {rounds}")
     keep_freed_memory()  # as runs do
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if curves:
+        return _cost_curves(folder, rounds)
     chosen = [ROWS[name] for name in rows or ROWS if rows or not (quick and ROWS[name].slow)]
     measured = {}
     for row in (bar := tqdm(chosen, desc="benchmark")):
         bar.set_postfix_str(row.name)
         measured[row.name] = measure(row, min(rounds, 3) if quick else rounds)
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     about = machine()
     entries = {name: _entry(ROWS[name], found) for name, found in measured.items()}
     (folder / RESULTS).write_text(json.dumps({"machine": about, "rows": entries}, indent=2))
@@ -50,6 +62,16 @@ def bench(rows: list[str] | None = None, rounds: int = 5, quick: bool = False, o
         folder / FIGURE, dpi=150
     )
     return f"{_told(about)}\n\n{markdown(measured)}\n{folder / RESULTS}, {folder / FIGURE}"
+
+
+def _cost_curves(folder: Path, rounds: int) -> str:
+    """The curves as a table, written with a figure."""
+    costs = {name: curve.costs(rounds) for name, curve in tqdm(CURVES.items(), desc="curves")}
+    about = machine()
+    (folder / CURVES_FILE).write_text(json.dumps({"machine": about, "seconds": costs}, indent=2))
+    labels = {name: (CURVES[name].quantity, f"seconds of a core a {CURVES[name].item}") for name in costs}
+    plot_costs({labels[name]: found for name, found in costs.items()}).savefig(folder / CURVES_FIGURE, dpi=150)
+    return f"{_told(about)}\n\n{curve_table(costs)}\n{folder / CURVES_FILE}, {folder / CURVES_FIGURE}"
 
 
 def markdown(measured: Mapping[str, Measurement]) -> str:

@@ -14,7 +14,7 @@ from eden_hf.plots.drawing import COLOURS, show
 from eden_hf.plots.masks import plot_masks
 from eden_hf.plots.parts import Part, outline, plot_hits, plot_levels, plot_neighbours
 from eden_hf.plots.points import plot_confidence, plot_correspondence, plot_found, plot_landmarks, plot_matches
-from eden_hf.plots.values import plot_densities, plot_groups, plot_ratios, plot_tsne
+from eden_hf.plots.values import plot_costs, plot_densities, plot_groups, plot_ratios, plot_tsne
 
 __all__ = [
     "COLOURS",
@@ -22,6 +22,7 @@ __all__ = [
     "outline",
     "plot_confidence",
     "plot_correspondence",
+    "plot_costs",
     "plot_densities",
     "plot_few_shot",
     "plot_finetuning",

@@ -116,3 +116,17 @@ def plot_ratios(ratios: Mapping[str, tuple[float, float]]) -> Figure:
     axes.set(xscale="log", xlabel="times as fast as the reference")
     axes.legend(loc="lower right")
     return figure
+
+
+def plot_costs(curves: Mapping[tuple[str, str], Mapping[int, float]]) -> Figure:
+    """A panel a curve, both axes logarithmic, but for quantities that begin at 0.
+
+    Args:
+        curves: For each pair of labels, of the quantity and of the cost, the cost by quantity.
+    """
+    figure = Figure(figsize=(4 * len(curves), 3.2), layout="constrained")
+    for axes, ((quantity, cost), found) in zip(panels(figure, len(curves), len(curves)), curves.items(), strict=True):
+        axes.plot(list(found), list(found.values()), "o-", color=COLOURS[0])
+        axes.set(xlabel=quantity, ylabel=cost, yscale="log", xscale="log" if min(found) > 0 else "linear")
+        plain(axes)
+    return figure

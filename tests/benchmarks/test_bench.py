@@ -1,5 +1,7 @@
 import json
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 
 from eden_hf.benchmarks import references
 from eden_hf.benchmarks.bench import bench
+from eden_hf.benchmarks.curves import CURVES, Curve
 from eden_hf.benchmarks.measuring import ROWS, Row, Sides, measure
 from eden_hf.modeling_eden import pruned_info_nce
 
@@ -72,6 +75,24 @@ def test_a_table_json_and_a_figure(tmp_path):
 def test_nonsense_is_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         bench(**options, output=str(tmp_path))
+
+
+def test_curves_are_written_by_value(tmp_path, monkeypatch):
+    small = {"bank": (32, 64), "level": (0, 1), "side": (32,), "images": (20, 40)}
+    for name, values in small.items():
+        monkeypatch.setitem(CURVES, name, replace(CURVES[name], values=values))
+    told = bench(curves=True, rounds=1, output=str(tmp_path))
+    written = json.loads((tmp_path / "curves.json").read_text())["seconds"]
+    assert {name: tuple(map(int, found)) for name, found in written.items()} == small
+    assert all(cost > 0 for found in written.values() for cost in found.values())
+    assert "a query by rows of the memory bank | 32: " in told
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_costs_are_of_an_item_and_the_first_turn_does_not_count():
+    turns = iter([9.0, 1.0, 3.0, 2.0])
+    curve = Curve("x", "x", "x", (5,), lambda value: nullcontext((lambda: next(turns), value)))
+    assert curve.costs(rounds=3) == {5: 2 / 5}
 
 
 def test_every_row_says_what_it_is():
