@@ -94,7 +94,7 @@ CURVES = {
     "bank": Curve("rows of the memory bank", "objective of 256 queries, forward and backward", "query",
                   (4096, 16384, 65536, 262144, 1048576), _objective),
     "level": Curve("level", "two grey views of 224 pixels of images of 512", "pair", (0, 1, 2, 3, 4, 5, 6), _of_level),
-    "side": Curve("side of the images", "two grey views of 224 pixels at level 2", "pair", (128, 256, 512, 1024), _of_side),
+    "side": Curve("side of the images", "two grey views of 224 pixels", "pair", (128, 256, 512, 1024), _of_side),
     "images": Curve("prepared images", "opening them, holding some out, and the order of an epoch", "image",
                     (3000, 30000, 300000), _begin),
 }  # fmt: skip

@@ -131,7 +131,10 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
         if others := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
             raise FileExistsError(f"{folder} holds something else ({min(others)}): choose another --output")
         _write_whole(file, plan)
-    begun = json.loads(file.read_text())
+    try:
+        begun = json.loads(file.read_text())
+    except ValueError as error:
+        raise SourceError(f"{file} is torn: remove it with the folder, or choose another --output") from error
     others = [f"{name} {begun.get(name)!r} -> {plan[name]!r}" for name in plan if begun.get(name) != plan[name]]
     if others:
         raise ValueError(
@@ -193,12 +196,16 @@ def _finish(folder: Path, chunks: Sequence[Path], rows: Dataset, plan: dict[str,
 
 def _checked(chunk: Path, names: list[str], plan: dict[str, Any], skips: SkipLog) -> dict[str, Any]:
     """What the manifest says of a chunk, if it is of the images `names` and its bytes are those that were written."""
-    about = json.loads((chunk / ABOUT).read_text())
+    try:
+        about = json.loads((chunk / ABOUT).read_text())
+        file = (chunk / PIXELS).open("rb")
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{chunk} is torn ({error}); remove that folder and call again") from error
     entries = skipped_entries(chunk / SKIPPED_FILE)
     for entry in entries:
         skips.add(**entry)
     left_out = {entry["source_id"] for entry in entries}
-    with (chunk / PIXELS).open("rb") as file:
+    with file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = sum(about["sizes"]) if "sizes" in about else len(about["ids"]) * plan["channels"] * plan["side"] ** 2
     faults = {

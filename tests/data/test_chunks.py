@@ -109,6 +109,17 @@ def test_a_chunk_that_is_not_what_it_was_is_named(damage, images):
     assert len(as_source(prepare(images))) == 7
 
 
+@pytest.mark.parametrize("name", ["images.json", "pixels.bin", "plan.json"])
+def test_what_is_torn_is_named_with_the_mend(name, images):
+    folder = prepare(images)
+    if name == "plan.json":
+        (folder / name).write_text("{")
+    else:
+        (folder / "chunk-00002" / name).unlink()
+    with pytest.raises(SourceError, match=r"(plan.json|chunk-00002) is torn.*remove"):
+        prepare(images)
+
+
 def test_others_are_not_mixed_in(images):
     folder = prepare(images, shard="1/2")
     with pytest.raises(ValueError, match=r"prepared was begun with others: side 8 -> 16; .*another --output"):
