@@ -69,7 +69,7 @@ def _cost_curves(folder: Path, rounds: int) -> str:
     costs = {name: curve.costs(rounds) for name, curve in tqdm(CURVES.items(), desc="curves")}
     about = machine()
     (folder / CURVES_FILE).write_text(json.dumps({"machine": about, "seconds": costs}, indent=2))
-    labels = {name: (CURVES[name].quantity, f"seconds of a core a {CURVES[name].item}") for name in costs}
+    labels = {name: (CURVES[name].quantity, f"seconds of a core per {CURVES[name].item}") for name in costs}
     plot_costs({labels[name]: found for name, found in costs.items()}).savefig(folder / CURVES_FIGURE, dpi=150)
     return f"{_told(about)}\n\n{curve_table(costs)}\n{folder / CURVES_FILE}, {folder / CURVES_FIGURE}"
 

@@ -1,4 +1,4 @@
-"""What things cost as one quantity grows: the memory bank, the level, the side of images, and their number."""
+"""What things cost as one quantity grows: the memory bank, the level, the side of images, their number, and files."""
 
 import json
 import statistics
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from eden_hf.benchmarks.measuring import seconds
+from eden_hf.data.chunks import prepare_in_chunks
+from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.data.prepared import ABOUT, PIXELS, PreparedImages, split_holdout
 from eden_hf.data.view_arguments import ViewArguments
 from eden_hf.data.views import TwoViews
@@ -90,6 +92,22 @@ def _begin(count: int) -> Iterator[Work]:
         yield begin, count
 
 
+@contextmanager
+def _prepare(count: int) -> Iterator[Work]:
+    """64 phantoms as JPEG of 1,024 pixels, under as many names as asked for."""
+    with tempfile.TemporaryDirectory() as name:
+        source, turns = Path(name) / "images", iter(range(1_000_000))
+        source.mkdir()
+        for index, phantom in enumerate(phantom_dataset(min(64, count), size=1024)["image"]):
+            phantom.save(source / f"{index}.jpg", quality=92)
+        for index in range(64, count):
+            (source / f"{index}.jpg").hardlink_to(source / f"{index % 64}.jpg")
+        yield (
+            lambda: prepare_in_chunks(str(source), f"{name}/{next(turns)}", chunk_size=256, num_proc=0),
+            count,
+        )
+
+
 CURVES = {
     "bank": Curve("rows of the memory bank", "objective of 256 queries, forward and backward", "query",
                   (4096, 16384, 65536, 262144, 1048576), _objective),
@@ -97,6 +115,7 @@ CURVES = {
     "side": Curve("side of the images", "two grey views of 224 pixels", "pair", (128, 256, 512, 1024), _of_side),
     "images": Curve("prepared images", "opening them, holding some out, and the order of an epoch", "image",
                     (3000, 30000, 300000), _begin),
+    "prepare": Curve("files", "`eden prepare` of JPEG of 1,024 pixels to 256", "image", (64, 256, 1024), _prepare),
 }  # fmt: skip
 
 
@@ -105,6 +124,6 @@ def markdown(costs: dict[str, dict[int, float]]) -> str:
     lines = ["| curve | what | microseconds of a core |", "| --- | --- | --- |"]
     for name, found in costs.items():
         curve = CURVES[name]
-        told = ", ".join(f"{value:,}: {1e6 * cost:.3g}" for value, cost in found.items())
-        lines.append(f"| {name} | {curve.about}, a {curve.item} by {curve.quantity} | {told} |")
+        told = ", ".join(f"{value:,}: {float(f'{1e6 * cost:.3g}'):,g}" for value, cost in found.items())
+        lines.append(f"| {name} | {curve.about}; per {curve.item}, by {curve.quantity} | {told} |")
     return "\n".join(lines) + "\n"

@@ -78,14 +78,14 @@ def test_nonsense_is_refused(options, message, tmp_path):
 
 
 def test_curves_are_written_by_value(tmp_path, monkeypatch):
-    small = {"bank": (32, 64), "level": (0, 1), "side": (32,), "images": (20, 40)}
+    small = {"bank": (32, 64), "level": (0, 1), "side": (32,), "images": (20, 40), "prepare": (2,)}
     for name, values in small.items():
         monkeypatch.setitem(CURVES, name, replace(CURVES[name], values=values))
     told = bench(curves=True, rounds=1, output=str(tmp_path))
     written = json.loads((tmp_path / "curves.json").read_text())["seconds"]
     assert {name: tuple(map(int, found)) for name, found in written.items()} == small
     assert all(cost > 0 for found in written.values() for cost in found.values())
-    assert "a query by rows of the memory bank | 32: " in told
+    assert "per query, by rows of the memory bank | 32: " in told
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
