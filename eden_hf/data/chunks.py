@@ -38,6 +38,7 @@ from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, skipped_entries
 from eden_hf.data.sources import MANIFEST, PLAN, find_source
 from eden_hf.data.stopping import undone_on_sigterm
+from eden_hf.data.workers import workers_live
 
 
 def prepare_in_chunks(
@@ -162,7 +163,7 @@ def _make(
     if not spans:
         return
     chosen = rows.select(np.concatenate([np.arange(span.start, span.stop) for span in spans]))
-    with undone_on_sigterm():
+    with undone_on_sigterm(), workers_live():
         decoded = decode_all(chosen, Decoder(**settings), num_proc)
         for number, span in zip(missing, spans, strict=True):
             with scratch_folder(chunks[number]) as scratch:
