@@ -137,7 +137,7 @@ class Facts:
     Attributes:
         folder: The repository.
         kind: Class of the model.
-        config, processor: `config.json` and `preprocessor_config.json`.
+        config, processor: `config.json`, and the image processor's settings.
         recipe, environment, data: `training/config.yaml`, `environment.json` and `data.json`.
         metrics: Rows of `training/metrics.json`.
         measurements: The result files, in the order of their folders.
@@ -195,7 +195,7 @@ def read_facts(folder: Path, evaluated_as: str | None = None) -> Facts:
         folder=folder,
         kind=KINDS[architecture],
         config=config,
-        processor=_read(folder / "preprocessor_config.json", dict),
+        processor=_processor(folder),
         recipe=recipe,
         environment=_read(training / "environment.json", dict, required=False),
         data=_read(training / "data.json", dict, required=False),
@@ -221,6 +221,12 @@ def _read(file: Path, kind: type, required: bool = True) -> Any:
     if not isinstance(content, kind):
         raise CardError(f"{file} must hold a {'mapping' if kind is dict else 'list'}, got {str(content)[:60]!r}")
     return content
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    """As transformers finds it: where `preprocessor_config.json` is for transformers.js, it is nested in another."""
+    both = _read(folder / "processor_config.json", dict, required=False)
+    return both.get("image_processor") or _read(folder / "preprocessor_config.json", dict)
 
 
 def _measurement(file: Path, folder: Path) -> Measurement:

@@ -49,6 +49,7 @@ def sections(declared: "EdenModelCardData", facts: Facts) -> dict[str, Any]:
             "beside_copying": beside_copying(facts),
             "facts": _table(["", ""], fact_rows(declared, facts).items()),
             "kind": facts.kind,
+            "onnx": has_onnx(facts),
             "config": facts.config,
             "shapes": shapes(facts) if facts.kind.eden_class == "EdenModel" else {},
             "evaluation": evaluation(facts),
@@ -149,6 +150,11 @@ def what(facts: Facts) -> str:
     trunk = backbone["model_type"] + (f" ({'-'.join(map(str, layers))} blocks)" if layers else "")
     labels = ", ".join((facts.config.get("id2label") or {}).values()) or "labels without names"
     return f"A {trunk} trunk {facts.kind.does.format(labels=labels)}."
+
+
+def has_onnx(facts: Facts) -> bool:
+    """Whether the folder holds the model for transformers.js."""
+    return (facts.folder / "onnx" / "model.onnx").is_file()
 
 
 def shapes(facts: Facts) -> dict[str, tuple[list[int], str]]:

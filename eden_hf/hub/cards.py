@@ -24,6 +24,7 @@ from eden_hf.hub.card_facts import CardError, read_facts
 from eden_hf.training.arguments import require
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+TAGS = ("medical-imaging", "radiology", "anatomy", "self-supervised-learning", "eden")
 
 
 def require_license(license: str, name: str | None, link: str | None) -> None:  # noqa: A002 (the Hub's name)
@@ -208,7 +209,7 @@ def render_card(folder: str | Path) -> str:
         license_link=declared.license_link,
         library_name="transformers",
         pipeline_tag=facts.kind.pipeline_tag,
-        tags=["medical-imaging", "radiology", "anatomy", "self-supervised-learning", "eden", *declared.tags],
+        tags=[*TAGS, *(["onnx", "transformers.js"] if card_sections.has_onnx(facts) else []), *declared.tags],
         datasets=[data.hub_id for data in declared.training_data if data.hub_id] or None,
         base_model=declared.base_model,
         model_name=declared.model_id.split("/")[-1] if results else None,

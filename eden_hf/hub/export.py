@@ -1,6 +1,7 @@
 """Trunk and head models as ONNX and as `torch.export` programs, for any batch and image size."""
 
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eden_hf.hub.export_pixels import PixelPreprocessing, Preprocessing, preprocessed
-from eden_hf.hub.repository import PUBLISHED
+from eden_hf.hub.published import PUBLISHED, architecture_of
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import load_pretrained
 from eden_hf.training.lineage import write_lineage
+
+logger = logging.getLogger(__name__)
 
 ENDINGS = {"onnx": ".onnx", "program": ".pt2"}
 #: A batch to trace: its sides differ, since a trace of equal ones asks for equal ones for ever after.
@@ -23,6 +26,14 @@ TRACED = (2, 128, 192)
 #: Batches to check: other numbers and sizes than were traced.
 CHECKED = ((1, 224, 224), (3, 96, 160))
 ANY_SIZE = ({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
+#: What hands on pixels as they are, by a processor that transformers.js knows.
+STOCK_PROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_convert_rgb": True,
+    "do_normalize": False,
+    "do_rescale": False,
+    "do_resize": False,
+}
 #: Difference that is accepted, as a share of the largest value, with weights of 32 bits and of 16.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
 #: From how many numbers on a tensor of weights is stored with 16 bits.
@@ -57,7 +68,7 @@ def export_model(
     preprocessing: Preprocessing = "none",
     outputs: Sequence[str] = (),
     half: bool = False,
-    tolerance: float | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Path:
     """Export a model, and check that it gives PyTorch's numbers at other batches and sizes than it was traced with.
 
@@ -74,8 +85,7 @@ def export_model(
             `resize`: pixels from 0 to 255, of any size, which the model brings to the processor's size by itself.
         outputs: Names of the outputs wanted, in this order; none means all.
         half: Store weights with 16 bits, in half the bytes; they are computed with as float32 (`onnx` only).
-        tolerance: Difference that is accepted, as a share of the largest value: 1e-4, or 1e-2 with `half`, unless
-            given.
+        tolerance: Difference that is accepted, as a share of the largest value; with `half` at least 1e-2.
 
     Returns:
         `output`.
@@ -93,38 +103,83 @@ def export_model(
         raise ExportError(f"{file} is there already: choose another output")
     if half and format != "onnx":
         raise ExportError(f"weights of 16 bits are for the format onnx, not {format}")
-    eden = _load(Path(model)).eval()
-    inside, beside = _preprocessing(model, preprocessing)
-    wrapped, reference = _Tensors(eden, inside, outputs).eval(), _Tensors(eden, beside, outputs)
-    accepted = tolerance if tolerance is not None else HALF_TOLERANCE if half else TOLERANCE
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # a wrong model never stands under the name
-        written = Path(folder) / file.name
-        traced, *checked = (_example(eden, preprocessing, *shape) for shape in (TRACED, *CHECKED))
-        try:
-            run = _onnx(wrapped, traced, written, half) if format == "onnx" else _program(wrapped, traced, written)
-            for pixels in checked:
-                _check(reference, run, pixels, accepted, file)
-        except (RuntimeError, AssertionError) as error:  # the latter of a program that is bound to the traced sizes
-            said = re.sub(r"\x1b\[\d*m", "", str(error).strip().splitlines()[0])[:200]
-            raise ExportError(
-                f"{model}: {type(eden).__name__} on {eden.config.backbone_config.model_type}: {said}"
-            ) from error
-        written.rename(file)
+        full = Path(folder) / file.name
+        halved = full.with_suffix(".half") if half else None
+        _write(Path(model), full, format, preprocessing, outputs, tolerance, halved)
+        (halved or full).rename(file)
     write_lineage(file, "export", [model])
     return file
+
+
+def export_for_web(model: Path, folder: Path) -> None:
+    """Add a model as ONNX to the folder that is published of it, so that transformers.js runs it and gives the same.
+
+    `onnx/model.onnx` and `onnx/model_fp16.onnx` (weights of 16 bits) take pixels from 0 to 255 and do the image
+    processor's work by themselves. transformers.js reads `preprocessor_config.json`, where it now finds a processor of
+    its own that hands on pixels as they are; transformers for Python reads `processor_config.json` before it, where
+    the model's own is kept. Without a `dtype` transformers.js takes the exact file.
+
+    Args:
+        model: Folder of the model (see `export_model`).
+        folder: Its published folder, with configuration and processor.
+
+    Raises:
+        ExportError, ImportError: as of `export_model`.
+    """
+    files = folder / "onnx"
+    files.mkdir()
+    _write(model, files / "model.onnx", "onnx", "resize", (), TOLERANCE, files / "model_fp16.onnx")
+    stock, config = folder / "preprocessor_config.json", folder / "config.json"
+    _write_json(folder / "processor_config.json", {"image_processor": json.loads(stock.read_text())})
+    _write_json(stock, STOCK_PROCESSOR)
+    _write_json(config, json.loads(config.read_text()) | {"transformers.js_config": {"dtype": "fp32"}})
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _write(
+    folder: Path,
+    file: Path,
+    format: str,  # noqa: A002
+    preprocessing: Preprocessing,
+    outputs: Sequence[str],
+    tolerance: float,
+    halved: Path | None,
+) -> None:
+    """Write the model, and once more with weights of 16 bits to `halved`, each checked."""
+    model = _load(folder).eval()
+    inside, beside = _preprocessing(folder, preprocessing)
+    exported, reference = _Tensors(model, inside, outputs).eval(), _Tensors(model, beside, outputs)
+    pixels, *checked = (_example(model, preprocessing, *shape) for shape in (TRACED, *CHECKED))
+    try:
+        run = (_onnx if format == "onnx" else _program)(exported, pixels, file)
+        off = _check(reference, run, checked, tolerance)
+        if halved is not None:
+            _store_half(file, halved)
+            off = _check(reference, _session(halved), checked, max(tolerance, HALF_TOLERANCE))
+        logger.info(
+            "%s: off by at most %.1e of the largest value", "weights of 16 bits" if halved else "exported", off
+        )
+    except (RuntimeError, AssertionError) as error:  # the latter of a program that is bound to the traced sizes
+        said = re.sub(r"\x1b\[\d*m", "", str(error).strip().splitlines()[0])[:200]
+        kind = f"{type(model).__name__} on {model.config.backbone_config.model_type}"
+        raise ExportError(f"{folder}: {kind}: {said}") from error
 
 
 def _load(folder: Path) -> PreTrainedModel:
     if not (folder / "config.json").is_file():
         raise ExportError(f"{folder} is no model folder: it has no config.json")
-    architecture = (json.loads((folder / "config.json").read_text()).get("architectures") or [None])[0]
+    architecture = architecture_of(folder)
     if architecture not in PUBLISHED:
         raise ExportError(f"{folder} is of {architecture}; exported are {', '.join(PUBLISHED)}")
     return load_pretrained(PUBLISHED[architecture], folder)
 
 
-def _preprocessing(folder: str, preprocessing: Preprocessing) -> tuple[Callable, Callable]:
+def _preprocessing(folder: Path, preprocessing: Preprocessing) -> tuple[Callable, Callable]:
     """What comes before the model in the exported one, and the image processor that must give the same."""
     if preprocessing == "none":
         return nn.Identity(), nn.Identity()
@@ -142,46 +197,52 @@ def _example(model: PreTrainedModel, preprocessing: Preprocessing, batch: int, h
     return torch.rand(shape) if preprocessing == "none" else torch.randint(256, shape).float()
 
 
-def _onnx(model: _Tensors, pixels: Tensor, file: Path, half: bool) -> Callable[[Tensor], list[Tensor]]:
+def _onnx(model: _Tensors, pixels: Tensor, file: Path) -> Callable[[Tensor], list[Tensor]]:
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401 (what torch writes ONNX with)
     except ImportError as error:
         raise ImportError("ONNX needs an extra: pip install 'eden_hf[export]'") from error
-    program = torch.onnx.export(
+    torch.onnx.export(
         model,
         (pixels,),
+        str(file),
         dynamic_shapes=ANY_SIZE,
         dynamo=True,
         verbose=False,
+        external_data=False,
         input_names=["pixel_values"],
         output_names=list(model.names),
     )
-    assert program is not None
-    if half:
-        _store_half(program.model.graph)
-    program.save(file, external_data=False)
+    return _session(file)
+
+
+def _session(file: Path) -> Callable[[Tensor], list[Tensor]]:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return lambda pixels: [torch.from_numpy(o) for o in session.run(None, {"pixel_values": pixels.numpy()})]
 
 
-def _store_half(graph: Any) -> None:
-    """Store large weights of an `onnx_ir.Graph` with 16 bits, and cast them before they are used."""
+def _store_half(file: Path, output: Path) -> None:
+    """Write an ONNX file again with its large weights in 16 bits, which are cast before they are used."""
     import onnx_ir
 
-    for weights in list(graph.initializers.values()):
+    model = onnx_ir.load(file)
+    for weights in list(model.graph.initializers.values()):
         tensor = weights.const_value
-        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < _LARGE:
+        if tensor is None or tensor.dtype != onnx_ir.DataType.FLOAT or tensor.size < _LARGE:
             continue
         stored = onnx_ir.tensor(tensor.numpy().astype("float16"), name=f"{weights.name}_half")
         value = onnx_ir.Value(name=stored.name, shape=weights.shape, type=onnx_ir.TensorType(stored.dtype))
         value.const_value = stored
         cast = onnx_ir.node("Cast", [value], {"to": onnx_ir.DataType.FLOAT})
-        weights.replace_all_uses_with(cast.outputs[0])
         cast.outputs[0].shape, cast.outputs[0].type = weights.shape, weights.type
-        graph.register_initializer(value)
-        del graph.initializers[weights.name]
-        graph.insert_before(graph[0], cast)
+        weights.replace_all_uses_with(cast.outputs[0])
+        model.graph.register_initializer(value)
+        del model.graph.initializers[str(weights.name)]
+        model.graph.insert_before(model.graph[0], cast)
+    onnx_ir.save(model, output)
 
 
 def _program(model: _Tensors, pixels: Tensor, file: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
@@ -190,10 +251,19 @@ def _program(model: _Tensors, pixels: Tensor, file: Path) -> Callable[[Tensor], 
 
 
 @torch.inference_mode()
-def _check(model: _Tensors, run: Callable, pixels: Tensor, tolerance: float, file: Path) -> None:
-    for name, expected, actual in zip(model.names, model(pixels), run(pixels), strict=True):
-        off = float((expected - actual).abs().max() / expected.abs().max())
-        if not off <= tolerance:
-            raise ExportError(
-                f"{file}: {name} of {list(pixels.shape)} images is off by {off:.1e} of the largest value"
-            )
+def _check(model: _Tensors, run: Callable, images: Sequence[Tensor], tolerance: float) -> float:
+    """The largest difference, as a share of the largest value.
+
+    Raises:
+        ExportError: it is above `tolerance`.
+    """
+    shares = []
+    for pixels in images:
+        for name, expected, actual in zip(model.names, model(pixels), run(pixels), strict=True):
+            off = float((expected - actual).abs().max() / expected.abs().max())
+            if not off <= tolerance:
+                raise ExportError(
+                    f"the exported {name} of {list(pixels.shape)} images is off by {off:.1e} of the largest value"
+                )
+            shares.append(off)
+    return max(shares)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from PIL.Image import Resampling
 from torch import Tensor, nn
 
@@ -45,11 +44,24 @@ class PixelPreprocessing(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """`pixel_values` [B, C, H, W] or of the processor's size, of `pixels` [B, C, H, W], 0 to 255, float32."""
         if self.size is not None:
-            pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+            rows, columns = (_weights(pixels.shape[2 + axis], side) for axis, side in enumerate(self.size))
+            pixels = rows @ pixels @ columns.mT
         intensity = pixels * self.factor
         if not self.normalize:
             return intensity
         return _standardized(intensity) if self.per_image else (intensity - self.mean) / self.std
+
+
+def _weights(source: int, target: int) -> Tensor:
+    """The anti-aliased bilinear filter of PIL from `source` pixels to `target`, [target, source].
+
+    As a matrix, since not every runtime has an anti-aliased `Resize`: OpenVINO takes it for the other one.
+    """
+    places = torch.arange(source) + 0.5
+    scale = (places[-1] + 0.5) / target
+    centres = (torch.arange(target) + 0.5) * scale
+    weights = (1 - (places - centres[:, None]).abs() / scale.clamp(min=1)).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _standardized(intensity: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ Override = Literal["card", "pickle", "weights", "images", "files", "paths"]
 OVERRIDES: tuple[Override, ...] = get_args(Override)
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+#: Of Python and of transformers.js, where it has one of its own.
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 #: What is no text, of the files that have a known path.
 BINARIES = (".onnx", ".onnx.data", ".parquet", ".wasm")
 #: The code that a model takes along: the package's own, and the handler of endpoints.
@@ -31,9 +33,9 @@ RepoType = Literal["model", "dataset", "space"]
 KNOWN: dict[RepoType, tuple[str, ...]] = {
     "model": (
         r"README\.md|LICENSE|NOTICE|card\.yaml|(conversion|lineage)\.json|requirements\.txt",
-        rf"(pretraining/)?({'|'.join(map(re.escape, ('config.json', 'preprocessor_config.json', *CODE)))})",
+        rf"(pretraining/)?({'|'.join(map(re.escape, ('config.json', *PROCESSORS, *CODE)))})",
         r"(pretraining/)?model(-\d+-of-\d+)?\.safetensors|(pretraining/)?model\.safetensors\.index\.json",
-        r"(onnx/)?model\.onnx(\.data)?",
+        r"(onnx/)?model(_\w+)?\.onnx(\.data)?",
         r"training/(config\.yaml|data\.json|environment\.json|metrics\.json|loss\.png)",
         r"evaluation/weights\.json|evaluation/[^/]+/(results\.json|results\.md|figure\.png)",
         r"evaluation/([^/]+/)?few_shot-[^/]+\.(md|png|jsonl)",

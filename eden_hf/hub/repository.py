@@ -3,7 +3,7 @@
 It holds `model.safetensors`, `config.json` and the code files, `preprocessor_config.json`, `README.md`, `card.yaml`,
 `lineage.json` (what it was made of); `handler.py` and `requirements.txt`, for Inference Endpoints;
 `training/` with the recipe, the metrics, the loss figure, the images' list hash and the environment; `evaluation/`
-with the results; and if asked `pretraining/` with student, teacher and the rest. No pickle anywhere,
+with the results; and if asked `pretraining/` with student, teacher and the rest, and `onnx/`. No pickle anywhere,
 and no folder of the machine that it was made on: of a path the files hold the name alone.
 """
 
@@ -19,36 +19,22 @@ from typing import Any
 import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from transformers import PreTrainedModel
 
 from eden_hf.configuration_eden import EdenConfig
 from eden_hf.hub.card_checks import weights_problems
 from eden_hf.hub.card_facts import LOCAL, WEIGHTS, data_name, read_facts
 from eden_hf.hub.cards import EdenModelCardData, write_card
+from eden_hf.hub.export import export_for_web
+from eden_hf.hub.published import PUBLISHED, architecture_of
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import load_pretrained, weights_revision
-from eden_hf.modeling_eden import (
-    EdenForImageClassification,
-    EdenForPreTraining,
-    EdenForSemanticSegmentation,
-    EdenModel,
-    EdenV2ForPreTraining,
-)
+from eden_hf.modeling_eden import EdenForPreTraining, EdenV2ForPreTraining
 from eden_hf.training.checkpoints import replace_folder
 from eden_hf.training.lineage import write_lineage
 from eden_hf.training.monitors import read_metrics
 
 logger = logging.getLogger(__name__)
 
-#: What is published of each class that a folder may hold: of a pretraining folder the trunk, student's or (Adam-v2)
-#: teacher's.
-PUBLISHED: dict[str, type[PreTrainedModel]] = {
-    "EdenForPreTraining": EdenModel,
-    "EdenV2ForPreTraining": EdenModel,
-    "EdenModel": EdenModel,
-    "EdenForImageClassification": EdenForImageClassification,
-    "EdenForSemanticSegmentation": EdenForSemanticSegmentation,
-}
 _PRETRAINING = {"EdenForPreTraining": EdenForPreTraining, "EdenV2ForPreTraining": EdenV2ForPreTraining}
 LICENSE = "LICENSE"
 HANDLER = Path(__file__).with_name("handler.py")
@@ -68,6 +54,7 @@ def stage_model(
     pretraining: bool = False,
     images: bool = False,
     half: bool = False,
+    onnx: bool = False,
 ) -> Path:
     """Make the folder that is published of a model.
 
@@ -81,6 +68,7 @@ def stage_model(
         images: Whether figures come along that show images measured on; they are left out, which is logged, unless
             those are phantoms.
         half: Whether weights are stored as float16, in half the bytes. They still load, and compute, as float32.
+        onnx: Whether the model comes along as ONNX, in `onnx/`, for transformers.js (see `export_for_web`).
 
     Returns:
         `output`.
@@ -89,7 +77,8 @@ def stage_model(
         StagingError: there is no Eden model or no result in a folder named, results are of other weights, or `output`
             holds something else.
         CardError: `card` or the repository is not as a card needs it.
-        ImportError: the loss figure, or results, need an extra that is not installed.
+        ExportError: the model cannot be exported to ONNX.
+        ImportError: the loss figure, results, or ONNX need an extra that is not installed.
     """
     declared = EdenModelCardData.load(card)  # before the work, and with the error naming the file that was given
     if declared.license_link == LICENSE and not Path(card).with_name(LICENSE).is_file():
@@ -102,6 +91,8 @@ def stage_model(
 
     def write(folder: Path) -> None:
         _write_model(model_folder, folder, pretraining, half)
+        if onnx:
+            export_for_web(model_folder, folder)
         if run is not None:
             _write_training(run, folder / "training")
         for name, file in measured.items():
@@ -146,7 +137,7 @@ def _find_model(source: Path) -> tuple[Path, Path | None]:
 
 def _write_model(source: Path, output: Path, pretraining: bool, half: bool) -> None:
     """The model as it is published: weights, configuration and processor with their code."""
-    architecture = (json.loads((source / "config.json").read_text()).get("architectures") or [None])[0]
+    architecture = architecture_of(source)
     if architecture not in PUBLISHED:
         raise StagingError(f"{source / 'config.json'} is of {architecture}; published are {', '.join(PUBLISHED)}")
     if pretraining and architecture not in _PRETRAINING:

@@ -192,6 +192,11 @@ class _Pushing:
         there = remote.files if remote else {}
         files = [self._planned(path, there.get(path)) for path in self.files]
         theirs = sorted(path for path in there.keys() - self.files.keys() if not is_hidden(path))
+        if "processor_config.json" in theirs and not self.delete:  # Python reads it before preprocessor_config.json
+            raise PublishingError(
+                f"{self.repo_id} holds an earlier model for transformers.js, whose processor_config.json would count "
+                "for this one: stage it with --onnx too, or push with --delete"
+            )
         files += [PlannedFile(path, there[path].size, "deleted" if self.delete else "kept") for path in theirs]
         plan = Push(self.repo_id, files, None, self.tags)
         if remote and not plan.changes:

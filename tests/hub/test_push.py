@@ -107,6 +107,18 @@ def test_what_others_added_on_the_hub_stays(hub, folder):
     assert theirs.keys() & held(hub).keys() == {".eval_results/one.yaml"}
 
 
+def test_a_processor_of_an_earlier_model_does_not_stay_beside_another(hub, folder):
+    (folder / "processor_config.json").write_text("{}")
+    publish_model(folder, "user/tiny", allow=["card"])
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(
+        PublishingError, match=r"processor_config\.json would count for this one: stage it with --onnx"
+    ):
+        publish_model(folder, "user/tiny", allow=["card"])
+    publish_model(folder, "user/tiny", allow=["card"], delete=True)
+    assert "processor_config.json" not in held(hub)
+
+
 def test_a_dry_run_lists_sizes_and_sends_nothing(hub, folder, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     push = publish_model(folder, "user/tiny", dry_run=True)
