@@ -30,7 +30,7 @@ class PixelPreprocessing(nn.Module):
         super().__init__()
         resize = resize and processor.do_resize
         if resize and processor.aspect_ratio == "pad":
-            raise ValueError("`aspect_ratio` 'pad' is not exported: pad images to a square, and export 'normalize'")
+            raise ValueError("`aspect_ratio` 'pad' is not exported: export 'normalize', and resize images yourself")
         if resize and processor.resample != Resampling.BILINEAR:
             raise ValueError(f"resizing is exported by the bilinear filter alone, not by {processor.resample!r}")
         self.size = (processor.size["height"], processor.size["width"]) if resize else None

@@ -51,7 +51,7 @@ def test_one_pixel_in_a_large_image_counts():
 
 
 def test_what_is_not_exported():
-    with pytest.raises(ValueError, match="'pad' is not exported: pad images to a square, and export 'normalize'"):
+    with pytest.raises(ValueError, match="'pad' is not exported: export 'normalize', and resize"):
         PixelPreprocessing(EdenImageProcessor(aspect_ratio="pad"), resize=True)
     with pytest.raises(ValueError, match="by the bilinear filter alone, not by 3"):
         PixelPreprocessing(EdenImageProcessor(resample=3), resize=True)

@@ -124,6 +124,6 @@ def test_javascript_gives_what_python_gives(published, images):
 
 def test_padding_is_not_exported(tmp_path):
     model = save_model(tmp_path / "model", aspect_ratio="pad")
-    with pytest.raises(ExportError, match=r"model: `aspect_ratio` 'pad' is not exported: pad images to a square"):
+    with pytest.raises(ExportError, match=r"model: `aspect_ratio` 'pad' is not exported: export 'normalize'"):
         stage_model(model, tmp_path / "staged", write_card_yaml(tmp_path), onnx=True)
     assert not (tmp_path / "staged").exists()
