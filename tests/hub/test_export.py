@@ -87,7 +87,7 @@ def test_onnx_of_pixels_with_weights_of_16_bits(tmp_path):
     pairs = zip((expected.dense_embeddings, expected.pooler_output), found, strict=True)
     off = max(float((a - torch.from_numpy(b)).abs().max()) for a, b in pairs)
     assert 1e-6 < off < 1e-2
-    assert np.float16 in {
+    assert np.dtype("float16") in {
         weights.const_value.dtype.numpy() for weights in onnx_ir.load(file).graph.initializers.values()
     }
 
