@@ -83,15 +83,20 @@ class Encoder:
         Raises:
             ValueError: the model gives no hidden states that are maps or rows of patch tokens.
         """
-        outputs = self.model(pixel_values=pixel_values, output_hidden_states=True)
-        states = getattr(outputs, "reshaped_hidden_states", None) or outputs.hidden_states
-        if not states:
-            raise ValueError(f"{type(self.model).__name__} gives no hidden states to make feature maps of")
-        if states[0].ndim == 4:
-            return [state for state, after in pairwise([*states, None]) if after is None or _coarser(after, state)]
-        chosen = np.linspace(0, len(states) - 1, TOKEN_STAGES + 1).round().astype(int)[1:]
-        config = getattr(self.model.config, "backbone_config", self.model.config)
-        return [as_map(states[index], pixel_values, config) for index in chosen]
+        return stage_maps(self.model, pixel_values)
+
+
+def stage_maps(model: Any, pixel_values: Tensor) -> list[Tensor]:
+    """`Encoder.feature_maps` of a model by itself, which stays as it is."""
+    outputs = model(pixel_values=pixel_values, output_hidden_states=True)
+    states = getattr(outputs, "reshaped_hidden_states", None) or outputs.hidden_states
+    if not states:
+        raise ValueError(f"{type(model).__name__} gives no hidden states to make feature maps of")
+    if states[0].ndim == 4:
+        return [state for state, after in pairwise([*states, None]) if after is None or _coarser(after, state)]
+    chosen = np.linspace(0, len(states) - 1, TOKEN_STAGES + 1).round().astype(int)[1:]
+    config = getattr(model.config, "backbone_config", model.config)
+    return [as_map(states[index], pixel_values, config) for index in chosen]
 
 
 def processed(processor: Any, images: Sequence[Image.Image | np.ndarray], size: int | None = None) -> Tensor:

@@ -16,8 +16,9 @@ from eden_hf.data.sources import find_source, is_prepared
 from eden_hf.encoders import gains_from_bfloat16
 from eden_hf.training.arguments import PretrainArguments, Stage
 from eden_hf.training.objectives import objective_of
-from eden_hf.training.pretraining import as_started, prepared_images
+from eden_hf.training.pretraining import prepared_images
 from eden_hf.training.processor import keep_freed_memory
+from eden_hf.training.starts import as_started
 
 _SAMPLE = 32  # images that are decoded to tell the speed of decoding
 _SECONDS = 8.0  # that each measurement takes, about

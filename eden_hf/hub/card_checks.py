@@ -64,6 +64,20 @@ def weights_problems(facts: Facts) -> Iterator[str]:
             )
 
 
+def license_problems(declared: "EdenModelCardData", facts: Facts) -> Iterator[str]:
+    """A licence that gives more than that of the model which the weights grew from, as far as names tell."""
+    own, start = declared.license, facts.environment.get("start_license") or ""
+    if _is_non_commercial(start) and own != "other" and not _is_non_commercial(own):
+        yield (
+            f"card.yaml: `license` is {own}, but the run started from a model under {start}, which allows no "
+            "commercial use of what grew from it: declare that licence, or `other` with its name and link"
+        )
+
+
+def _is_non_commercial(license: str) -> bool:  # noqa: A002 (the Hub's name)
+    return re.search(r"\bnc\b|non-?commercial", license.lower()) is not None
+
+
 def online_problems(text: str, declared: "EdenModelCardData") -> Iterator[str]:
     """What the Hub itself says of the metadata, and ids in them that it has not; asks its API."""
     try:

@@ -338,14 +338,21 @@ def lineage(declared: "EdenModelCardData", facts: Facts) -> list[str]:
         steps.insert(0, f"The checkpoint [{declared.base_model}](https://huggingface.co/{declared.base_model}).")
     if "stages" in facts.recipe:
         start = facts.recipe["model"].get("start")
-        steps += [f"Started from {model_name(start)}."] if start else []
+        steps += [f"Started from {model_name(start)}{_terms(facts)}."] if start else []
         steps += [] if steps else ["Random weights."]
         steps.append(f"Stages: {'; '.join(map(_stage, facts.recipe['stages']))}.")
     elif "task" in facts.recipe:
         start, task = facts.recipe["model"]["name"], facts.recipe["task"]
-        steps.append(f"{'Random weights' if start.startswith(FRESH) else 'The trunk'} of {model_name(start)}.")
+        weights = "Random weights" if start.startswith(FRESH) else "The trunk"
+        steps.append(f"{weights} of {model_name(start)}{_terms(facts)}.")
         steps.append(f"Fine-tuned on {data_name(task['name'] or task['source'])}.")
     return [step.strip() for step in steps]
+
+
+def _terms(facts: Facts) -> str:
+    """The licence of the model that a run started from, as that model's card declares it."""
+    terms = facts.environment.get("start_license")
+    return f", which is under the licence {terms}" if terms else ""
 
 
 def _stage(stage: dict[str, Any]) -> str:

@@ -259,6 +259,7 @@ def check_card(folder: str | Path, model_id: str | None = None, online: bool = F
     problems += card_checks.text_problems(text, expected)
     problems += card_checks.link_problems(expected, folder)
     problems += card_checks.weights_problems(facts)
+    problems += card_checks.license_problems(declared, facts)
     if online:
         problems += card_checks.online_problems(text, declared)
     return problems

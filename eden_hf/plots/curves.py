@@ -76,6 +76,13 @@ _HISTORY = (
             "partner_error": {"color": COLOURS[1], "label": "another image"},
         },
     ),
+    _Panel(
+        "probe",
+        {
+            "probe_landmark_error": {"color": COLOURS[0], "marker": "o", "label": "landmark error"},
+            "probe_neighbour_accuracy": {"color": COLOURS[1], "marker": "o", "label": "neighbours' accuracy"},
+        },
+    ),
 )
 
 

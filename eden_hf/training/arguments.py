@@ -79,9 +79,10 @@ class ModelArguments:
         dense_hidden_size: Channels of the dense decoder.
         dense_temperature: Temperature of the dense stage's loss.
         dense_tolerance: How near counts as the same point there, as a share of the image's side.
-        start: Folder or Hub id of an Eden model to start from. Of a pretraining model (or a repository that has one in
-            `pretraining/`), student, teacher, projectors and memory bank go on; of any other, student and teacher
-            begin as its trunk. Trunk and sizes are then its own.
+        start: Folder or Hub id of a model to start from. Of an Eden pretraining model (or a repository that has one in
+            `pretraining/`), student, teacher, projectors and memory bank go on; of any other Eden model, and of any
+            vision model of transformers (docs/trunks.md), student and teacher begin as its trunk. Trunk and sizes are
+            then its own.
     """
 
     backbone: str | dict[str, Any] = "resnet50"
@@ -181,6 +182,8 @@ class Stage:
         composability_weight: Of composability in the loss of a stage of objective `part_whole`; 0 leaves it out.
         decomposability_weight: Of decomposability, likewise.
         frozen_epochs: First epochs in which the last layer of the localizability head stands still.
+        frozen_trunk_epochs: First epochs in which the trunk stands still while what is fresh upon it learns. Its
+            BatchNorm statistics go on.
         first_teacher_temperature: Where the teacher's temperature starts from, to come to `model.teacher_temperature`.
         teacher_temperature_epochs: Epochs that it takes.
     """
@@ -201,6 +204,7 @@ class Stage:
     composability_weight: float = 1.0
     decomposability_weight: float = 1.0
     frozen_epochs: int = 0
+    frozen_trunk_epochs: int = 0
     first_teacher_temperature: float | None = None
     teacher_temperature_epochs: int = 0
 
@@ -243,6 +247,8 @@ class Stage:
         for name in ("warmup_epochs", "frozen_epochs", "teacher_temperature_epochs"):
             value, mend = getattr(self, name), f"from 0 to fewer than the stage's {self.total_epochs} epochs"
             require(0 <= value < self.total_epochs, f"stages.{name}", value, mend)
+        frozen, mend = self.frozen_trunk_epochs, f"from 0 to the stage's {self.total_epochs} epochs"
+        require(0 <= frozen <= self.total_epochs, "stages.frozen_trunk_epochs", frozen, mend)
 
     def _check_schedules(self) -> None:
         require(self.learning_rate > 0, "stages.learning_rate", self.learning_rate, "above 0")
@@ -269,6 +275,7 @@ class TrainingArguments:
         batch_size: Images of one optimiser step, over all processes and accumulated batches together.
         gradient_accumulation_steps: Batches that one optimiser step is split into.
         optimizer: `sgd` (published) or `adamw` (for transformer trunks).
+        layer_decay: Each layer of the trunk (stage, or block of a ViT) learns at this share of the rate of the next.
         max_grad_norm: Norm that gradients are clipped to; `null` clips nothing.
         clip_each_tensor: Clip each parameter's gradient to that norm by itself (Adam-v2), not all together.
         mixed_precision: `no`, `bf16` or, on a GPU, `fp16`.
@@ -284,6 +291,7 @@ class TrainingArguments:
     batch_size: int = 256
     gradient_accumulation_steps: int = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    layer_decay: float = 1.0
     max_grad_norm: float | None = None
     clip_each_tensor: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -301,6 +309,7 @@ class TrainingArguments:
         every = self.validate_every
         require(every is None or every >= 1, "training.validate_every", every, "at least 1, or null")
         require(self.validation_images >= 1, "training.validation_images", self.validation_images, "at least 1")
+        require(0 < self.layer_decay <= 1, "training.layer_decay", self.layer_decay, "above 0 and at most 1")
         norm = self.max_grad_norm
         require(norm is None or norm > 0, "training.max_grad_norm", norm, "above 0, or null")
 
@@ -339,6 +348,11 @@ class RunArguments(HubArguments):
         accepted_phi: CSV of findings that you accept: rows kept of that `phi.csv`.
         timeout: Seconds that the processes of a launch wait for one another, once the images are prepared, before they
             end for one that hangs.
+        probe: Source with landmarks or a class `label` (Parquet, `phantoms:N` ...) that the model is measured on while
+            it is trained: `probe_...` in metrics, trackers and progress bar. None by default.
+        probe_split: Split of that source.
+        probe_images: How many of its first images.
+        probe_every: Epochs between measurements; the last epoch of a stage is measured in any case.
     """
 
     output_dir: str = "outputs/pretrain"
@@ -350,12 +364,17 @@ class RunArguments(HubArguments):
     check_phi: bool = False
     accepted_phi: str | None = None
     timeout: float = 600.0
+    probe: str | None = None
+    probe_split: str = "train"
+    probe_images: int = 64
+    probe_every: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.timeout > 0, "run.timeout", self.timeout, "above 0")
-        for name in ("checkpoint_every", "keep_checkpoints", "log_every"):
+        for name in ("checkpoint_every", "keep_checkpoints", "log_every", "probe_every"):
             require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
+        require(self.probe_images >= 2, "run.probe_images", self.probe_images, "at least 2")
 
 
 @dataclass

@@ -7,7 +7,6 @@ split.
 """
 
 import dataclasses
-import inspect
 import json
 import logging
 import math
@@ -25,7 +24,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoModel,
     EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
@@ -48,7 +46,6 @@ from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import adapted_processor, find_model, own_intensity
 from eden_hf.modeling_eden import EdenForImageClassification, EdenForSemanticSegmentation
 from eden_hf.modeling_eden_base import readable_like_neighbours
-from eden_hf.modeling_eden_trunk import FINAL_NORMS, final_norm, with_final_norm
 from eden_hf.training.arguments import read_settings
 from eden_hf.training.checkpoints import SUMS_FILE, newest_whole, remove, replace_folder, seal
 from eden_hf.training.curriculum import FullBatches, enough_values
@@ -79,6 +76,7 @@ from eden_hf.training.precision import check_precision, held_dtypes, in_float32,
 from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.restarts import goes_on
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_run
+from eden_hf.training.starts import load_stock_trunk
 from eden_hf.training.stop_request import StopRequest, StopTraining
 
 logger = logging.getLogger(__name__)
@@ -270,25 +268,8 @@ def load_start(
         return model, processor
     model = head(config)
     if not named.fresh:
-        trunk: Any = model.eden.backbone
-        takes = inspect.signature(type(trunk)).parameters
-        without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
-        stock = type(trunk).from_pretrained(named.origin, config=trunk.config, dtype=torch.float32, **without_pooler)
-        trunk.load_state_dict(with_final_norm(stock).state_dict())
-        _take_final_norm(trunk, named.origin)
+        load_stock_trunk(model.eden.backbone, named.origin)
     return model, processor
-
-
-def _take_final_norm(trunk: Any, origin: str) -> None:
-    """Give the last stage of a backbone the norm that transformers' own encoder has after it, if they have any."""
-    norm = final_norm(trunk)
-    if norm is None and hasattr(trunk, "hidden_states_norms"):
-        norm = trunk.hidden_states_norms[trunk.stage_names[-1]]
-    if norm is not None:
-        name = FINAL_NORMS.get(trunk.config.model_type, "layernorm").rpartition(".")[2]
-        own = getattr(AutoModel.from_pretrained(origin, config=trunk.config), name, None)
-        if own is not None:
-            norm.load_state_dict(own.state_dict())
 
 
 def fit(

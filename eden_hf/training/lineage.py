@@ -6,7 +6,7 @@
 | `facts` | what made it: sha256 of the run's `config.yaml` and `environment.json`, hashes of lists of images, steps |
 | `version`, `code_revision` | of this package |
 | `files` | sha256 of each file that the folder is made of |
-| `parents` | what it was made of: `name`, sha256 of the `weights`, and the parent's own `lineage` |
+| `parents` | what it was made of: `name`, sha256 of the `weights`, the `license` of its card, its own `lineage` |
 
 As each record holds those of its parents, the chain is told wherever the folder goes; parents that are still where
 they were are checked as well. This finds what changed by mistake. It is no signature: who means to deceive can write
@@ -22,8 +22,9 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import hf_hub_download, metadata_load, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from yaml import YAMLError
 
 from eden_hf.data.text_files import write_text
 
@@ -156,13 +157,29 @@ def _parent(name: str) -> dict[str, Any]:
     """What tells a parent: its name, its weights and where it came from itself, as far as it is at hand."""
     place = _at_hand(name)
     if place is None:
-        return {"name": name, "weights": None, "lineage": None}
+        return {"name": name, "weights": None, "license": None, "lineage": None}
+    terms = license_of(name)
     name = str(Path(name).resolve()) if Path(name).exists() else name
     try:
         lineage = read_lineage(place)
     except LineageError:  # of another program, or older
         lineage = None
-    return {"name": name, "weights": _weights(place), "lineage": lineage}
+    return {"name": name, "weights": _weights(place), "license": terms, "lineage": lineage}
+
+
+def license_of(name: str) -> str | None:
+    """The licence that the card of a model's folder or Hub id declares, with its name where it is `other`.
+
+    `None` where there is no card, it declares none, or the Hub cannot be asked.
+    """
+    try:
+        file = Path(name) / "README.md" if Path(name).exists() else Path(hf_hub_download(name, "README.md"))
+        data = metadata_load(file) if file.is_file() else None
+    except (HFValidationError, HfHubHTTPError, OSError, ValueError, YAMLError):  # no id, not reached, or no metadata
+        return None
+    declared, named = ((data or {}).get(key) for key in ("license", "license_name"))
+    declared = ", ".join(map(str, declared)) if isinstance(declared, list) else declared
+    return f"{declared} ({named})" if declared == "other" and named else declared
 
 
 def _at_hand(name: str) -> Path | None:
@@ -204,19 +221,20 @@ def _changed_parents(record: dict[str, Any]) -> Iterator[str]:
             yield from _changed_parents(parent["lineage"])
 
 
-def _told(name: str, record: dict[str, Any], depth: int) -> Iterator[str]:
+def _told(name: str, record: dict[str, Any], depth: int, terms: str = "") -> Iterator[str]:
     facts = {"code": record.get("code_revision") or record.get("version"), **record.get("facts", {})}
     told = ", ".join(f"{key} {str(value)[:12]}" for key, value in facts.items() if isinstance(value, str | int))
-    yield f"{'  ' * depth}{name}: {record['made_by']} ({told})"
+    yield f"{'  ' * depth}{name}: {record['made_by']} ({told}){terms}"
     for file, digest in record["files"].items():
         if file.endswith((".safetensors", ".onnx", ".pt2")):
             yield f"{'  ' * depth}  {file} sha256 {digest[:12]}"
     for parent in record["parents"]:
+        terms = f", licence {parent['license']}" if parent.get("license") else ""
         if parent["lineage"] is not None:
-            yield from _told(parent["name"], parent["lineage"], depth + 1)
+            yield from _told(parent["name"], parent["lineage"], depth + 1, terms)
             continue
         weights = ", ".join(f"{file} sha256 {digest[:12]}" for file, digest in (parent["weights"] or {}).items())
-        yield f"{'  ' * (depth + 1)}{parent['name']}: no record ({weights or 'weights not at hand'})"
+        yield f"{'  ' * (depth + 1)}{parent['name']}: no record ({weights or 'weights not at hand'}){terms}"
 
 
 def package_revision(root: Path = Path(__file__).parents[2]) -> str | None:

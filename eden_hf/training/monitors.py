@@ -69,6 +69,7 @@ def _spread(rows: Tensor) -> Tensor:
 _SHOWN = {
     "loss": "loss", "positive_similarity": "pos", "pruned_share": "pruned", "embedding_std": "std",
     "point_error": "error", "partner_error": "partner", "composability_loss": "comp", "decomposability_loss": "dec",
+    "probe_landmark_error": "landmarks", "probe_neighbour_accuracy": "knn", "probe_effective_rank": "rank",
 }  # fmt: skip
 
 
@@ -179,7 +180,7 @@ class Monitor:
 
     Lines hold `step` (optimiser steps done), `stage`, `epoch`, `level`; since the last line, means of the scalars of
     `health`, the `learning_rate` and `images_per_second` (pairs of views, or anchors, over all processes); or, at an
-    epoch's end, `validation_loss`.
+    epoch's end, `validation_loss`, or what the probe measured.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, total_steps: int, progress: Progress) -> None:
@@ -192,13 +193,14 @@ class Monitor:
         if accelerator.is_main_process:
             self._forget_after(progress.step)
         self.trackers = Trackers(accelerator)
+        self.probed: dict[str, float] = {}
         self.warned = False
         self._start_interval()
 
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that a resumed run takes again."""
         lines = read_metrics(self.file) if self.file.exists() else []
-        write_text(self.file, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+        write_text(self.file, "".join(json.dumps(line) + "\n" for line in lines if step and line["step"] <= step))
 
     def _start_interval(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -217,7 +219,8 @@ class Monitor:
         means = self.accelerator.reduce({name: total / self.batches for name, total in self.sums.items()}, "mean")
         line = {name: value.item() for name, value in means.items()}
         line |= {"learning_rate": learning_rate, "images_per_second": self.images / (time.perf_counter() - self.since)}
-        shown = {short: f"{line[name]:.3f}" for name, short in _SHOWN.items() if name in line}
+        values = self.probed | line
+        shown = {short: f"{values[name]:.3f}" for name, short in _SHOWN.items() if name in values}
         place = {"stage": where["stage"], "level": where["level"]}
         self.bar.set_postfix({**place, **shown, "img_s": f"{line['images_per_second']:.0f}"}, refresh=False)
         self.write(where, line)
@@ -245,6 +248,11 @@ class Monitor:
         """End the progress bar and the trackers."""
         self.bar.close()
         self.trackers.finish()
+
+    def write_probe(self, where: dict[str, Any], values: dict[str, float]) -> None:
+        """Write one line of what the probe measured, which the bar shows from then on. The main process calls it."""
+        self.probed = values
+        self.write(where, values)
 
     def pause_clock(self, seconds: float) -> None:
         """Leave out seconds that were spent on something else than training."""

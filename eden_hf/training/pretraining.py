@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from eden_hf.configuration_eden import EdenConfig
 from eden_hf.data.patients import patient_names, tell_of_no_patients
 from eden_hf.data.phi import data_findings, guard, read_accepted
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
@@ -35,8 +34,7 @@ from eden_hf.data.skips import SKIPPED_FILE
 from eden_hf.data.sources import load_source
 from eden_hf.data.workers import obey_parent, workers_live
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.modeling_eden import EdenForPreTraining, EdenModel, EdenV2ForPreTraining
-from eden_hf.training.arguments import DataArguments, ModelArguments, PretrainArguments, Stage
+from eden_hf.training.arguments import DataArguments, PretrainArguments, Stage
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import (
     Progress,
@@ -51,11 +49,13 @@ from eden_hf.training.lineage import write_model_lineage
 from eden_hf.training.monitors import LossGuard, Monitor, health
 from eden_hf.training.objectives import freeze_unreached, objective_of
 from eden_hf.training.optimizers import clip_each, make_optimizer
-from eden_hf.training.precision import check_precision, held_dtypes, in_float32
+from eden_hf.training.precision import check_precision, held_dtypes
+from eden_hf.training.probing import Probe
 from eden_hf.training.processes import PREPARING, others_answer, wait_at_most
 from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.restarts import goes_on
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_changes, record_run
+from eden_hf.training.starts import as_started, started_model, trunks, warn_of_other_intensities
 from eden_hf.training.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -105,9 +105,13 @@ class Pretraining:
         """Make what trains, at the beginning or at the last checkpoint of the folder."""
         arguments, training = self.arguments, self.arguments.training
         keep_freed_memory()
+        run, main = arguments.run, self.accelerator.is_main_process
+        self.probe = Probe(run, image_processor(arguments)) if run.probe and main else None
         set_seed(training.seed)
         self.objective = objective_of(arguments)
-        model = _model(self.objective.model_class, arguments.model)
+        model = started_model(self.objective.model_class, arguments.model)
+        if arguments.model.start is not None and not resume:
+            warn_of_other_intensities(arguments.model.start, image_processor(arguments))
         freeze_unreached(model, self.objective.reached(model.eval()))
         if arguments.run.check_phi and not resume and self.accelerator.is_main_process:
             self._check_phi()
@@ -126,7 +130,8 @@ class Pretraining:
         model = _fit_to_hardware(model, arguments, self.accelerator).to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.model = self.accelerator.prepare(model)
         names = dict.fromkeys(self._optimizer_name(stage) for stage in arguments.stages)
-        self.optimizers = {name: self.accelerator.prepare(make_optimizer(model, name)) for name in names}
+        made = {name: make_optimizer(model, name, training.layer_decay) for name in names}
+        self.optimizers = {name: self.accelerator.prepare(optimizer) for name, optimizer in made.items()}
         self.student = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.eden: PreTrainedModel = self.accelerator.unwrap_model(self.model)
         set_seed(training.seed, device_specific=True)  # a trunk's dropout differs between processes, as it should
@@ -158,6 +163,8 @@ class Pretraining:
         total = sum(batches.epochs * batches.batches_per_epoch for batches in stages)
         self.monitor = Monitor(self.accelerator, self.folder, total, self.progress)
         self.guard = LossGuard(self.folder, self.accelerator.process_index)
+        if self.progress.step == 0:
+            self._probe(self.arguments.stages[0], self._where(self.arguments.stages[0]))
         with StopRequest() as self.stop:
             self.finished = all(self._run_stage(index) for index in range(self.progress.stage, len(stages)))
         self.monitor.close()
@@ -241,7 +248,7 @@ class Pretraining:
 
     def _set_rates(self, stage: Stage, rate: float, decay: float) -> None:
         for group in self._optimizer(stage).param_groups:
-            group.update(lr=rate, weight_decay=decay if group.get("decayed", True) else 0.0)
+            group.update(lr=rate * group.get("scale", 1.0), weight_decay=decay if group.get("decayed", True) else 0.0)
             group.update({"momentum": stage.momentum} if "momentum" in group else {"betas": (stage.momentum, 0.999)})
 
     def _optimizer_step(self, pieces: Iterator[tuple[Tensor, Tensor]], stage: Stage) -> None:
@@ -263,6 +270,10 @@ class Pretraining:
             self.monitor.add(health(output), len(indices) * self.accelerator.num_processes)
         self._clip(optimizer)
         self.objective.before_step(self.eden, stage, self.progress.epoch)
+        if self.progress.epoch < stage.frozen_trunk_epochs:
+            for eden in trunks(self.eden):
+                for parameter in eden.backbone.parameters():
+                    parameter.grad = None  # without one it does not decay either
         optimizer.step()
         optimizer.zero_grad()
 
@@ -313,6 +324,16 @@ class Pretraining:
                 progress.best_validation_loss = loss
                 self._best = {name: tensor.cpu().clone() for name, tensor in self.eden.state_dict().items()}
         self.monitor.pause_clock(time.perf_counter() - since)
+        if progress.seen_epochs % self.arguments.run.probe_every == 0 or progress.epoch == stage.total_epochs:
+            self._probe(stage, where)
+
+    def _probe(self, stage: Stage, where: dict[str, Any]) -> None:
+        """Measure on the probe's images, if there are any, what would be used of the model if the run ended here."""
+        if self.probe is not None:
+            since = time.perf_counter()
+            trunk: Any = self.eden.eden
+            self.monitor.write_probe(where, self.probe.measure(trunk, dense=stage.objective == "points"))
+            self.monitor.pause_clock(time.perf_counter() - since)
 
     @torch.no_grad()
     def validation_loss(self, stage: Stage) -> float:
@@ -368,86 +389,6 @@ class Pretraining:
                 write_model_lineage(folder, self.folder, "pretrain", step=self.progress.step)
 
             replace_folder(self.folder / name, write)
-
-
-#: What a pretraining model that is started from keeps of its own.
-_OWN = {
-    EdenForPreTraining: ("projection_dim", "memory_bank_size", "memory_bank_init"),
-    EdenV2ForPreTraining: ("localizability_hidden_size", "localizability_bottleneck_size", "localizability_outputs"),
-}
-_DENSE = ("dense_dim", "dense_hidden_size")
-
-
-def as_started(arguments: ModelArguments, model_class: Any) -> ModelArguments:
-    """The settings with trunk and sizes of `start`, so that what is recorded of a run is what ran."""
-    if arguments.start is None:
-        return arguments
-    config = EdenConfig.from_pretrained(arguments.start)
-    backbone = config.backbone_config.to_diff_dict()
-    for passing in ("transformers_version", "dtype", "out_features", "out_indices", "stage_names"):
-        backbone.pop(passing, None)
-    kept = _OWN[model_class] if _pretraining_at(arguments.start, model_class) is not None else ()
-    own: dict[str, Any] = {name: getattr(config, name) for name in (*kept, *(_DENSE if config.dense_dim else ()))}
-    return dataclasses.replace(arguments, backbone=backbone, **own)
-
-
-def _pretraining_at(start: str, model_class: Any) -> dict[str, Any] | None:
-    """Where in a folder or repository a pretraining model of a class is, as options of `from_pretrained`, if it is."""
-    places: list[dict[str, Any]] = [{}, {"subfolder": "pretraining"}]
-    for inner in places:
-        try:
-            config = EdenConfig.from_pretrained(start, **inner)
-        except OSError:  # what is published of a run may be its trunk alone
-            continue
-        if model_class.__name__ in (config.architectures or []):
-            return inner
-    return None
-
-
-def _model(model_class: Any, arguments: ModelArguments) -> Any:
-    """A new model, or the one of `start` with the other settings of `arguments`.
-
-    Of a pretraining model of the same class, all goes on; of any other, student and teacher begin as its trunk.
-
-    Raises:
-        ValueError: `start` holds no trunk.
-    """
-    config = arguments.to_config()
-    in_float32(config)
-    if arguments.start is None:
-        return model_class(config)
-    inner = _pretraining_at(arguments.start, model_class)
-    if inner is None:
-        return _from_trunk(model_class, arguments.start, config)
-    model, loaded = model_class.from_pretrained(
-        arguments.start, config=config, dtype=torch.float32, output_loading_info=True, **inner
-    )
-    _check_loaded(arguments.start, loaded, optional="dense_decoder.")
-    if loaded["missing_keys"]:  # a dense stage on a model that had none: the teacher begins as the student
-        model.teacher.eden.dense_decoder.load_state_dict(model.eden.dense_decoder.state_dict())
-    return model
-
-
-def _from_trunk(model_class: Any, start: str, config: EdenConfig) -> Any:
-    """A new pretraining model whose student and teacher begin as the trunk of a folder or repository."""
-    model = model_class(config)
-    load: Any = EdenModel.from_pretrained
-    trunk, loaded = load(start, config=model.config, output_loading_info=True, dtype=torch.float32)
-    _check_loaded(start, loaded, optional="dense_decoder.")
-    for eden in trunks(model):
-        eden.load_state_dict(trunk.state_dict())
-    return model
-
-
-def _check_loaded(start: str, loaded: dict[str, Any], optional: str) -> None:
-    """Raise ValueError if weights are missing, but for those whose names hold `optional`."""
-    if lacking := sorted(key for key in loaded["missing_keys"] if optional not in key):
-        raise ValueError(f"`model.start`: {start} lacks {lacking[:3]} ...")
-
-
-def trunks(model: nn.Module) -> list[EdenModel]:
-    """The trunks of student and teacher."""
-    return [module for module in model.modules() if isinstance(module, EdenModel)]
 
 
 def _laid_out(images: Tensor, memory_format: torch.memory_format) -> Tensor:

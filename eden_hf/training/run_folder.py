@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 
 from eden_hf.data.text_files import write_text
 from eden_hf.training.arguments import Settings, read_settings
-from eden_hf.training.lineage import package_revision, renew_lineage, stale_records, write_lineage
+from eden_hf.training.lineage import license_of, package_revision, renew_lineage, stale_records, write_lineage
+from eden_hf.training.monitors import read_metrics
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -118,7 +119,8 @@ def check_folder(folder: Path, settings: Settings, resume: bool) -> bool:
 def _has_steps(folder: Path) -> bool:
     """Whether a run left metrics or checkpoints, which its first steps do."""
     metrics = folder / "metrics.jsonl"
-    return any(folder.glob("checkpoints/*")) or (metrics.exists() and metrics.stat().st_size > 0)
+    lines = read_metrics(metrics) if metrics.exists() else []
+    return any(folder.glob("checkpoints/*")) or any(line.get("step", 1) > 0 for line in lines)
 
 
 def _changes(folder: Path, settings: Settings) -> dict[str, str]:
@@ -163,6 +165,8 @@ def record_run(folder: Path, settings: Settings, device: torch.device, start: st
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU",
         **facts,
     }
+    if start and (terms := license_of(start)):
+        environment["start_license"] = terms
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
     write_text(folder / "config.yaml", settings.to_yaml())

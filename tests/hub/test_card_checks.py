@@ -64,6 +64,31 @@ def test_words_of_ones_own_are_notes(pretrained):
     assert check_card(pretrained) == []
 
 
+@pytest.mark.parametrize(
+    ("start", "own", "refused"),
+    [
+        ("cc-by-nc-4.0", "apache-2.0", True),
+        ("fair-noncommercial-research-license", "mit", True),
+        ("other (non-commercial, of the method's authors)", "mit", True),
+        ("cc-by-nc-4.0", "cc-by-nc-sa-4.0", False),
+        ("other (dinov3-license)", "apache-2.0", False),
+        ("apache-2.0", "mit", False),
+        (None, "mit", False),
+    ],
+)
+def test_a_licence_does_not_give_what_that_of_the_start_forbids(pretrained, start, own, refused):
+    file = pretrained / "training" / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"start_license": start}))
+    recipe = pretrained / "training" / "config.yaml"
+    recipe.write_text(recipe.read_text().replace("  start: null", "  start: user/start"))
+    declare(pretrained, license=own)
+    text = write_card(pretrained).read_text()
+    assert (f"Started from user/start, which is under the licence {start}." in text) == (start is not None)
+    problems = check_card(pretrained)
+    assert len(problems) == refused
+    assert all(f"`license` is {own}, but the run started from a model under {start}" in told for told in problems)
+
+
 def test_results_that_came_after_the_card_are_missed_in_it(pretrained):
     write_results(pretrained, "later", "compositionality", {"margin": 0.0333})
     (problem,) = check_card(pretrained)

@@ -11,7 +11,7 @@ from ..launching import ENVIRONMENT, python
 CONFIGS = [
     path
     for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-    if not path.stem.startswith(("study", "finetune_", "few_shot"))  # of other commands
+    if not path.stem.startswith(("study", "finetune_", "few_shot", "compare_"))  # of other commands
 ]
 
 

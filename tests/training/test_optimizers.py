@@ -1,10 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from eden_hf import EdenForPreTraining
-from eden_hf.training.optimizers import decayed_names, make_optimizer, of_this_version
+from eden_hf.training.optimizers import decayed_names, layer_scales, make_optimizer, of_this_version
 
 from ..tiny import BACKBONES, tiny_config
 
@@ -38,6 +39,38 @@ def test_adamw_has_two_groups_and_sgd_one_as_published():
     (published,) = make_optimizer(model, "sgd").param_groups
     count = sum(parameter.requires_grad for parameter in model.parameters())
     assert len(published["params"]) == len(maps["params"]) + len(others["params"]) == count
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stem", "first", "last"),
+    [
+        ("resnet", "embedder.", "encoder.stages.0.", "encoder.stages.3."),
+        ("convnextv2", "embeddings.", "encoder.stages.0.", "encoder.stages.3."),
+        ("swin", "embeddings.", "encoder.layers.0.", "encoder.layers.2."),
+        ("vit", "embeddings.", "layers.0.", "layers.1."),
+        ("dinov2", "embeddings.", "encoder.layer.0.", "encoder.layer.1."),
+    ],
+)
+def test_the_rate_falls_layer_by_layer_towards_the_stem(backbone, stem, first, last):
+    model = EdenForPreTraining(tiny_config(backbone))
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    scales = layer_scales(names, 0.5)
+    layers = {"vit": 2, "dinov2": 2, "swin": 3}.get(backbone, 4)
+    for start, power in ((stem, layers + 1), (first, layers), (last, 1)):
+        own = {scales[name] for name in names if re.match(rf"eden\.backbone\.(\w+\.)?{start}", name)}
+        assert own == {0.5**power}, start
+    assert scales["projector.dense.weight"] == 1
+    assert set(layer_scales(names, 1.0).values()) == {1}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_groups_of_layers_hold_every_parameter_once(name):
+    model = EdenForPreTraining(tiny_config("swin"))
+    groups = make_optimizer(model, name, layer_decay=0.5).param_groups
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    trained = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
+    assert sorted(held) == sorted(trained)
+    assert {group["scale"] for group in groups} == {1, 0.5, 0.25, 0.125, 0.0625}
 
 
 def test_a_state_of_other_groups_is_refused_with_the_reason():
