@@ -142,7 +142,7 @@ def _by_split(folder: Path, rows: Sequence[Mapping[str, Any]], files: Sequence[s
 def _as_data(folder: Path, columns: Mapping[str, list[Any]], masks: Iterable[str]) -> Dataset:
     try:
         data = Dataset.from_dict(columns)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
         raise TaskError(f"a column of the tables in {folder} holds values of unlike kinds: {error}") from error
     for name in masks:
         data = data.cast_column(name, Image(decode=False))
