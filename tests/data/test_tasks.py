@@ -347,6 +347,27 @@ def test_several_files_in_a_cell_are_refused(row, column, tmp_path):
         load_source_task(tmp_path, "regression", label_columns=["age"])
 
 
+@pytest.mark.parametrize("column", ["file_name", "heart_file_name"])
+@pytest.mark.parametrize(
+    "name", ["../a.png", "/etc/a.png", "sub/../../a.png", "..\\a.png", "C:\\a.png", "http://x/a.png"]
+)
+def test_metadata_names_no_file_outside_its_folder(tmp_path, name, column):
+    save(tmp_path / "data" / "b.png", pixels(1))
+    row = {"file_name": "b.png", "heart_file_name": "b.png", "age": 3, column: name}
+    (tmp_path / "data" / "metadata.jsonl").write_text(json.dumps(row))
+    with pytest.raises(TaskError, match=r"metadata\.jsonl: row 1 names '.*', which lies outside"):
+        load_source_task(tmp_path / "data", "regression", label_columns=["age"])
+
+
+def test_numbers_beyond_all_columns_and_images_named_twice_are_refused(tmp_path):
+    save(tmp_path / "b.png", pixels(1))
+    for ages, message in (([10**30], "values of unlike kinds"), ([1, 2], r"name images more than once: b\.png")):
+        rows = [json.dumps({"file_name": "b.png", "age": age}) for age in ages]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+        with pytest.raises(TaskError, match=message):
+            load_source_task(tmp_path, "regression", label_columns=["age"])
+
+
 def test_folders_name_classes_beside_metadata_of_another_kind(tmp_path, caplog):
     for name in ("normal", "sick"):
         save(tmp_path / name / "a.png", pixels(0))
