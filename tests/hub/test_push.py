@@ -535,12 +535,12 @@ def test_nothing_to_publish(hub, tmp_path):
 def test_a_run_is_staged_and_published_in_one_call(hub, run, report, tmp_path):
     card = str(write_card_yaml(tmp_path))
     machine = {str(tmp_path), str(run.parent), str(Path.home()), str(REPOSITORY), sys.prefix, get_token()} - {"/"}
-    assert re.search("|".join(map(re.escape, machine)), (run / "environment.json").read_text())
+    assert re.search("|".join(map(re.escape, machine)), (run / "config.yaml").read_text())
     check_push(HubArguments(push_to_hub=True, card=card))
     assert hub.requests == []
     push_to_hub(str(run / "last"), "user/tiny", card, results=[str(report)], output=str(tmp_path / "kept"))
     assert held(hub) == contents(tmp_path / "kept")
-    for name, content in contents(tmp_path / "kept").items():  # environment.json names files of this machine
+    for name, content in contents(tmp_path / "kept").items():
         assert not re.search("|".join(map(re.escape, machine)).encode(), content), name
     hub.requests.clear()
     assert push_to_hub(str(run / "last"), "user/tiny", card, results=[str(report)]).changes == []

@@ -77,7 +77,7 @@ def test_a_stranger_loads_what_was_published(hub, run, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     environment = {
         **ENVIRONMENT, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": READ_TOKEN, "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": READ_TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     }  # fmt: skip
     output = tmp_path / "outputs.safetensors"
     hub.fault("cut", "GET /user/trunk/resolve/[^/]*/model.safetensors")

@@ -86,8 +86,7 @@ def test_an_image_that_cannot_be_read_is_named_and_no_clean_result(sources, caps
     for name in CHANGES:
         (sources / "b" / name).unlink()
     arguments = [str(sources / "a"), str(sources / "b"), "--output", str(sources / "leaks.csv"), "--num_workers", "0"]
-    with pytest.raises(SystemExit, match=r"^0$"):
-        cli.leaks(arguments)
+    cli.leaks(arguments)
     (sources / "b" / "torn.png").write_bytes((sources / "a" / "1.png").read_bytes()[:200])
     with pytest.raises(SystemExit, match=r"^1$"):
         cli.leaks(arguments)

@@ -615,7 +615,7 @@ def test_intervals_resample_patients():
     assert images.value == patients.value == 0.5
     assert (images.n, patients.n) == (100, 2)
     assert 0.35 < images.low < images.high < 0.65
-    assert (patients.low, patients.high) == (0, 1)
+    assert patients.low < 0 < 1 < patients.high  # two patients say hardly anything
 
 
 def test_labels_become_tensors(labelled):

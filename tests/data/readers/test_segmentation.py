@@ -167,7 +167,7 @@ def test_chestx_det_sees_swapped_folders(tmp_path):
         (lambda entries: entries[0]["syms"].__setitem__(0, "Masses"), "unknown syms Masses; known are Atelectasis"),
         (
             lambda entries: entries[0]["polygons"].__setitem__(0, [[1, 1], [90, 1], [9, 9]]),
-            "image 36204.png: .*resized",
+            "image 36204.png of .*resized",
         ),
         (lambda entries: entries[0].__setitem__("file_name", "36205.png"), "come more than once"),
         (lambda entries: entries[0].__setitem__("file_name", "1.png"), r"1 of the 2 images .* have no file .*: 1.png"),
