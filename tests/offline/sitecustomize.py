@@ -18,7 +18,8 @@ def _refuse(event: str, arguments: tuple) -> None:
         host = arguments[0]
     else:
         return
-    if (host.decode() if isinstance(host, bytes) else host) not in HERE:
+    host = host.decode() if isinstance(host, bytes) else host
+    if host not in HERE and not str(host).endswith(".127.0.0.1"):  # what datasets makes of a Hub of this machine
         raise OnlineError(f"tests run offline, and this reaches for {host}")
 
 
