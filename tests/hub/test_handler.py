@@ -12,6 +12,7 @@ from eden_hf import EdenImageProcessor, EdenModel
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.data.reading import decode_image
 from eden_hf.hub.repository import stage_model
+from eden_hf.matching import AnatomyMatcher, Reference
 
 from ..data.test_dicom import RAMP, dicom, saved
 from ..tiny import tiny_config
@@ -67,7 +68,9 @@ def test_landmarks_from_one_example(handler, picture):
     asked = {"reference": base64.b64encode(png(picture)).decode(), "points": {"apex": [20, 30], "base": [40.5, 50]}}
     found = handler({"inputs": picture, "parameters": asked})["landmarks"]
     assert found.keys() == {"apex", "base"}
-    assert all(0 <= point[axis] < 64 for point in found.values() for axis in "xy")  # of random weights
+    reference = Reference(picture, points={"apex": (20, 30), "base": (40.5, 50)})
+    expected = AnatomyMatcher(handler.encoder, [reference]).find(picture)
+    assert found == {name: pytest.approx(point._asdict()) for name, point in expected.items()}
     assert 0 <= found["apex"]["confidence"] <= 1
 
 
