@@ -43,6 +43,7 @@ def undone_on_sigterm() -> Iterator[None]:
         _here.discard(leave)
 
 
+_PATIENCE = 5  # seconds that a process forked here waits for the end that this one is about to make
 _here: set[Any] = set()  # handlers that take back what this process has begun
 
 
@@ -50,7 +51,7 @@ def _in_forked_process() -> None:
     """Have no handler in Python: a pool waited for ever for a worker that the signal met on its way into a lock."""
     if signal.getsignal(signal.SIGTERM) in _here:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        obey(os.getppid())
+        obey(os.getppid(), _PATIENCE)
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,21 +17,27 @@ def obey_parent(worker: int = 0) -> None:
     obey(getattr(parent_process(), "pid", None))
 
 
-def obey(parent: int | None) -> None:
+def obey(parent: int | None, patience: float = 3600) -> None:
     """SIGTERM and SIGINT end this process only where `parent`, a process id, sends them.
 
     Ctrl-C, `timeout` and schedulers send them to every process of a run, whose main process then still needs its
     workers, for the last checkpoint or to let go of a lock, and ends them itself. No-op where the system does not say
     who sent a signal.
+
+    Args:
+        parent: The process that is obeyed.
+        patience: Seconds after another's signal in which the parent's must come. The system forgets it where the
+            other one has not been taken yet, and a parent that joins its workers would wait for ever.
     """
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none
+    if hasattr(signal, "sigtimedwait"):  # macOS has none
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
-        threading.Thread(target=_wait_for, args=(parent,), daemon=True).start()
+        threading.Thread(target=_wait_for, args=(parent, patience), daemon=True).start()
 
 
-def _wait_for(parent: int | None) -> None:
-    while signal.sigwaitinfo(_ENDS).si_pid != parent:
-        pass
+def _wait_for(parent: int | None, patience: float) -> None:
+    heard: signal.struct_siginfo | None = signal.sigwaitinfo(_ENDS)
+    while heard is not None and heard.si_pid != parent:
+        heard = signal.sigtimedwait(_ENDS, patience)
     os._exit(0)
 
 
