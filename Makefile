@@ -15,17 +15,17 @@ demo: $(VENV)/.demo ## Pretrain a small Adam and draw what it learned (DATA=fold
 	$(BIN)/python scripts/demo.py --data "$(DATA)"
 
 test: $(VENV)/.dev ## Run the tests that need no data
-	$(BIN)/python -m pytest -n 2 -m "not real_data and not mixins"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real_data and not mixins"
 
 test-fast: $(VENV)/.dev ## Run the tests that take under ten seconds each
-	$(BIN)/python -m pytest -n 2 -m "not real_data and not mixins and not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real_data and not mixins and not slow"
 
 test-real: $(VENV)/.dev ## Run the tests on the real images of ../shared/data
-	$(BIN)/python -m pytest -n 2 -m real_data
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m real_data
 
 test-mixins: $(VENV)/.dev ## Fetch transformers' own tests of models and processors, and run them over ours
 	$(BIN)/python scripts/fetch_mixins.py
-	$(BIN)/python -m pytest -n 2 tests/test_mixins.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/test_mixins.py
 
 mutants: $(VENV)/.mutants ## Change the code in small ways, and list the changes that no test notices (MUTANTS='*' for all)
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 1 "$(MUTANTS)"

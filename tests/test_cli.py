@@ -80,21 +80,18 @@ def test_an_unknown_command_says_which_there_are():
         ("space", "--model"),
     ],
 )
-def test_each_command_explains_its_options(command, option):
-    finished = eden(command, "--help")
-    assert finished.returncode == 0, finished.stderr
-    assert option in finished.stdout
-    assert finished.stdout.startswith(f"usage: eden {command} ")
+def test_each_command_explains_its_options(command, option, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        COMMANDS[command](["--help"])
+    told = capsys.readouterr().out
+    assert option in told
+    assert told.startswith(f"usage: eden {command} ")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_its_line_of_help(command):
     untold = [action.dest for action in parser_of(command)._actions if not (action.help or "").strip()]
     assert untold == []
-
-
-def test_the_version():
-    assert eden("--version").stdout == f"eden_hf {__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -243,9 +240,7 @@ def test_help_comes_before_torch_is_imported(arguments):
 
 def test_both_modules_are_the_command():
     for module in ("eden_hf", "eden_hf.cli"):
-        finished = python_program("-m", module, "pretrain", "--training.batchsize", "3")
-        assert finished.returncode == 2
-        assert "Did you mean 'training.batch_size'?" in finished.stderr
+        assert python_program("-m", module, "--version").stdout == f"eden_hf {__version__}\n"
 
 
 BARE = """

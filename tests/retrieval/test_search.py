@@ -15,11 +15,11 @@ from PIL import Image
 
 from eden_hf import EdenImageProcessor, EdenModel
 from eden_hf.anatomy import Box
+from eden_hf.command_line import COMMANDS
 from eden_hf.data.errors import SourceError
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.retrieval import SearchError, embed_images, search
 from eden_hf.retrieval.searching import _alike_windows, _maps, parse_region
-from tests.test_cli import eden
 from tests.tiny import tiny_config
 
 
@@ -158,16 +158,16 @@ def test_maps_are_put_together_over_the_bounds_of_batches(shapes, cuts):
         assert part.y.tolist() == [4.0 * (row + 2) for row in range(height)]
 
 
-def test_the_commands_print_what_they_did(work, tmp_path):
+def test_the_commands_print_what_they_did(work, tmp_path, capsys):
     output = str(tmp_path / "e.parquet")
-    made = eden("embed", "--model", str(work / "model"), "--images", str(work / "images"), "--output", output)
-    assert made.returncode == 0, made.stderr
-    assert made.stdout == f"{output}: 6 images\n"
+    COMMANDS["embed"](["--model", str(work / "model"), "--images", str(work / "images"), "--output", output])
+    assert capsys.readouterr().out == f"{output}: 6 images\n"
     options = ["--model", str(work / "model"), "--query", str(work / "images" / "1.png"), "--embeddings", output]
-    found = eden("search", *options, "--top", "2")
-    assert found.stdout.splitlines()[0].split("\t")[2] == "1.png"
-    assert len(found.stdout.splitlines()) == 2
-    refused = eden("search", *options, "--region", "0,0,4,4")
-    assert refused.returncode == 2
-    assert refused.stderr.strip().splitlines()[-1].startswith("eden search: ")
+    COMMANDS["search"]([*options, "--top", "2"])
+    found = capsys.readouterr().out.splitlines()
+    assert found[0].split("\t")[2] == "1.png"
+    assert len(found) == 2
+    with pytest.raises(SystemExit, match=r"^2$"):
+        COMMANDS["search"]([*options, "--region", "0,0,4,4"])
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("eden search: ")
     assert json.loads(pq.read_schema(output).metadata[b"eden_hf"])["images"] == str(work / "images")

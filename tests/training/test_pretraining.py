@@ -190,23 +190,23 @@ def metrics_lines(run: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(number, uninterrupted, tmp_path):
     file = settings_file(tmp_path)
     status = start_and_signal(file, tmp_path / "run", number, after_line=5)
     assert status == (-signal.SIGKILL if number == signal.SIGKILL else 0)
     stopped_at = len([line for line in metrics(tmp_path / "run") if "loss" in line])
     assert stopped_at < 16, "the run was over before the signal came"
-    python("scripts/pretrain.py", f"--config={file}", "--resume")
+    run_pretraining(tmp_path, resume=True)
     assert_equal_runs(tmp_path / "run", uninterrupted)
     assert_equal_states(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_a_signal_to_workers_too_ends_in_a_checkpoint(number, uninterrupted, tmp_path):
+def test_a_signal_to_workers_too_ends_in_a_checkpoint(uninterrupted, tmp_path):
+    """As Ctrl-C sends it."""
     file = settings_file(tmp_path, run={"num_workers": 2})
-    assert start_and_signal(file, tmp_path / "run", number, after_line=3, whole_group=True) == 0
+    assert start_and_signal(file, tmp_path / "run", signal.SIGINT, after_line=3, whole_group=True) == 0
     steps = [line["step"] for line in metrics(tmp_path / "run") if "loss" in line]
     assert steps[-1] < 16, "the run was over before the signal came"
     assert (tmp_path / "run" / "checkpoints" / f"step-{steps[-1]:08}").exists()

@@ -68,18 +68,18 @@ def test_every_process_of_a_launch_is_told_that_a_folder_is_taken(impatient, tmp
     program.write_text(
         "import sys\nfrom pathlib import Path\nfrom accelerate import PartialState\n"
         "from eden_hf.training import run_folder\nrun_folder.PATIENCE = 0\nstate = PartialState(cpu=True)\n"
-        "folder, told = Path(sys.argv[1]), 'free'\n"
-        "try:\n    with run_folder.only_writer(folder, '--output', state):\n        pass\n"
-        "except FileExistsError:\n    told = 'taken'\n"
-        "(folder / f'{state.process_index}.txt').write_text(told)\nstate.destroy_process_group()\n"
+        "for folder in map(Path, sys.argv[1:]):\n"
+        "    told = 'free'\n"
+        "    try:\n        with run_folder.only_writer(folder, '--output', state):\n            pass\n"
+        "    except FileExistsError:\n        told = 'taken'\n"
+        "    (folder / f'{state.process_index}.txt').write_text(told)\nstate.destroy_process_group()\n"
     )
-    for expected in ("free", "taken"):
-        if expected == "taken":
-            with only_writer(tmp_path, "--output"):
-                torchrun(2, str(program), str(tmp_path))
-        else:
-            torchrun(2, str(program), str(tmp_path))
-        assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == [expected] * 2
+    free, taken = tmp_path / "free", tmp_path / "taken"
+    with only_writer(taken, "--output"):
+        free.mkdir()
+        torchrun(2, str(program), str(free), str(taken))
+    for folder in (free, taken):
+        assert [(folder / f"{rank}.txt").read_text() for rank in (0, 1)] == [folder.name] * 2
 
 
 def settings(rate=0.03, batch_size=8):
