@@ -32,9 +32,11 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
-from functools import cache, partial
+from functools import cache, partial, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 from xml.etree import ElementTree
 
 import datasets
@@ -185,8 +187,9 @@ def lines_damaged(data: bytes, rng: random.Random) -> bytes:
 def yaml_damaged(data: bytes, rng: random.Random) -> bytes:
     """As a tree, as bytes, nested without end, or with references that double at each line."""
     if rng.random() < 0.04:
-        doubled = "\n".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))
-        return rng.choice((b"[" * 50_000, b"a: " * 5000, f"a0: &a0 [x, x]\n{doubled}\nmodel: *a39\n".encode()))
+        kind = rng.choice(("[*a{0}, *a{0}]", "{{<<: [*a{0}, *a{0}]}}"))
+        doubled = "\n".join(f"a{n}: &a{n} {kind.format(n - 1)}" for n in range(1, 40))
+        return rng.choice((b"[" * 50_000, b"a: " * 5000, f"a0: &a0 {{x: 1}}\n{doubled}\nmodel: *a39\n".encode()))
     if rng.random() < 0.3:
         return bytes_damaged(data, rng)
     return yaml.safe_dump(tree_damaged(yaml.safe_load(data), rng)).encode("utf-8", "surrogatepass")
@@ -397,17 +400,26 @@ def settings_file(name: str, folder: Path, rng: random.Random) -> None:
     shutil.copy(rng.choice(files), folder / "config.yaml")
 
 
-def read_config(kind: str, file: Path) -> None:
-    """As a command does, which ends with status 2 and a message on what is wrong."""
-    from eden_hf.training.arguments import PretrainArguments, parse_settings
-    from eden_hf.training.finetune_arguments import FinetuneArguments
+class BegunError(Exception):
+    """The settings were taken, and the work of a command would begin."""
+
+
+def read_config(command: str, work: str, more: tuple[str, ...], file: Path) -> None:
+    """By the command, up to its work; it ends with status 2 and a message on what is wrong."""
+    from eden_hf.cli import COMMANDS
+
+    module, name = work.split(":")
+
+    @wraps(getattr(import_module(module), name))
+    def begin(*arguments: Any, **options: Any) -> None:
+        raise BegunError
 
     said = io.StringIO()
     try:
-        with redirect_stderr(said):
-            parse_settings({"pretrain": PretrainArguments, "finetune": FinetuneArguments}[kind], [f"--config={file}"])
+        with redirect_stderr(said), mock.patch(f"{module}.{name}", begin), suppress(BegunError):
+            COMMANDS[command]([f"--config={file}", *more])
     except SystemExit as error:
-        if error.code != 2 or "error:" not in said.getvalue():
+        if error.code != 2 or not re.search(rf"error: |^eden {command}: ", said.getvalue()):
             raise FaultError(f"ended with {error.code}: {said.getvalue()}") from error
         raise ValueError(f"{file.name}: {said.getvalue()}") from error  # which the command line named
 
@@ -528,6 +540,11 @@ def _list(task: str, name: str, write: Callable[[Path], Any], damage: Callable) 
     return Kind(name, lambda folder, rng: write(folder), damage, partial(read_task, task), _OF_TASKS)
 
 
+def _of_command(command: str, work: str, recipes: str, *more: str) -> Kind:
+    read = partial(read_config, command, work, more)
+    return Kind("config.yaml", partial(settings_file, recipes), yaml_damaged, read, (ValueError,))
+
+
 RIBS = "Data/train/Vindr_RibCXR_train_mask.json"
 KINDS: Mapping[str, Kind] = {
     "png": Kind("a.png", png, png_damaged, read_picture, _OF_IMAGES),
@@ -540,19 +557,10 @@ KINDS: Mapping[str, Kind] = {
     "model weights": Kind("model.safetensors", model_folder, bytes_damaged, read_model, _OF_MODELS),
     "model config": Kind("config.json", model_folder, json_damaged, read_model, _OF_MODELS),
     "processor config": Kind("preprocessor_config.json", model_folder, json_damaged, read_model, _OF_MODELS),
-    "pretraining config": Kind(
-        "config.yaml",
-        partial(settings_file, "adam_*.yaml"),
-        yaml_damaged,
-        partial(read_config, "pretrain"),
-        (ValueError,),
-    ),
-    "fine-tuning config": Kind(
-        "config.yaml",
-        partial(settings_file, "finetune_*.yaml"),
-        yaml_damaged,
-        partial(read_config, "finetune"),
-        (ValueError,),
+    "pretraining config": _of_command("pretrain", "eden_hf.training.pretraining:Pretraining", "adam_*.yaml"),
+    "fine-tuning config": _of_command("finetune", "eden_hf.training.finetuning:finetune", "finetune_*.yaml"),
+    "few-shot config": _of_command(
+        "few-shot", "eden_hf.evaluation.few_shot:compare_encoders", "few_shot_*.yaml", "--encoders", "a"
     ),
     "card.yaml": Kind("card.yaml", card_file, yaml_damaged, read_card, (ValueError,)),
     "landmarks.csv": Kind("landmarks.csv", points_table, table_damaged, read_annotations, _OF_ANNOTATIONS),
@@ -575,6 +583,7 @@ KINDS: Mapping[str, Kind] = {
 SLOW = (
     *("parquet", "model weights", "model config", "processor config", "pretraining config", "fine-tuning config"),
     *(
+        "few-shot config",
         "card.yaml",
         "metadata.csv",
         "metadata.jsonl",

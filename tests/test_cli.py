@@ -218,6 +218,13 @@ def test_a_misspelt_setting_exits_with_a_suggestion():
     assert "Traceback" not in finished.stderr
 
 
+def test_a_list_that_is_none_is_named_with_its_mend(tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text("model: outputs/run/last\n")
+    with pytest.raises(SystemExit, match="2"):
+        cli.evaluate(["--config", str(tmp_path / "options.yaml")])
+    assert "options.yaml: `model` takes a list: `model: [first, second]`" in capsys.readouterr().err
+
+
 LIGHT = """
 import sys
 sys.argv = ["eden", *sys.argv[1:]]

@@ -38,6 +38,7 @@ from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, skipped_entries
 from eden_hf.data.sources import MANIFEST, PLAN, find_source
 from eden_hf.data.stopping import undone_on_sigterm
+from eden_hf.data.text_files import read_record
 from eden_hf.data.workers import workers_live
 
 
@@ -133,7 +134,7 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
             raise FileExistsError(f"{folder} holds something else ({min(others)}): choose another --output")
         _write_whole(file, plan)
     try:
-        begun = json.loads(file.read_text())
+        begun = read_record(file)
     except ValueError as error:
         raise SourceError(f"{file} is torn: remove it with the folder, or choose another --output") from error
     others = [f"{name} {begun.get(name)!r} -> {plan[name]!r}" for name in plan if begun.get(name) != plan[name]]
@@ -198,7 +199,7 @@ def _finish(folder: Path, chunks: Sequence[Path], rows: Dataset, plan: dict[str,
 def _checked(chunk: Path, names: list[str], plan: dict[str, Any], skips: SkipLog) -> dict[str, Any]:
     """What the manifest says of a chunk, if it is of the images `names` and its bytes are those that were written."""
     try:
-        about = json.loads((chunk / ABOUT).read_text())
+        about = read_record(chunk / ABOUT)
         file = (chunk / PIXELS).open("rb")
     except (OSError, ValueError) as error:
         raise SourceError(f"{chunk} is torn ({error}); remove that folder and call again") from error

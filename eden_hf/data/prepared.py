@@ -26,6 +26,7 @@ from eden_hf.data.reading import ImageReadError
 from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
 from eden_hf.data.sources import MANIFEST, Data, SourceError, find_source, is_prepared, read_cell
+from eden_hf.data.text_files import read_record
 from eden_hf.data.workers import obey_parent, workers_live
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ class PreparedImages(Dataset):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         manifest = folder / MANIFEST
-        names = [chunk["name"] for chunk in json.loads(manifest.read_text())["chunks"]] if manifest.exists() else ["."]
-        chunks = [json.loads((folder / name / ABOUT).read_text()) for name in names]
+        names = [chunk["name"] for chunk in read_record(manifest)["chunks"]] if manifest.exists() else ["."]
+        chunks = [read_record(folder / name / ABOUT) for name in names]
         self.ids: list[str] = [name for about in chunks for name in about["ids"]]
         self.channels: int = chunks[0]["channels"]
         self.side: int = chunks[0]["side"]
@@ -192,7 +193,7 @@ def _prepared_before(folder: Path, settings: dict[str, Any], list_file: str | Pa
         raise SourceError(f"{folder} is not finished: call `eden prepare` as before, without --shard")
     if list_file is not None:
         raise ValueError(f"{folder} is prepared: data.list_file would pick from a folder of images; leave it out")
-    held = json.loads(manifest.read_text())
+    held = read_record(manifest)
     if others := [f"{name} {held[name]!r}, not {value!r}" for name, value in settings.items() if held[name] != value]:
         raise ValueError(f"{folder} was prepared with {', '.join(others)}: set data to that, or prepare another")
     return PreparedImages(folder)

@@ -99,25 +99,74 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: it is none, is nested more deeply than Python goes, or has too many values by reference.
     """
+    yaml_tree(text)
     try:
-        content = yaml.safe_load(text)
-        if _values(content, {}) > _MOST_VALUES:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, AttributeError, LookupError) as error:  # the latter of tags: `!!bool maybe`
+        raise ValueError(f"no YAML of plain values: {error}") from error
+
+
+def yaml_tree(text: str) -> yaml.Node | None:
+    """What a YAML text is built of. One that would crash or hang what makes values of it is refused.
+
+    Raises:
+        ValueError: it is none, is nested more deeply than Python goes, or has too many values by reference.
+    """
+    try:
+        tree = yaml.compose(text, yaml.SafeLoader)
+        if _values(tree, {}) > _MOST_VALUES:
             raise ValueError("references to references, that come to too many values: write them out")
     except RecursionError as error:
         raise ValueError("lists in lists without end") from error
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
+    return tree
+
+
+def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """How many values there are once every reference is written out, and every mapping merged."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        own = (value for pair in node.value for value in (pair if isinstance(pair, tuple) else (pair,)))
+        known[id(node)] = 1 + sum(_values(value, known) for value in own)
+    return known[id(node)]
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The mapping that a JSON or YAML file holds, as its suffix tells.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it holds none; the message names it.
+    """
+    path = Path(path)
+    text = read_text(path)
+    try:
+        content = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping, got {str(content)[:60]!r}")
     return content
 
 
-def _values(content: Any, known: dict[int, int]) -> int:
-    """How many values there are once every reference is written out."""
-    if not isinstance(content, dict | list):
-        return 1
-    if id(content) not in known:
-        own = content.values() if isinstance(content, dict) else content
-        known[id(content)] = 1 + sum(_values(value, known) for value in own)
-    return known[id(content)]
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The mappings of a file of JSON lines, but for a last line that an interruption cut short.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: a line holds none; the message names file and line.
+    """
+    lines = []
+    for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
+        try:
+            lines.append(parse_json(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if not isinstance(lines[-1], dict):
+            raise ValueError(f"{path}, line {number}: must be a mapping, got {line[:60]!r}")
+    return lines
 
 
 class Line(NamedTuple):

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from eden_hf.data.references import Reference
+from eden_hf.data.text_files import read_lines
 from eden_hf.encoders import Encoder, check_encoders, check_whole_images, load_encoder
 from eden_hf.evaluation.results import data_hash
 from eden_hf.matching.pixel_classifier import PixelClassifier
@@ -316,8 +317,7 @@ def _line(score: Score) -> str:
 
 def read_scores(file: Path) -> list[Score]:
     """The scores of a file of `few_shot` or `compare_encoders`, none where there is no such file."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return [Score(**json.loads(line)) for line in lines]
+    return [Score(**line) for line in read_lines(file)] if file.exists() else []
 
 
 def few_shot_table(scores: Sequence[Score]) -> str:

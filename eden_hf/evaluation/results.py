@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from eden_hf.data.text_files import read_record
 from eden_hf.evaluation.statistics import Estimate, Measured, estimates, few_patients, load_values, save_values
 
 #: Values by patient, in a neighbour of `results.json`.
@@ -78,13 +79,19 @@ class Results:
 
     @classmethod
     def load(cls, file: str | Path) -> "Results":
-        """Read a `results.json`, and the values by patient where they lie beside it."""
-        plain = json.loads(Path(file).read_text(encoding="utf-8"))
+        """Read a `results.json`, and the values by patient where they lie beside it.
+
+        Raises:
+            ValueError: it is none; the message names it.
+        """
+        plain = read_record(file)
         values = Path(file).with_name(VALUES)
         measured = load_values(values) if values.exists() else {}
-        return cls(
-            **plain | {"values": {name: Estimate(**e) for name, e in plain["values"].items()}}, measured=measured
-        )
+        try:
+            plain["values"] = {name: Estimate(**e) for name, e in plain["values"].items()}
+            return cls(**plain, measured=measured)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{file} is not of `eden evaluate` or another command that measures ({error})") from error
 
     def of(self, patients: Collection[str], **settings: Any) -> "Results":
         """The same of some patients alone, with further settings that say who they are: a slice of one run.

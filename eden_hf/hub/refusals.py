@@ -1,6 +1,5 @@
 """What keeps a folder from being published: a poor card, pickles, damaged weights, images of patients."""
 
-import json
 import pickletools
 import re
 import struct
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from eden_hf.data.folders import IMAGE_SUFFIXES
 from eden_hf.data.phantoms import SMALLEST, draw_phantom
 from eden_hf.data.phi import Finding, file_findings, in_short, name_findings, names_in
+from eden_hf.data.text_files import read_record
 from eden_hf.hub.repository import HANDLER, shows_images
 
 Override = Literal["card", "pickle", "weights", "images", "files", "paths"]
@@ -224,7 +224,7 @@ def _not_ours(folder: Path, name: str) -> str | None:
         if not str(image.info.get("Software", "")).startswith("Matplotlib"):
             return "was not drawn by the package (no matplotlib figure)"
     results = file.with_name("results.json")
-    if not of_scores and (not results.is_file() or shows_images(json.loads(results.read_text()))):
+    if not of_scores and (not results.is_file() or shows_images(read_record(results))):
         return "shows images that were measured on, or has no results.json beside it"
     return None
 

@@ -21,6 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from eden_hf.configuration_eden import EdenConfig
+from eden_hf.data.text_files import read_record
 from eden_hf.hub.card_checks import weights_problems
 from eden_hf.hub.card_facts import LOCAL, WEIGHTS, data_name, read_facts
 from eden_hf.hub.cards import EdenModelCardData, write_card
@@ -121,7 +122,7 @@ def write_endpoint(folder: Path) -> None:
 def write_public_lineage(folder: Path, made_by: str, parent: Path) -> None:
     """Record what a model was made of in a folder that may be published: names alone, no place of this machine."""
     file = write_lineage(folder, made_by, [parent])
-    file.write_text(json.dumps(_without_folders(json.loads(file.read_text())), indent=2) + "\n")
+    file.write_text(json.dumps(_without_folders(read_record(file)), indent=2) + "\n")
 
 
 def _find_model(source: Path) -> tuple[Path, Path | None]:
@@ -160,9 +161,9 @@ def _write_training(run: Path, output: Path) -> None:
     (output / "metrics.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")  # a row a line
     _draw_losses(rows, output / "loss.png")
     _copy_small(output / "loss.png", output / "loss.png")
-    recipe = _without_folders(yaml.safe_load((run / "config.yaml").read_text()))
+    recipe = _without_folders(read_record(run / "config.yaml"))
     (output / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    environment = _without_folders(json.loads((run / "environment.json").read_text()))
+    environment = _without_folders(read_record(run / "environment.json"))
     (output / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     (output / "data.json").write_text(json.dumps(_data(recipe, environment), indent=2) + "\n")
 
@@ -220,7 +221,7 @@ def _copy_result(file: Path, output: Path, images: bool) -> None:
     replace(results, **names, measured={}).save(output)  # what was measured in each patient stays behind
     figure = file.with_name("figure.png")
     if figure.is_file():
-        if shows_images(json.loads(file.read_text())) and not images:
+        if shows_images(read_record(file)) and not images:
             logger.warning("%s stays behind: it shows images of %s", figure, results.source)
         else:
             _copy_small(figure, output / figure.name)

@@ -14,11 +14,11 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Template
 from PIL import Image
 
 from eden_hf.data.phantoms import draw_phantom
+from eden_hf.data.text_files import read_record
 from eden_hf.encoders import load_encoder
 from eden_hf.hub.export import export_model
 from eden_hf.hub.repository import write_public_lineage
@@ -144,7 +144,7 @@ def _write_examples(folder: Path) -> list[dict[str, Any]]:
 
 def _settings(model: Path, made: Path, examples: list[dict[str, Any]]) -> dict[str, Any]:
     """What the page is told: `space.json`."""
-    processor = json.loads((model / "preprocessor_config.json").read_text())
+    processor = read_record(model / "preprocessor_config.json")
     sizes = {"runtime": made / "ort" / RUNTIME[-1], "trained": made / "trained.onnx"}
     name, licence = _named(model)
     return {
@@ -158,7 +158,7 @@ def _settings(model: Path, made: Path, examples: list[dict[str, Any]]) -> dict[s
 
 def _named(model: Path) -> tuple[str, str]:
     """The name of a model and of its licence, as its card tells them."""
-    declared = yaml.safe_load((model / "card.yaml").read_text()) if (model / "card.yaml").is_file() else {}
+    declared = read_record(model / "card.yaml") if (model / "card.yaml").is_file() else {}
     licence = declared.get("license_name") or declared.get("license") or "no licence is told"
     return declared.get("model_id") or model.resolve().name, licence
 

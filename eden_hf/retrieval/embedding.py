@@ -39,6 +39,7 @@ from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.data.stopping import undone_on_sigterm
+from eden_hf.data.text_files import parse_json
 from eden_hf.data.workers import obey_parent
 from eden_hf.encoders import Encoder, gains_from_bfloat16, load_encoder, pooled, processed
 from eden_hf.matching.dense_maps import DenseMap, covered_share
@@ -212,7 +213,10 @@ def read_about(file: str | Path) -> dict[str, Any]:
         raise SourceError(f"{file} is no Parquet of embeddings ({error}); make one by `eden embed`") from error
     if METADATA.encode() not in metadata:
         raise SourceError(f"{file} does not tell what made it, so it is not of `eden embed`: make one by that")
-    return json.loads(metadata[METADATA.encode()])
+    try:
+        return dict(parse_json(metadata[METADATA.encode()].decode()))
+    except (ValueError, TypeError) as error:
+        raise SourceError(f"{file} is damaged: it does not tell what made it ({error})") from error
 
 
 class _Batch(NamedTuple):

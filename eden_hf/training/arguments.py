@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader
 
 from eden_hf.anatomy import finest_level
-from eden_hf.data.text_files import read_text
+from eden_hf.data.text_files import read_text, yaml_tree
 from eden_hf.data.view_arguments import AnchorArguments, PointArguments, ViewArguments
 
 if TYPE_CHECKING:
@@ -450,6 +450,9 @@ def parse_settings(
     parser.add_class_arguments(kind, None)
     parsed = parser.parse_args(arguments)
     try:
+        for name in (section.name for section in dataclasses.fields(kind) if dataclasses.is_dataclass(section.type)):
+            mend = "a section of `name: value` lines, or left out"  # which jsonargparse does not see to
+            require(isinstance(parsed[name], Namespace), name, parsed[name], mend)
         settings = parser.instantiate(parsed)
         return kind(**{f.name: settings[f.name] for f in dataclasses.fields(kind)}), parsed.resume
     except ValueError as error:  # settings that do not fit each other
@@ -471,13 +474,28 @@ def read_arguments(path: str | Path) -> PretrainArguments:
     return read_settings(PretrainArguments, path)
 
 
+def _load(text: str) -> Any:
+    """YAML as jsonargparse reads it, of texts that its parser in C can bear: that one has no bounds."""
+    yaml_tree(text)
+    return get_loader("yaml")(text)
+
+
+set_loader("bounded yaml", _load, (yaml.YAMLError, ValueError, AttributeError, LookupError))  # as `parse_yaml`
+
+
 class ConfigParser(ArgumentParser):
     """Options with hyphens, or underscores; configuration files whatever the locale, and in any usual encoding."""
+
+    def __init__(self, *arguments: Any, parser_mode: str = "bounded yaml", **options: Any) -> None:
+        super().__init__(*arguments, parser_mode=parser_mode, **options)
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
         """As jsonargparse does, of options that are written with hyphens."""
         words = sys.argv[1:] if args is None else args
-        return super().parse_args([re.sub(r"^--[^=]+", _underscored, word) for word in words], *others, **options)
+        try:
+            return super().parse_args([re.sub(r"^--[^=]+", _underscored, word) for word in words], *others, **options)
+        except (TypeError, AttributeError, LookupError, RuntimeError) as error:  # which jsonargparse does not foresee
+            self.error(f"a value of a shape that no option takes ({error})", error)
 
     def format_help(self, *formatter: Any) -> str:
         """The help, of options that are written with hyphens."""
@@ -493,7 +511,19 @@ class ConfigParser(ArgumentParser):
             text = read_text(path)
         except ValueError as error:
             self.error(str(error), error)
+        try:
+            self._check_shape(yaml_tree(text))
+        except ValueError as error:
+            self.error(f"{path}: {error}", error)
         return self.parse_string(text, path=Path(path).name, ext_vars=ext_vars, **options)
+
+    def _check_shape(self, tree: yaml.Node | None) -> None:
+        if not isinstance(tree, yaml.MappingNode):
+            raise ValueError("it holds no settings, which are lines of `name: value`")
+        lists = [action.dest for action in self._actions if action.nargs == "+"]
+        for name, value in tree.value:
+            if name.value in lists and not (isinstance(value, yaml.SequenceNode) or value.tag.endswith(":null")):
+                raise ValueError(f"`{name.value}` takes a list: `{name.value}: [first, second]`")
 
 
 def _hyphened(text: str) -> str:

@@ -26,7 +26,7 @@ from huggingface_hub import hf_hub_download, metadata_load, try_to_load_from_cac
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from yaml import YAMLError
 
-from eden_hf.data.text_files import write_text
+from eden_hf.data.text_files import read_record, write_text
 
 LINEAGE = "lineage.json"
 #: What may be made again or added to a published model without another model coming of it.
@@ -105,7 +105,7 @@ def read_lineage(target: str | Path) -> dict[str, Any]:
     """
     file = record_file(Path(target))
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_record(file)
         record["made_by"], record["files"], record["parents"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise LineageError(

@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from eden_hf.data.progress import progress_bar
-from eden_hf.data.text_files import append_line, write_text
+from eden_hf.data.text_files import append_line, read_lines, write_text
 from eden_hf.modeling_eden import EdenForPreTrainingOutput, EdenPointOutput, EdenV2ForPreTrainingOutput
 from eden_hf.training.curriculum import Progress
 
@@ -33,8 +33,7 @@ _MEND = (
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, but for one that an interruption cut short."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_lines(file)
 
 
 class NonFiniteLossError(RuntimeError):

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from eden_hf.data.text_files import write_text
+from eden_hf.data.text_files import read_record, write_text
 from eden_hf.training.arguments import Settings, read_settings
 from eden_hf.training.lineage import license_of, package_revision, renew_lineage, stale_records, write_lineage
 from eden_hf.training.monitors import read_metrics
@@ -137,7 +137,7 @@ def check_images(folder: Path, **lists: Any) -> None:
     Raises:
         ValueError: it is not what was recorded.
     """
-    recorded = json.loads((folder / "environment.json").read_text())
+    recorded = read_record(folder / "environment.json")
     changed = [name for name, value in lists.items() if name in recorded and recorded[name] != value]
     if changed:
         told = ", ".join(f"{name} {recorded[name]} -> {lists[name]}" for name in changed)
@@ -184,7 +184,7 @@ def record_changes(folder: Path, settings: Settings, step: int) -> None:
     if changed := _changes(folder, settings):
         logger.warning("from step %d on: %s", step, ", ".join(f"{key} {change}" for key, change in changed.items()))
         file, change = folder / "environment.json", {"step": step, **changed}
-        environment = json.loads(file.read_text())
+        environment = read_record(file)
         changes = environment.setdefault("changes", [])
         if change not in changes[-1:]:
             changes.append(change)

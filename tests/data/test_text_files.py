@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from eden_hf.data.text_files import append_line, parse_json, parse_yaml, read_csv, read_text, write_text
+from eden_hf.data.text_files import (
+    append_line,
+    parse_json,
+    parse_yaml,
+    read_csv,
+    read_lines,
+    read_record,
+    read_text,
+    write_text,
+)
 
 TEXT = "file_name,Größe\nÄ.png,1\n"
 
@@ -89,8 +98,9 @@ def test_nesting_without_end_is_a_wrong_value(parse, text):
         parse(text)
 
 
-def test_yaml_of_references_to_references_is_refused():
-    text = "a0: &a0 [x, x]\n" + "\n".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))
+@pytest.mark.parametrize("doubled", ["[*{0}, *{0}]", "{{<<: [*{0}, *{0}]}}"])
+def test_yaml_of_references_to_references_is_refused(doubled):
+    text = "a0: &a0 {x: 1}\n" + "\n".join(f"a{n}: &a{n} {doubled.format(f'a{n - 1}')}" for n in range(1, 60))
     with pytest.raises(ValueError, match="references to references"):
         parse_yaml(text)
     with pytest.raises(ValueError, match="lists in lists without end"):
@@ -98,7 +108,23 @@ def test_yaml_of_references_to_references_is_refused():
     assert parse_yaml("base: &b {x: 1}\none: {<<: *b}") == {"base": {"x": 1}, "one": {"x": 1}}
 
 
-@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.system [ls]"])
+@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.system [ls]", "!!bool a", "!!timestamp a"])
 def test_yaml_that_is_none_or_runs_code_is_refused(text):
-    with pytest.raises(ValueError, match=r"expected|could not determine a constructor"):
+    with pytest.raises(ValueError, match=r"expected|could not determine a constructor|plain values"):
         parse_yaml(text)
+
+
+def test_records_and_lines_that_are_none_are_named(tmp_path):
+    for name, content in {"a.json": "[" * 100_000, "b.yaml": "a: [", "c.json": "[1]", "d.yaml": ""}.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"{name} (is damaged|must hold a mapping)"):
+            read_record(tmp_path / name)
+    (tmp_path / "e.yaml").write_text("a: 1\n", encoding="utf-16")
+    assert read_record(tmp_path / "e.yaml") == {"a": 1}
+    lines = tmp_path / "f.jsonl"
+    lines.write_text('{"a": 1}\n{"a": ')
+    assert read_lines(lines) == [{"a": 1}]
+    for wrong in ("[1]", "{"):
+        lines.write_text(f'{{"a": 1}}\n{wrong}\n')
+        with pytest.raises(ValueError, match=r"f\.jsonl, line 2"):
+            read_lines(lines)

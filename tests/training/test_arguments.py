@@ -69,6 +69,10 @@ def test_options_override_the_file(tmp_path):
     assert resume
 
 
+#: A mapping that holds what is merged into the one before it twice, and so on: 2^39 values.
+DOUBLED = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
+
+
 @pytest.mark.parametrize(
     ("yaml", "words"),
     [
@@ -84,6 +88,13 @@ def test_options_override_the_file(tmp_path):
         ("training: {batch_size: many}", ["batch_size", "many"]),
         ("data: {holdout_share: 1.5}", ["data.holdout_share", "1.5"]),
         ("run: {log_every: 0}", ["run.log_every", "0"]),
+        ("run:\nmodel: {projection_dim: 8}", ["`run`", "section", "None"]),
+        ("data: []", ["`data`", "section", "[]"]),
+        ("", ["run.yaml", "no settings"]),
+        ("- data", ["run.yaml", "no settings"]),
+        ("config: 3", ["shape"]),
+        ("data: &a {source: *a}", ["run.yaml", "without end"]),
+        ("a0: &a0 {x: 1}\n" + DOUBLED + "model: *a39", ["run.yaml", "references"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_mend(yaml, words, tmp_path, capsys):
@@ -100,6 +111,11 @@ def test_an_unknown_option_is_named_with_the_nearest(capsys):
     with pytest.raises(SystemExit):
         parse("--training.batch_sise=3")
     assert "training.batch_size" in capsys.readouterr().err
+
+
+def test_a_value_that_would_hang_the_parser_is_taken_as_text():
+    value = "{a0: &a0 {x: 1}, " + DOUBLED.replace("\n", ", ") + "}"
+    assert parse("--model.backbone", value)[0].model.backbone == value
 
 
 def test_differences_leave_out_what_changes_nothing_learned():
