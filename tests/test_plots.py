@@ -55,6 +55,12 @@ def test_levels_show_every_part_of_every_level(image):
         plot_levels(image, [])
 
 
+def test_notebooks_show_figures(image):
+    """Without pyplot, which teaches them to show those of matplotlib."""
+    with Image.open(io.BytesIO(plot_levels(image, [0])._repr_png_())) as picture:
+        assert (picture.format, picture.width) == ("PNG", 320)
+
+
 HISTORY = [
     {"step": 2, "stage": 0, "epoch": 0, "level": 0, "loss": 8.0, "pruned_share": 0.0, "learning_rate": 0.03},
     {"step": 4, "stage": 0, "epoch": 0, "level": 0, "loss": 7.0, "pruned_share": 0.0, "learning_rate": 0.01},

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from eden_hf.plots.drawing import COLOURS, panels, plain
+from eden_hf.plots.drawing import COLOURS, Figure, panels, plain
 
 
 def plot_history(history: Sequence[dict[str, Any]]) -> Figure:

@@ -3,17 +3,28 @@
 Colours are those of Okabe and Ito, told apart by the colour-blind.
 """
 
+import io
 from typing import Literal
 
+import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import SubFigure
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 OUTLINE = [withStroke(linewidth=2.5, foreground="white")]
+
+
+class Figure(matplotlib.figure.Figure):
+    """One that notebooks show: matplotlib teaches them to only once pyplot is imported."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
 
 
 def colour(number: int) -> str:

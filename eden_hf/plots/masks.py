@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from eden_hf.plots.drawing import colour, panels, show
+from eden_hf.plots.drawing import Figure, colour, panels, show
 
 #: The true outlines: white with black edges, seen on bright and dark and no structure's colour.
 TRUE: dict[str, Any] = {

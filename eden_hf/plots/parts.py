@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
 from eden_hf.anatomy import Box, grid_shape, part_boxes
-from eden_hf.plots.drawing import COLOURS, OUTLINE, panels, show
+from eden_hf.plots.drawing import COLOURS, OUTLINE, Figure, panels, show
 
 
 class Part(NamedTuple):

@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch
 from PIL import Image
 from torch import Tensor
 
-from eden_hf.plots.drawing import COLOURS, OUTLINE, colour, marker, panels, show
+from eden_hf.plots.drawing import COLOURS, OUTLINE, Figure, colour, marker, panels, show
 
 
 def plot_correspondence(

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from eden_hf.plots.drawing import COLOURS, MARKERS, OUTLINE, colour, panels, plain
+from eden_hf.plots.drawing import COLOURS, MARKERS, OUTLINE, Figure, colour, panels, plain
 
 
 def plot_tsne(points: np.ndarray, labels: Sequence[int] | np.ndarray | Tensor, names: Sequence[str]) -> Figure:
