@@ -22,9 +22,9 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from eden_hf.data.caches import datasets_cache
 from eden_hf.data.columns import Data, shaped
 from eden_hf.data.errors import SourceError, first
 from eden_hf.data.folders import image_rows, images_by_split, images_fingerprint, list_files
+from eden_hf.data.parquet import damage_told
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.data.reading import ImageReadError, Sizes, decode_image, image_sizes, read_image
 from eden_hf.data.splits import by_common_names, in_order, split_in, split_of
@@ -259,7 +260,7 @@ def _folder(root: Path, list_file: str | Path | None) -> Source:
     if is_prepared(root):
         raise SourceError(f"{root} holds images prepared for pretraining: give the source they were prepared from")
     if is_saved(root):
-        with _told(str(root)):
+        with damage_told(str(root)):
             saved = datasets.load_from_disk(str(root))
         splits = saved if isinstance(saved, Mapping) else {str(saved.split or "train"): saved}
         return dataclasses.replace(_in_memory(str(root), splits), folders=(os.path.realpath(root),))
@@ -292,9 +293,11 @@ def _hosted(source: str, path: str, config: str | None, **options: Any) -> Sourc
 
     files = builder.config.data_files  # their hash holds times of change, or the commit on the Hub
     names = by_common_names(map(str, files))
+    if hasattr(builder, "_generate_tables"):  # what is read later is told as well
+        builder._generate_tables = partial(_tables, builder, source)
 
     def open_split(split: str, streaming: bool) -> Data:
-        with _told(source):
+        with damage_told(source):
             if streaming:
                 return builder.as_streaming_dataset(names[split])
             datasets_cache()
@@ -305,18 +308,11 @@ def _hosted(source: str, path: str, config: str | None, **options: Any) -> Sourc
     return Source(source, in_order(names), fingerprint, open_split, _folders_of(path, files))
 
 
-@contextmanager
-def _told(source: str) -> Iterator[None]:
-    """What damaged files make Arrow and `datasets` raise becomes an error that names the source."""
-    try:
-        yield
-    except Exception as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, OSError) and cause.errno is not None:  # of the disk or the network; Arrow has none
-            raise
-        raise SourceError(
-            f"{source} cannot be read ({type(cause).__name__}: {cause}); restore it from where it came from"
-        ) from error
+def _tables(builder: Any, source: str, files: Iterable[str], **parts: Any) -> Iterator[Any]:
+    """What a builder of `datasets` reads from files, a piece at a time."""
+    files = list(files)
+    with damage_told(source, map(str, files)):
+        yield from type(builder)._generate_tables(builder, files=files, **parts)
 
 
 def _folders_of(path: str, files: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:

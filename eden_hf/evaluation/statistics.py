@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from eden_hf.data.parquet import damage_told
+
 RESAMPLES = 1000
 #: Of fewer patients, intervals cover less than they say where some patients differ much more than others.
 FEW = 15
@@ -336,8 +338,13 @@ def save_values(measured: Mapping[str, Measured], encoder: str, file: str | Path
 
 
 def load_values(file: str | Path) -> dict[str, Measured]:
-    """Read what `save_values` wrote."""
-    table, measured = pq.read_table(file), {}
+    """Read what `save_values` wrote.
+
+    Raises:
+        SourceError: it is damaged.
+    """
+    with damage_told(str(file), [str(file)]):
+        table, measured = pq.read_table(file), {}
     for name in pc.unique(table["measure"]).to_pylist():
         rows = table.filter(pc.equal(table["measure"], name))
         sides = [rows[side].combine_chunks().dictionary_encode() for side in ("patient", "partner")]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from eden_hf.anatomy import Box
 from eden_hf.data.errors import SourceError
+from eden_hf.data.parquet import damage_told
 from eden_hf.data.reading import read_image
 from eden_hf.data.skips import SkipLog
 from eden_hf.data.sources import load_source, read_cell
@@ -90,7 +91,7 @@ def search(
     unreadable: list[dict[str, str]] = []
     if about and (box is None or about["dense"] or images is None):
         _check_made(about, encoder, dense=box is not None, file=embeddings)
-        gallery: Iterable[pa.RecordBatch] = pq.ParquetFile(embeddings).iter_batches()
+        gallery: Iterable[pa.RecordBatch] = _batches(embeddings)
         if images is None:
             source = tuple(about[name] for name in ("images", "split", "image_column", "id_column"))
     elif images is None:
@@ -110,6 +111,12 @@ def search(
     if output is not None:
         _draw(Path(output), picture, box, found, _open(source))
     return found
+
+
+def _batches(embeddings: str | None) -> Iterator[pa.RecordBatch]:
+    """The rows of a file of embeddings."""
+    with damage_told(str(embeddings), [str(embeddings)]):
+        yield from pq.ParquetFile(embeddings).iter_batches()
 
 
 def parse_region(text: str, size: tuple[int, int]) -> Box:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from eden_hf import EdenImageProcessor, EdenModel
 from eden_hf.anatomy import Box
-from eden_hf.command_line import COMMANDS
+from eden_hf.cli import COMMANDS
 from eden_hf.data.errors import SourceError
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.retrieval import SearchError, embed_images, search
