@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import transformers
 
@@ -28,12 +29,20 @@ takes_auto_image_processor = pytest.mark.skipif(
 
 def run(command: list[str], **options) -> subprocess.CompletedProcess:
     """Run `command` to its end and return it; its output is in the error if it does not end with status 0."""
-    options = {"cwd": REPOSITORY, "env": ENVIRONMENT, "timeout": 300, **options}
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    assert finished.returncode == 0, (
-        f"{command} ended with {finished.returncode}\n{finished.stdout}\n{finished.stderr}"
-    )
-    return finished
+    options = {"cwd": REPOSITORY, "env": ENVIRONMENT, **options}
+    seconds = options.pop("timeout", 300)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, **options) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=seconds)
+            status = f"ended with {process.returncode}"
+        except subprocess.TimeoutExpired:
+            for program in (*psutil.Process(process.pid).children(recursive=True), process):
+                program.kill()  # with the workers of a launcher, which have sessions of their own
+            stdout, stderr = process.communicate()
+            status = f"did not end within {seconds} s"
+    assert status == "ended with 0", f"{command} {status}\n{stdout}\n{stderr}"
+    return subprocess.CompletedProcess(command, 0, stdout, stderr)
 
 
 def python(*arguments: str, **options) -> subprocess.CompletedProcess:
