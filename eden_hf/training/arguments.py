@@ -8,11 +8,11 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader
@@ -450,13 +450,24 @@ def parse_settings(
     parser.add_class_arguments(kind, None)
     parsed = parser.parse_args(arguments)
     try:
-        for name in (section.name for section in dataclasses.fields(kind) if dataclasses.is_dataclass(section.type)):
-            mend = "a section of `name: value` lines, or left out"  # which jsonargparse does not see to
-            require(isinstance(parsed[name], Namespace), name, parsed[name], mend)
+        _refuse_nulls(kind, parsed)
         settings = parser.instantiate(parsed)
         return kind(**{f.name: settings[f.name] for f in dataclasses.fields(kind)}), parsed.resume
     except ValueError as error:  # settings that do not fit each other
         parser.error(str(error), error)
+
+
+def _refuse_nulls(kind: Any, given: Mapping[str, Any] | Namespace, section: str = "") -> None:
+    """Raise a `ValueError` where a setting is `null` that cannot be, which jsonargparse lets pass."""
+    for name, hint in get_type_hints(kind).items():
+        value, items = given[name], [item for item in get_args(hint) if dataclasses.is_dataclass(item)]
+        if dataclasses.is_dataclass(hint):
+            _refuse_nulls(hint, value, f"{section}{name}.")
+        elif value is None:
+            require(type(None) in get_args(hint), f"{section}{name}", value, "given, or left out")
+        elif items:
+            for item in (item for item in value if isinstance(item, Namespace)):  # not those of the defaults
+                _refuse_nulls(items[0], item.get("init_args", item), f"{section}{name}.")
 
 
 def read_settings(kind: type[SettingsType], path: str | Path) -> SettingsType:
@@ -497,6 +508,13 @@ class ConfigParser(ArgumentParser):
         except (TypeError, AttributeError, LookupError, RuntimeError) as error:  # which jsonargparse does not foresee
             self.error(f"a value of a shape that no option takes ({error})", error)
 
+    def instantiate(self, *arguments: Any, **options: Any) -> Any:
+        """As jsonargparse does; a value of a type that what is made does not foresee is an error of the user's."""
+        try:
+            return super().instantiate(*arguments, **options)
+        except TypeError as error:
+            self.error(f"a setting has a value that it does not take ({error})", error)
+
     def format_help(self, *formatter: Any) -> str:
         """The help, of options that are written with hyphens."""
         return _hyphened(super().format_help(*formatter))
@@ -517,13 +535,18 @@ class ConfigParser(ArgumentParser):
             self.error(f"{path}: {error}", error)
         return self.parse_string(text, path=Path(path).name, ext_vars=ext_vars, **options)
 
-    def _check_shape(self, tree: yaml.Node | None) -> None:
+    def _check_shape(self, tree: yaml.Node | None, section: str = "") -> None:
+        """Refuse what jsonargparse does not foresee of a file, or takes for the name of another to read."""
         if not isinstance(tree, yaml.MappingNode):
-            raise ValueError("it holds no settings, which are lines of `name: value`")
+            told = f"`{section[:-1]}`" if section else "it"
+            raise ValueError(f"{told} holds no settings, which are lines of `name: value`")
         lists = [action.dest for action in self._actions if action.nargs == "+"]
-        for name, value in tree.value:
-            if name.value in lists and not (isinstance(value, yaml.SequenceNode) or value.tag.endswith(":null")):
-                raise ValueError(f"`{name.value}` takes a list: `{name.value}: [first, second]`")
+        for key, value in tree.value:
+            name = f"{section}{key.value}"
+            if name in (self.groups or ()):
+                self._check_shape(value, f"{name}.")
+            if name in lists and not (isinstance(value, yaml.SequenceNode) or value.tag.endswith(":null")):
+                raise ValueError(f"`{name}` takes a list: `{name}: [first, second]`")
 
 
 def _hyphened(text: str) -> str:
