@@ -73,7 +73,9 @@ def prepare(arguments: list[str], prog: str) -> Answer:
     """Decode a source of any size once for pretraining, on one machine or many, to go on where one was stopped."""
     from eden_hf.data.chunks import prepare_in_chunks
 
-    return files_answer([call(prepare_in_chunks, arguments, prog, by_place=("source", "output"))])
+    return files_answer(
+        [call(prepare_in_chunks, arguments, prog, several=("columns",), by_place=("source", "output"))]
+    )
 
 
 @command

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features
 from tqdm.auto import tqdm
 
 from eden_hf.data.decoders import decoder_versions
@@ -31,6 +31,7 @@ from eden_hf.data.prepared import (
     Storage,
     check_shape,
     decode_all,
+    kept_rows,
     move_into_place,
     write_images,
 )
@@ -57,6 +58,7 @@ def prepare_in_chunks(
     shard: str = "1/1",
     chunk_size: int = 8192,
     num_proc: int | None = None,
+    columns: list[str] | None = None,
 ) -> Path:
     """Decode a source once to a folder that any number of machines write to, and pretraining reads.
 
@@ -79,6 +81,7 @@ def prepare_in_chunks(
         shard: `i/n`, for the i-th of n machines: every n-th chunk, and the folder is left unfinished.
         chunk_size: Images of a chunk, which is what is lost at most when a call is stopped.
         num_proc: Processes that decode; by default all processors of this process, 0 for this process alone.
+        columns: Columns of texts or numbers that are kept with the images, such as the one for `data.patient_column`.
 
     Returns:
         The folder.
@@ -87,7 +90,8 @@ def prepare_in_chunks(
         FileExistsError: `output` holds something else.
         ValueError: a value above is not as described, or the folder was begun with other settings, another source
             or other decoders.
-        SourceError: the source is absent or not of the shape asked for, or a chunk is not what it was.
+        SourceError: the source is absent or not of the shape asked for, has no such columns, or a chunk is not what
+            it was.
         TooManyUnreadable: more images than `max_skipped_share` cannot be read; all are listed in `skipped.jsonl`.
     """
     index, count = _shard(shard)
@@ -96,11 +100,13 @@ def prepare_in_chunks(
         raise ValueError(f"--chunk-size must be at least 1, got {chunk_size}")
     folder = Path(output)
     found = find_source(source, list_file=list_file)
-    rows: Any = found.load(split, image_column=image_column, id_column=id_column).select_columns(
-        ["image", "source_id"]
-    )
+    kept = list(columns or ())
+    loaded: Any = found.load(split, image_column=image_column, id_column=id_column)
+    _check_columns(loaded.features, kept, f"split {split!r} of {found.name}")
+    rows = loaded.select_columns(["image", "source_id", *kept])
     settings = {"side": side, "channels": channels, "aspect_ratio": aspect_ratio, "storage": storage}
-    told = {"split": split, "image_column": image_column, "id_column": id_column, "fingerprint": found.fingerprint}
+    told = {"split": split, "image_column": image_column, "id_column": id_column, "fingerprint": found.fingerprint,
+            "columns": kept or None}  # fmt: skip
     plan = {**settings, **told, "images": len(rows), "chunk_size": chunk_size, **decoder_versions()}
     _agree(folder, plan)
     chunks = [folder / f"chunk-{number:05}" for number in range(-(-len(rows) // chunk_size))]
@@ -109,6 +115,21 @@ def prepare_in_chunks(
     if count == 1:
         _finish(folder, chunks, rows, plan, max_skipped_share)
     return folder
+
+
+def _check_columns(features: Features, columns: Sequence[str], where: str) -> None:
+    """Refuse columns that are not there, or hold what JSON does not."""
+    for name in columns:
+        if name not in features or name in ("image", "source_id"):
+            known = ", ".join(other for other in features if other not in ("image", "source_id")) or "no others"
+            raise SourceError(f"{where} has no column {name!r} to keep (--columns); beside its images it has {known}")
+        if not re.fullmatch(r"(large_)?string|u?int\d+|float\d+|bool", str(getattr(features[name], "dtype", None))):
+            raise SourceError(f"column {name!r} of {where} holds neither texts nor numbers but {features[name]}")
+
+
+def _told(rows: Dataset, span: range) -> dict[str, list[Any]]:
+    """What the rows of a chunk hold beside their images."""
+    return rows.select_columns([name for name in rows.column_names if name != "image"])[span.start : span.stop]
 
 
 def _shard(shard: str) -> tuple[int, int]:
@@ -159,7 +180,7 @@ def _make(
     chunk_size: int,
     num_proc: int | None,
 ) -> None:
-    """Decode the missing chunks of rows `image`, `source_id`, one after the other; each is there whole or not."""
+    """Decode the missing chunks of rows `image`, `source_id` and what is kept with them, each whole or not there."""
     spans = [_span(number, rows, chunk_size) for number in missing]
     if not spans:
         return
@@ -168,7 +189,8 @@ def _make(
         decoded = decode_all(chosen, Decoder(**settings), num_proc)
         for number, span in zip(missing, spans, strict=True):
             with scratch_folder(chunks[number]) as scratch:
-                write_images(islice(decoded, len(span)), scratch, settings, SkipLog(scratch / SKIPPED_FILE, 1.0))
+                skips = SkipLog(scratch / SKIPPED_FILE, 1.0)
+                write_images(islice(decoded, len(span)), scratch, settings, skips, _told(rows, span))
                 move_into_place(scratch, chunks[number])
 
 
@@ -189,15 +211,15 @@ def _finish(folder: Path, chunks: Sequence[Path], rows: Dataset, plan: dict[str,
     checked = []
     for number, chunk in enumerate(tqdm(chunks, desc="checking chunks", unit="chunk", dynamic_ncols=True)):
         span = _span(number, rows, plan["chunk_size"])
-        checked.append(_checked(chunk, rows[span.start : span.stop]["source_id"], plan, skips))
+        checked.append(_checked(chunk, _told(rows, span), plan, skips))
     skips.check(len(rows))
     if not any(chunk["images"] for chunk in checked):
         raise SourceError("the source has no images")
     _write_whole(folder / MANIFEST, {**plan, "skipped": skips.count, "chunks": checked})
 
 
-def _checked(chunk: Path, names: list[str], plan: dict[str, Any], skips: SkipLog) -> dict[str, Any]:
-    """What the manifest says of a chunk, if it is of the images `names` and its bytes are those that were written."""
+def _checked(chunk: Path, told: dict[str, list[Any]], plan: dict[str, Any], skips: SkipLog) -> dict[str, Any]:
+    """What the manifest says of a chunk, if it is of the rows `told` and its bytes are those that were written."""
     try:
         about = read_record(chunk / ABOUT)
         file = (chunk / PIXELS).open("rb")
@@ -207,11 +229,13 @@ def _checked(chunk: Path, names: list[str], plan: dict[str, Any], skips: SkipLog
     for entry in entries:
         skips.add(**entry)
     left_out = {entry["source_id"] for entry in entries}
+    names, values = kept_rows(told, lambda name: name not in left_out)
     with file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = sum(about["sizes"]) if "sizes" in about else len(about["ids"]) * plan["channels"] * plan["side"] ** 2
     faults = {
-        "its names are not those of the source": about["ids"] != [name for name in names if name not in left_out],
+        "its names are not those of the source": about["ids"] != names,
+        "its columns are not those of the source": json.dumps(about.get("columns", {})) != json.dumps(values),
         "its bytes are not those that were written": digest != about["sha256"],
         "its size is wrong": (chunk / PIXELS).stat().st_size != size,
     }

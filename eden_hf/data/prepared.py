@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -57,8 +57,9 @@ class PreparedImages(Dataset):
 
     Or in several such, of which a `prepared.json` tells the names (see `eden_hf.data.chunks`).
 
-    Attributes: `ids` (names, in order), `channels`, `side`, `list_hash` (SHA-256 of the names), `skipped` (number of
-    images that could not be read; `skipped_file` lists them).
+    Attributes: `ids` (names, in order), `columns` (what else is told of them, by the columns that were kept),
+    `channels`, `side`, `list_hash` (SHA-256 of the names), `skipped` (number of images that could not be read;
+    `skipped_file` lists them).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,6 +68,10 @@ class PreparedImages(Dataset):
         names = [chunk["name"] for chunk in read_record(manifest)["chunks"]] if manifest.exists() else ["."]
         chunks = [read_record(folder / name / ABOUT) for name in names]
         self.ids: list[str] = [name for about in chunks for name in about["ids"]]
+        self.columns: dict[str, list[Any]] = {
+            column: [value for about in chunks for value in about["columns"][column]]
+            for column in chunks[0].get("columns", ())
+        }
         self.channels: int = chunks[0]["channels"]
         self.side: int = chunks[0]["side"]
         self.skipped: int = sum(about["skipped"] for about in chunks)
@@ -261,8 +266,24 @@ def _length(data: Any) -> int | None:
     return len(data) if isinstance(data, datasets.Dataset) else None  # nobody knows the length of a stream
 
 
-def write_images(decoded: Iterable[Decoded], folder: Path, settings: dict[str, Any], skips: SkipLog) -> int:
-    """Write `pixels.bin` and `images.json`, and how many there are; what could not be decoded goes to `skips`."""
+def kept_rows(told: Mapping[str, list[Any]], kept: Callable[[str], bool]) -> tuple[list[str], dict[str, list[Any]]]:
+    """The names of rows that are `kept`, and what their other columns hold."""
+    places = [place for place, name in enumerate(told["source_id"]) if kept(name)]
+    columns = {column: [values[place] for place in places] for column, values in told.items()}
+    return columns.pop("source_id"), columns
+
+
+def write_images(
+    decoded: Iterable[Decoded],
+    folder: Path,
+    settings: dict[str, Any],
+    skips: SkipLog,
+    told: Mapping[str, list[Any]] | None = None,
+) -> int:
+    """Write `pixels.bin` and `images.json`, and how many there are; what could not be decoded goes to `skips`.
+
+    What the rows are `told` to hold beside their images is kept with them: `source_id`, and any columns.
+    """
     ids, sizes, digest = [], [], hashlib.sha256()
     with (folder / PIXELS).open("wb") as file:
         for name, pixels in decoded:
@@ -275,6 +296,8 @@ def write_images(decoded: Iterable[Decoded], folder: Path, settings: dict[str, A
                 digest.update(data)
                 file.write(data)
     about = {**settings, "skipped": skips.count, "sha256": digest.hexdigest(), "ids": ids}
+    if told is not None and len(told) > 1:
+        about["columns"] = kept_rows(told, set(ids).__contains__)[1]
     if settings.get("storage", "raw") != "raw":
         about["sizes"] = sizes
     (folder / ABOUT).write_text(json.dumps(about))

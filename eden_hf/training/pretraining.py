@@ -31,7 +31,7 @@ from eden_hf.data.patients import patient_names, tell_of_no_patients
 from eden_hf.data.phi import data_findings, guard, read_accepted
 from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
 from eden_hf.data.skips import SKIPPED_FILE
-from eden_hf.data.sources import load_source
+from eden_hf.data.sources import SourceError, is_prepared, load_source
 from eden_hf.data.workers import obey_parent, workers_live
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.training.arguments import DataArguments, PretrainArguments, Stage
@@ -118,7 +118,7 @@ class Pretraining:
         with self.accelerator.local_main_process_first():
             self.images = prepared_images(arguments.data)
         self.train_indices, self.holdout_indices = split_holdout(
-            _patients(self.images.ids, arguments.data), arguments.data.holdout_share, arguments.data.split_seed
+            _patients(self.images, arguments.data), arguments.data.holdout_share, arguments.data.split_seed
         )
         self.validated = self.holdout_indices[
             :: math.ceil(len(self.holdout_indices) / training.validation_images) or 1
@@ -443,15 +443,24 @@ def _rows(data: DataArguments) -> Dataset:
     )  # fmt: skip
 
 
-def _patients(ids: list[str], data: DataArguments) -> list[str]:
-    """Whose each prepared image is: the image's own name where no column tells it."""
+def _patients(images: PreparedImages, data: DataArguments) -> list[str]:
+    """Whose each image is: the image's own name where no column tells it."""
     if data.patient_column is None:
         if data.holdout_share:
-            tell_of_no_patients(len(ids), "--data.patient_column")
-        return ids
-    rows = _rows(data)
+            tell_of_no_patients(len(images), "--data.patient_column")
+        return images.ids
+    if not is_prepared(Path(data.source).expanduser()):
+        rows = _rows(data)
+    elif data.patient_column in images.columns:
+        rows = Dataset.from_dict({"source_id": images.ids, **images.columns})
+    else:
+        kept = ", ".join(images.columns) or "none"
+        raise SourceError(
+            f"{data.source} keeps no column {data.patient_column!r} but {kept}: "
+            f"prepare it again with `eden prepare --columns {data.patient_column}`"
+        )
     whose = dict(zip(rows["source_id"], patient_names(rows, data.patient_column), strict=True))
-    return [whose[id_] for id_ in ids]
+    return [whose[id_] for id_ in images.ids]
 
 
 def prepared_images(data: DataArguments) -> PreparedImages:

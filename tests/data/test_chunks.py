@@ -219,3 +219,31 @@ def test_the_manifest_tells_the_sums(images):
     assert [chunk["images"] for chunk in manifest["chunks"]] == [2, 2, 1, 2]
     assert len({chunk["sha256"] for chunk in manifest["chunks"]}) == 4
     assert (manifest["images"], manifest["skipped"], manifest["side"]) == (8, 1, 8)
+
+
+def test_columns_that_are_asked_for_are_kept_with_the_images_that_are(tmp_path):
+    """Texts, numbers and what is not told, of the images that could be read; a call with other columns is refused."""
+    pictures = [Image.fromarray(np.full((9, 9), index, np.uint8)) for index in range(4)]
+    told = {"patient": ["a", None, "b", "b"], "age": [1.5, float("nan"), 3.0, 4.0], "label": [0, 1, 1, 0]}
+    features = {"image": datasets.Image(decode=False), "patient": datasets.Value("string"),
+                "age": datasets.Value("float32"), "label": datasets.ClassLabel(names=["no", "yes"]),
+                "boxes": datasets.List(datasets.Value("int8"))}  # fmt: skip
+    cells = [datasets.Image().encode_example(picture) for picture in pictures]
+    cells[2]["bytes"] = b"no image"
+    rows = {"image": cells, **told, "boxes": [[1]] * 4}
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(tmp_path / "train.parquet")
+    settings = {"chunk_size": 3, "columns": ["patient", "age", "label"], "max_skipped_share": 0.5}
+    for _ in range(2):  # a second call finds them as they are
+        kept = PreparedImages(prepare(tmp_path / "train.parquet", **settings))
+    assert kept.ids == ["0", "1", "3"]
+    assert (kept.columns["patient"], kept.columns["label"]) == (["a", None, "b"], [0, 1, 0])
+    assert np.array_equal(kept.columns["age"], [1.5, np.nan, 4.0], equal_nan=True)
+    with pytest.raises(ValueError, match=r"begun with others: columns \['patient', 'age', 'label'\] -> None"):
+        prepare(tmp_path / "train.parquet", **{**settings, "columns": None})
+    for column, told in ("image", "no column"), ("name", "it has patient, age"), ("boxes", "neither texts nor"):
+        with pytest.raises(SourceError, match=rf"column '{column}'.*{told}|{told}.*'{column}'"):
+            prepare(tmp_path / "train.parquet", columns=[column])
+    about = kept.folder / "chunk-00000" / "images.json"
+    about.write_text(about.read_text().replace('"a"', '"z"'))
+    with pytest.raises(SourceError, match="chunk-00000: its columns are not those of the source"):
+        prepare(tmp_path / "train.parquet", **settings)

@@ -23,6 +23,8 @@ from torch.testing import assert_close
 from transformers import AutoModel
 
 from eden_hf import EdenForPreTraining, EdenModel
+from eden_hf.data.chunks import prepare_in_chunks
+from eden_hf.data.errors import SourceError
 from eden_hf.data.phantoms import draw_phantom, phantom_dataset
 from eden_hf.data.phi import PhiError
 from eden_hf.training import pretraining
@@ -122,14 +124,21 @@ def test_the_images_of_a_patient_are_held_out_together(tmp_path, caplog):
     rows = phantom_dataset(12).map(lambda row, index: {"patient": index // 4}, with_indices=True)
     rows.save_to_disk(tmp_path / "rows")
     data = {**SETTINGS["data"], "source": str(tmp_path / "rows"), "id_column": "image_id", "holdout_share": 0.3}
+    folder = tmp_path / "prepared"
+    prepare_in_chunks(data["source"], str(folder), id_column="image_id", side=64, num_proc=0, columns=["patient"])
+    prepared = {"source": str(folder), "patient_column": "patient"}
     caplog.set_level("INFO")
     held = []
-    for name, column in (("images", None), ("patients", "patient")):
-        run = Pretraining(read_arguments(settings_file(tmp_path, name, data={**data, "patient_column": column})))
+    for name, of_run in ("images", {}), ("patients", {"patient_column": "patient"}), ("prepared", prepared):
+        run = Pretraining(read_arguments(settings_file(tmp_path, name, data=data | of_run)))
         held.append({index // 4 for index in run.holdout_indices.tolist()})
-        assert ("each of 12 images counts as a patient: give --data.patient_column" in caplog.text) == (column is None)
+        assert ("each of 12 images counts as a patient: give --data.patient_column" in caplog.text) == (not of_run)
         caplog.clear()
+    assert held[1] == held[2]
     assert len(held[1]) == 1 < len(held[0])
+    data |= {**prepared, "patient_column": "name"}
+    with pytest.raises(SourceError, match=r"keeps no column 'name' but patient: .*eden prepare --columns name"):
+        Pretraining(read_arguments(settings_file(tmp_path, "other", data=data)))
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted):
