@@ -16,7 +16,7 @@ from eden_hf.data.sources import find_source, is_prepared
 from eden_hf.encoders import gains_from_bfloat16
 from eden_hf.training.arguments import PretrainArguments, Stage
 from eden_hf.training.objectives import objective_of
-from eden_hf.training.pretraining import prepared_images
+from eden_hf.training.pretraining import prepared_images, streamed_images
 from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.starts import as_started
 
@@ -62,7 +62,8 @@ def examine(arguments: PretrainArguments) -> Iterator[str]:
     yield from _told(about, arguments)
     images, told = _images(arguments)
     yield told
-    held, weights = _gigabytes(arguments, 0 if is_prepared(Path(arguments.data.source).expanduser()) else images)
+    at_hand = arguments.data.streaming or is_prepared(Path(arguments.data.source).expanduser())
+    held, weights = _gigabytes(arguments, 0 if at_hand else images)
     yield f"disk: {held:.2f} GB of prepared images, {weights:.2f} GB of checkpoints and models"
     places = {arguments.data.cache_dir or CACHE_DIR: held, arguments.run.output_dir: weights}
     for place, needed in places.items():
@@ -85,6 +86,12 @@ def _images(arguments: PretrainArguments) -> tuple[int, str]:
     if is_prepared(Path(data.source).expanduser()):
         count = len(prepared_images(data))
         return count, f"images: {count}, prepared"
+    if data.streaming:
+        streamed = streamed_images(data)
+        start, some = time.process_time(), min(_SAMPLE, len(streamed))
+        streamed.get(range(some))
+        rate = some / max(1e-6, time.process_time() - start)
+        return len(streamed), f"images: {len(streamed)}; read and decoded in each epoch, {rate:.0f} a second and core"
     rows = find_source(data.source, list_file=data.list_file).load(
         data.split, image_column=data.image_column, id_column=data.id_column
     )

@@ -5,6 +5,7 @@ import math
 from io import BytesIO
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,14 @@ class PlainMoCo(nn.Module):
         self.bank[rows] = key
         self.pointer = (self.pointer + len(key)) % len(self.bank)
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+
+
+def streamed(folder: str, side: int, batch: int, window: int) -> None:
+    """An epoch of grey images as `datasets` streams them, shuffled in a buffer, by the batch."""
+    rows = datasets.load_dataset(folder, split="train", streaming=True).cast_column("image", datasets.Image())
+    for images in rows.shuffle(seed=0, buffer_size=window).iter(batch):
+        resized = [image.convert("L").resize((side, side), Image.Resampling.BILINEAR) for image in images["image"]]
+        torch.from_numpy(np.stack([np.asarray(image) for image in resized]))
 
 
 def pruned_loss_by_sample(queries: Tensor, keys: Tensor, bank: Tensor, temperature: float, threshold: float) -> Tensor:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pyarrow.parquet import write_table
 from torch import Tensor
 
 from eden_hf.benchmarks import references
@@ -22,6 +24,7 @@ from eden_hf.benchmarks.measuring import Sides, row
 from eden_hf.configuration_eden import EdenConfig
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.data.point_views import make_point_views
+from eden_hf.data.streamed import StreamedImages
 from eden_hf.data.view_arguments import PointArguments, ViewArguments
 from eden_hf.data.views import draw_views, make_views
 from eden_hf.encoders import Encoder, load_encoder
@@ -36,6 +39,7 @@ from eden_hf.training.arguments import (
     Stage,
     TrainingArguments,
 )
+from eden_hf.training.curriculum import epoch_order
 from eden_hf.training.monitors import read_metrics
 
 
@@ -328,6 +332,30 @@ def embed() -> Iterator[Sides]:
             len(files),
             24,
         )
+
+
+@row(
+    "an epoch streamed from Parquet: 1,024 JPEG of 512 pixels to 256", reference="`datasets`, shuffled in a buffer",
+    unit="images", goal=0.9, clock="processor", threads=1,
+)  # fmt: skip
+def stream() -> Iterator[Sides]:
+    """The images of a run with `data.streaming`, in its order."""
+    batch, window = 64, 256
+    with tempfile.TemporaryDirectory() as folder:
+        encoded = []
+        for picture in phantom_dataset(64, size=512)["image"]:
+            picture.save(file := BytesIO(), "JPEG", quality=92)
+            encoded.append({"bytes": file.getvalue(), "path": None})
+        table = pa.table({"image": encoded * 16})
+        for number in range(4):
+            write_table(table.slice(256 * number, 256), f"{folder}/train-{number}.parquet", row_group_size=32)
+        images, epochs = StreamedImages(folder, window=window), iter(range(1_000_000))
+
+        def ours() -> None:
+            for indices in epoch_order(torch.arange(1024), 0, next(epochs), images.row_groups).split(batch):
+                images.get(indices)
+
+        yield Sides(ours, lambda: references.streamed(folder, 256, batch, window), 1024)
 
 
 @row("dense map of windows: 1,024 of 64 pixels", reference="windows cut out by PIL", unit="maps", goal=1.6)

@@ -26,7 +26,7 @@ def shaped(
         raise SourceError(f"{where} does not tell its columns: give the IterableDataset its features")
     if id_column is None and "source_id" in data.features:
         id_column = "source_id"
-    _check_columns(data.features, image_column, id_column, where)
+    check_columns(data.features, image_column, id_column, where)
     others = {name: kind for name, kind in data.features.items() if name not in (image_column, "source_id")}
     features = Features({"image": Image(decode=False), "source_id": Value("string"), **others})
     if not isinstance(data, Dataset):
@@ -41,7 +41,7 @@ def shaped(
         # As Arrow tables, so that no image is decoded and encoded on the way.
         data = data.with_format("arrow").map(arrange, with_indices=True, batched=True)
         return data.with_format(None).cast(features)
-    ids = _ids(data.select_columns(id_column).with_format("arrow")[:][id_column] if id_column else range(len(data)))
+    ids = as_ids(data.select_columns(id_column).with_format("arrow")[:][id_column] if id_column else range(len(data)))
     refuse_repeats(ids, where)
     data = data.remove_columns("source_id") if "source_id" in data.features else data
     data = data.rename_column(image_column, "image") if image_column != "image" else data
@@ -62,12 +62,12 @@ def _arranged(
     """A piece of a stream with the columns of `load_source`, in Arrow."""
     if folders is not None:
         refuse_files_outside(table, [image_column], folders, where)
-    ids = pa.array(_ids(table[id_column] if id_column else rows), pa.string())
+    ids = pa.array(as_ids(table[id_column] if id_column else rows), pa.string())
     ours = {"image": table[image_column], "source_id": ids}
     return pa.table({name: ours[name] if name in ours else table[name] for name in columns})
 
 
-def _check_columns(features: Features, image_column: str, id_column: str | None, where: str) -> None:
+def check_columns(features: Features, image_column: str, id_column: str | None, where: str) -> None:
     """Refuse names of columns that are not there, or hold no images."""
     for role, column in (("image_column", image_column), ("id_column", id_column)):
         if column is not None and column not in features:
@@ -119,7 +119,12 @@ def named_files(cells: pa.ChunkedArray) -> list[str]:
     return pc.unique(cells).drop_null().to_pylist()
 
 
-def _ids(values: Iterable[Any]) -> list[str]:
+def as_ids(values: Iterable[Any]) -> list[str]:
+    """Values as names of images.
+
+    Raises:
+        SourceError: one is missing.
+    """
     plain = values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else list(values)
     if None in plain:
         raise SourceError(f"row {plain.index(None)} has no id: name another id_column")

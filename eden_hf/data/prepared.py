@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import datasets
 import numpy as np
@@ -52,14 +52,75 @@ def _channels_first(image: Image.Image) -> np.ndarray:
     return np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)
 
 
-class PreparedImages(Dataset):
-    """Images of one size in a folder: `pixels.bin` (uint8, or encoded) and `images.json` (names and settings).
+class RowGroups(NamedTuple):
+    """How images lie in what is read group by group: each group's first index, int64, rising from 0.
+
+    And among how many of them an epoch is shuffled, so that few groups are read at a time.
+    """
+
+    starts: Tensor
+    window: int
+
+
+class Images(Dataset):
+    """Images of one size by their indices, as training reads them.
+
+    Attributes: `ids` (names, in order), `channels`, `side`, `list_hash` (SHA-256 of the names), `row_groups` (how they
+    are to be read, `None` where any order costs the same), `skipped` (number of images that could not be read, as far
+    as that is known; `skipped_file` lists them).
+    """
+
+    row_groups: RowGroups | None = None
+    skipped = 0
+    skipped_file: Path
+
+    def __init__(self, ids: list[str], side: int, channels: int) -> None:
+        self.ids, self.side, self.channels = ids, side, channels
+        self.list_hash = list_hash(ids)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What tells the images from others."""
+        return {"images": len(self), "image_list_hash": self.list_hash}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        """One image with its index: pixels [C, side, side] uint8."""
+        return index, self.get([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """A batch as a loader fetches it: indices [B] int64 and pixels [B, C, side, side] uint8."""
+        return torch.tensor(indices), self.get(indices)
+
+    def get(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Pixels [B, C, side, side] uint8 of the images at `indices`."""
+        raise NotImplementedError
+
+    def get_lasting(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """As `get`, of images that are asked for again and again."""
+        return self.get(indices)
+
+    def told(self, column: str) -> datasets.Dataset:
+        """The names of all images, `source_id`, and what a column says of them.
+
+        Raises:
+            SourceError: There is no such column.
+        """
+        raise NotImplementedError
+
+    def workers(self, asked: int) -> int:
+        """Processes that should read ahead, of those asked for."""
+        return asked
+
+
+class PreparedImages(Images):
+    """Images in a folder: `pixels.bin` (uint8, or encoded) and `images.json` (names and settings).
 
     Or in several such, of which a `prepared.json` tells the names (see `eden_hf.data.chunks`).
 
-    Attributes: `ids` (names, in order), `columns` (what else is told of them, by the columns that were kept),
-    `channels`, `side`, `list_hash` (SHA-256 of the names), `skipped` (number of images that could not be read;
-    `skipped_file` lists them).
+    Attributes: those of `Images`, and `columns` (what else is told of the images, by the columns that were kept).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,24 +128,18 @@ class PreparedImages(Dataset):
         manifest = folder / MANIFEST
         names = [chunk["name"] for chunk in read_record(manifest)["chunks"]] if manifest.exists() else ["."]
         chunks = [read_record(folder / name / ABOUT) for name in names]
-        self.ids: list[str] = [name for about in chunks for name in about["ids"]]
+        first = chunks[0]
+        super().__init__([name for about in chunks for name in about["ids"]], first["side"], first["channels"])
         self.columns: dict[str, list[Any]] = {
             column: [value for about in chunks for value in about["columns"][column]]
-            for column in chunks[0].get("columns", ())
+            for column in first.get("columns", ())
         }
-        self.channels: int = chunks[0]["channels"]
-        self.side: int = chunks[0]["side"]
         self.skipped: int = sum(about["skipped"] for about in chunks)
-        self.list_hash = list_hash(self.ids)
+        self.skipped_file = folder / SKIPPED_FILE
         counts = [len(about["ids"]) for about in chunks]
         sizes = [about.get("sizes") for about in chunks]  # of what is encoded
         self._chunks = list(zip([folder / name / PIXELS for name in names], counts, sizes, strict=True))
         self._starts = np.cumsum([0, *counts])
-
-    @property
-    def skipped_file(self) -> Path:
-        """JSON lines with the name and the reason of each image left out; absent if there is none."""
-        return self.folder / SKIPPED_FILE
 
     @cached_property
     def _pixels(self) -> list[Any]:
@@ -100,16 +155,14 @@ class PreparedImages(Dataset):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_pixels"}  # each process maps its own
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        """One image with its index: pixels [C, side, side] uint8."""
-        return index, self.get([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A batch as a loader fetches it: indices [B] int64 and pixels [B, C, side, side] uint8."""
-        return torch.tensor(indices), self.get(indices)
+    def told(self, column: str) -> datasets.Dataset:
+        """The names of all images and what a column says of them, if `eden prepare` kept it."""
+        if column not in self.columns:
+            raise SourceError(
+                f"{self.folder} keeps no column {column!r} but {', '.join(self.columns) or 'none'}: prepare it again "
+                f"with `eden prepare --columns {column}`"
+            )
+        return datasets.Dataset.from_dict({"source_id": self.ids, column: self.columns[column]})
 
     def get(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Pixels [B, C, side, side] uint8 of the images at `indices`."""

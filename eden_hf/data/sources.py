@@ -23,7 +23,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import datasets
 import fsspec
 import PIL.Image
 from datasets.fingerprint import Hasher
+from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from eden_hf.data.caches import datasets_cache
@@ -59,6 +60,7 @@ class Source:
         fingerprint: changes with the content: file names, sizes and times, a commit, or the data in memory.
         open_split: gives the split of a name as it is; `load` gives it in shape.
         folders: where the files must lie that its cells may name, `None` where its maker is trusted with that.
+        parquet: files or URLs of each split, where they are Parquet.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Source:
     fingerprint: str
     open_split: Callable[[str, bool], Data]
     folders: tuple[str, ...] | None = None
+    parquet: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def load(
         self, split: str, *, image_column: str = "image", id_column: str | None = None, streaming: bool = False
@@ -305,7 +308,8 @@ def _hosted(source: str, path: str, config: str | None, **options: Any) -> Sourc
             return builder.as_dataset(names[split])
 
     fingerprint = Hasher.hash([path, builder.config_id, files])
-    return Source(source, in_order(names), fingerprint, open_split, _folders_of(path, files))
+    parquet = {name: files[own] for name, own in names.items()} if isinstance(builder, Parquet) else {}
+    return Source(source, in_order(names), fingerprint, open_split, _folders_of(path, files), parquet)
 
 
 def _tables(builder: Any, source: str, files: Iterable[str], **parts: Any) -> Iterator[Any]:

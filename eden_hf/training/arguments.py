@@ -132,6 +132,9 @@ class DataArguments:
         patient_column: Column that tells patients apart; the images of one are then held out together.
         max_skipped_share: Share of unreadable images above which the run stops.
         cache_dir: Where prepared images are kept; the package's cache folder by default.
+        streaming: Prepare nothing: read Parquet, here or on the Hub, while training.
+        shuffle_window: Images among which an epoch is shuffled when streaming. About as many, encoded, are held in
+            memory by each process.
     """
 
     source: str = "phantoms:256"
@@ -147,8 +150,13 @@ class DataArguments:
     patient_column: str | None = None
     max_skipped_share: float = 0.01
     cache_dir: str | None = None
+    streaming: bool = False
+    shuffle_window: int = 4096
 
     def __post_init__(self) -> None:
+        require(self.shuffle_window >= 1, "data.shuffle_window", self.shuffle_window, "at least 1 image")
+        listed = self.streaming and self.list_file is not None
+        require(not listed, "data.list_file", self.list_file, "left out with data.streaming, which reads all rows")
         require(self.side >= 1, "data.side", self.side, "at least 1 pixel")
         require(0 <= self.holdout_share < 1, "data.holdout_share", self.holdout_share, "in [0, 1)")
         require(0 <= self.max_skipped_share <= 1, "data.max_skipped_share", self.max_skipped_share, "in [0, 1]")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from eden_hf.data.prepared import RowGroups
 from eden_hf.training.arguments import Stage
 
 
@@ -77,10 +78,22 @@ def validation_interval(train_images: int, validation_images: int) -> int:
     return max(1, math.ceil(validation_images / 2 / (train_images / 50)))
 
 
-def epoch_order(indices: Tensor, seed: int, epoch: int) -> Tensor:
-    """`indices` (int64, any length) in the order of `epoch`, counted over the whole run."""
+def epoch_order(indices: Tensor, seed: int, epoch: int, row_groups: RowGroups | None = None) -> Tensor:
+    """`indices` (int64, any length) in the order of `epoch`, counted over the whole run.
+
+    Images in `row_groups` come group after group, in an order of the epoch, each up to a window later than its turn:
+    those under way at a time are no more groups than fill the window.
+    """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    return indices[torch.randperm(len(indices), generator=generator)]
+    if row_groups is None:
+        return indices[torch.randperm(len(indices), generator=generator)]
+    group = torch.searchsorted(row_groups.starts, indices, right=True) - 1
+    order = torch.randperm(len(row_groups.starts), generator=generator)
+    sizes = torch.bincount(group, minlength=len(order))[order]
+    turns = torch.empty_like(order)
+    turns[order] = sizes.cumsum(0) - sizes
+    later = row_groups.window * torch.rand(len(indices), generator=generator, dtype=torch.float64)
+    return indices[torch.argsort(turns[group] + later, stable=True)]
 
 
 def key_order(size: int, *, seed: int, epoch: int, batch: int, piece: int) -> Tensor:
@@ -152,7 +165,7 @@ class StageBatches(Sampler[list[int]]):
     def __init__(
         self, indices: Tensor, batch_size: int, *, epochs: int, seed: int, first_epoch: int,
         start: tuple[int, int] = (0, 0), pieces: int = 1, rank: int = 0, world_size: int = 1,
-        shuffled_keys: bool = False,
+        shuffled_keys: bool = False, row_groups: RowGroups | None = None,
     ) -> None:  # fmt: skip
         if batch_size % (pieces * world_size):
             raise ValueError(
@@ -168,6 +181,7 @@ class StageBatches(Sampler[list[int]]):
         self.indices, self.batch_size, self.epochs, self.seed = indices, batch_size, epochs, seed
         self.first_epoch, self.start, self.pieces = first_epoch, start, pieces
         self.rank, self.world_size, self.shuffled_keys = rank, world_size, shuffled_keys
+        self.row_groups = row_groups
 
     def __len__(self) -> int:
         """Pieces left for this process."""
@@ -177,7 +191,7 @@ class StageBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         start_epoch, start_batch = self.start
         for epoch in range(start_epoch, self.epochs):
-            order = epoch_order(self.indices, self.seed, self.first_epoch + epoch)
+            order = epoch_order(self.indices, self.seed, self.first_epoch + epoch, self.row_groups)
             first = start_batch if epoch == start_epoch else 0
             for batch in range(first, self.batches_per_epoch):
                 chunks = order[batch * self.batch_size :][: self.batch_size].chunk(self.pieces * self.world_size)

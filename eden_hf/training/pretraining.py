@@ -29,9 +29,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from eden_hf.data.patients import patient_names, tell_of_no_patients
 from eden_hf.data.phi import data_findings, guard, read_accepted
-from eden_hf.data.prepared import PreparedImages, prepare_images, split_holdout
-from eden_hf.data.skips import SKIPPED_FILE
-from eden_hf.data.sources import SourceError, is_prepared, load_source
+from eden_hf.data.prepared import Images, PreparedImages, prepare_images, split_holdout
+from eden_hf.data.skips import SKIPPED_FILE, SkipLog
+from eden_hf.data.sources import is_prepared, load_source
+from eden_hf.data.streamed import StreamedImages, parquet_rows
 from eden_hf.data.workers import obey_parent, workers_live
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.training.arguments import DataArguments, PretrainArguments, Stage
@@ -40,6 +41,7 @@ from eden_hf.training.curriculum import (
     Progress,
     StageBatches,
     enough_values,
+    epoch_order,
     key_order,
     learning_rate,
     validation_interval,
@@ -116,13 +118,11 @@ class Pretraining:
         if arguments.run.check_phi and not resume and self.accelerator.is_main_process:
             self._check_phi()
         with self.accelerator.local_main_process_first():
-            self.images = prepared_images(arguments.data)
+            self.images = self._images()
         self.train_indices, self.holdout_indices = split_holdout(
             _patients(self.images, arguments.data), arguments.data.holdout_share, arguments.data.split_seed
         )
-        self.validated = self.holdout_indices[
-            :: math.ceil(len(self.holdout_indices) / training.validation_images) or 1
-        ]
+        self.validated = _some(self.holdout_indices, training.validation_images, self.images, arguments.data)
         interval = validation_interval(len(self.train_indices), len(self.validated))
         self.validate_every = training.validate_every or interval
         self.device = self.accelerator.device
@@ -137,7 +137,7 @@ class Pretraining:
         set_seed(training.seed, device_specific=True)  # a trunk's dropout differs between processes, as it should
         self.progress = Progress()
         if resume:
-            check_images(self.folder, images=len(self.images), image_list_hash=self.images.list_hash)
+            check_images(self.folder, **self.images.facts)
             self.progress = load_last_checkpoint(self.accelerator, self.folder / "checkpoints")
         if self.accelerator.is_main_process:
             if resume:
@@ -146,9 +146,16 @@ class Pretraining:
                 _record_run(self.folder, arguments, self.images, self.accelerator)
         self.accelerator.wait_for_everyone()
 
+    def _images(self) -> Images:
+        data, run = self.arguments.data, self.arguments.run
+        if not data.streaming:
+            return prepared_images(data)
+        return streamed_images(data, threads=run.num_workers, skipped_file=self.folder / SKIPPED_FILE)
+
     def _check_phi(self) -> None:
         data, run = self.arguments.data, self.arguments.run
-        findings = data_findings(_rows(data), data.split)
+        rows = parquet_rows(data.source, data.split) if data.streaming else _rows(data)
+        findings = data_findings(rows, data.split)
         guard(findings, read_accepted(run.accepted_phi), self.folder / "phi.csv", "--run.accepted_phi")
 
     def train(self) -> Path:
@@ -192,6 +199,7 @@ class Pretraining:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
             shuffled_keys=self._shuffles_keys(stages[stage_index]),
+            row_groups=self.images.row_groups,
         )
 
     def _shuffles_keys(self, stage: Stage) -> bool:
@@ -205,7 +213,7 @@ class Pretraining:
             progress.best_validation_loss = math.inf
         self.objective.begin_stage(self.eden, stage)
         batches = self._batches(index)
-        pieces = iter(_loader(self.images, batches, self.arguments.run.num_workers, self.device))
+        pieces = _read(_loader(self.images, batches, self.arguments.run.num_workers, self.device))
         stage_steps = stage.total_epochs * batches.batches_per_epoch
         while progress.epoch < stage.total_epochs:
             step_of_stage = progress.epoch * batches.batches_per_epoch + progress.batch
@@ -351,7 +359,12 @@ class Pretraining:
         for indices in mine.split(piece) if len(mine) else ():  # of no images torch makes one empty piece
             # Another seed than training's, and always epoch 0: the same views whenever it is asked.
             inputs = self._inputs(
-                indices, self.images.get(indices), stage, stage.granularity(last), seed=training.seed + 1, epoch=0
+                indices,
+                self.images.get_lasting(indices),
+                stage,
+                stage.granularity(last),
+                seed=training.seed + 1,
+                epoch=0,
             )
             loss = self.eden(**inputs, **settings).loss
             total += torch.stack([loss.float() * len(indices), torch.tensor(float(len(indices)), device=self.device)])
@@ -396,12 +409,20 @@ def _laid_out(images: Tensor, memory_format: torch.memory_format) -> Tensor:
     return images.flatten(0, -4).contiguous(memory_format=memory_format).unflatten(0, images.shape[:-3])
 
 
-def _loader(images: PreparedImages, batches: StageBatches, workers: int, device: torch.device) -> DataLoader:
+def _read(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, of which one may be the error that there was instead."""
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+def _loader(images: Images, batches: StageBatches, workers: int, device: torch.device) -> DataLoader:
     """Batches as (indices [B] int64, images [B, C, side, side] uint8)."""
     return DataLoader(
         images,
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=images.workers(workers),
         collate_fn=_as_fetched,
         worker_init_fn=obey_parent,
         pin_memory=device.type == "cuda",
@@ -443,22 +464,21 @@ def _rows(data: DataArguments) -> Dataset:
     )  # fmt: skip
 
 
-def _patients(images: PreparedImages, data: DataArguments) -> list[str]:
+def _some(indices: Tensor, most: int, images: Images, data: DataArguments) -> Tensor:
+    """Of the images held out at most some: spread over all, or of as few row groups as hold them."""
+    if images.row_groups is None:
+        return indices[:: math.ceil(len(indices) / most) or 1]
+    return epoch_order(indices, data.split_seed, 0, images.row_groups._replace(window=0))[:most]
+
+
+def _patients(images: Images, data: DataArguments) -> list[str]:
     """Whose each image is: the image's own name where no column tells it."""
     if data.patient_column is None:
         if data.holdout_share:
             tell_of_no_patients(len(images), "--data.patient_column")
         return images.ids
-    if not is_prepared(Path(data.source).expanduser()):
-        rows = _rows(data)
-    elif data.patient_column in images.columns:
-        rows = Dataset.from_dict({"source_id": images.ids, **images.columns})
-    else:
-        kept = ", ".join(images.columns) or "none"
-        raise SourceError(
-            f"{data.source} keeps no column {data.patient_column!r} but {kept}: "
-            f"prepare it again with `eden prepare --columns {data.patient_column}`"
-        )
+    at_hand = data.streaming or is_prepared(Path(data.source).expanduser())
+    rows = images.told(data.patient_column) if at_hand else _rows(data)
     whose = dict(zip(rows["source_id"], patient_names(rows, data.patient_column), strict=True))
     return [whose[id_] for id_ in images.ids]
 
@@ -466,9 +486,18 @@ def _patients(images: PreparedImages, data: DataArguments) -> list[str]:
 def prepared_images(data: DataArguments) -> PreparedImages:
     """The images of a run's settings, decoded if they are not yet."""
     settings = dataclasses.asdict(data)
-    for of_splits in ("holdout_share", "split_seed", "patient_column"):
-        settings.pop(of_splits)
+    for of_others in ("holdout_share", "split_seed", "patient_column", "streaming", "shuffle_window"):
+        settings.pop(of_others)
     return prepare_images(settings.pop("source"), **settings)
+
+
+def streamed_images(data: DataArguments, threads: int = 1, skipped_file: Path | None = None) -> StreamedImages:
+    """The images of a run's settings, none of them decoded."""
+    return StreamedImages(
+        data.source, split=data.split, image_column=data.image_column, id_column=data.id_column, side=data.side,
+        channels=data.channels, aspect_ratio=data.aspect_ratio, window=data.shuffle_window, threads=threads,
+        skips=SkipLog(skipped_file, data.max_skipped_share),
+    )  # fmt: skip
 
 
 def _fit_to_hardware(model: nn.Module, arguments: PretrainArguments, accelerator: Accelerator) -> nn.Module:
@@ -497,7 +526,7 @@ def image_processor(arguments: PretrainArguments) -> EdenImageProcessor:
     )
 
 
-def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImages, accelerator: Accelerator) -> None:
+def _record_run(folder: Path, arguments: PretrainArguments, images: Images, accelerator: Accelerator) -> None:
     """Write what runs, and which images could not be used."""
     record_run(
         folder,
@@ -505,10 +534,9 @@ def _record_run(folder: Path, arguments: PretrainArguments, images: PreparedImag
         accelerator.device,
         start=arguments.model.start,
         processes=accelerator.num_processes,
-        images=len(images),
         start_dtypes=held_dtypes(arguments.model.start or ""),
         images_skipped=images.skipped,
-        image_list_hash=images.list_hash,
+        **images.facts,
     )
     (folder / SKIPPED_FILE).unlink(missing_ok=True)
     if images.skipped:

@@ -2,9 +2,10 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eden_hf.data.prepared import RowGroups
 from eden_hf.training.arguments import Stage
 from eden_hf.training.curriculum import (
     FullBatches,
@@ -70,6 +71,46 @@ def test_orders_depend_on_seed_and_epoch_only():
     orders = [tuple(epoch_order(indices, seed, epoch).tolist()) for seed in range(3) for epoch in range(3)]
     assert len(set(orders)) == 9
     assert all(sorted(order) == indices.tolist() for order in orders)
+
+
+@settings(max_examples=50)
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any), window=st.integers(0, 200),
+    kept=st.floats(0.3, 1), seed=st.integers(0, 3), world=st.integers(1, 3), share=st.integers(1, 3),
+)  # fmt: skip
+def test_row_groups_of_any_sizes_give_each_image_once_to_one_process(sizes, window, kept, seed, world, share):
+    """In each epoch, whatever is held out; a resumed epoch is its rest; and few row groups are under way at a time."""
+    starts = torch.tensor([0, *sizes]).cumsum(0)
+    groups = RowGroups(starts[:-1], window)
+    everything = torch.arange(sum(sizes))
+    indices = everything[: max(1, round(kept * sum(sizes)))]
+    order = epoch_order(indices, seed, 0, groups)
+    assert sorted(order.tolist()) == indices.tolist()
+    group = torch.searchsorted(groups.starts, order, right=True) - 1
+    ends = [place for place in range(len(order)) if group[place] not in group[place + 1 :]]
+    for place in ends:
+        begun = set(group[: place + 1].tolist()) - {int(group[end]) for end in ends if end < place}
+        assert sum(int((group == number).sum()) for number in begun) <= window + 2 * max(sizes)
+    if len(indices) < (batch := world * share):
+        return
+    options = {"row_groups": groups, "seed": seed, "world_size": world}
+    ranks = [list(StageBatches(indices, batch, epochs=2, first_epoch=0, rank=r, **options)) for r in range(world)]
+    per_epoch = len(indices) // batch
+    for epoch in range(2):
+        seen = [index for rank in ranks for own in rank[epoch * per_epoch :][:per_epoch] for index in own]
+        assert len(seen) == len(set(seen)) == per_epoch * batch
+    resumed = StageBatches(indices, batch, epochs=2, first_epoch=0, start=(1, per_epoch // 2), **options)
+    assert list(resumed) == ranks[0][per_epoch + per_epoch // 2 :]
+
+
+def test_a_window_of_one_image_reads_row_groups_in_a_drawn_order_and_a_wide_one_mixes_them():
+    groups, indices = RowGroups(torch.arange(0, 100, 10), 0), torch.arange(100)
+    orders = [epoch_order(indices, 0, epoch, groups) for epoch in range(2)]
+    for order in orders:
+        assert torch.equal(order.view(10, 10) - order.view(10, 10)[:, :1], indices[:10].expand(10, 10))
+    assert not torch.equal(*orders)
+    mixed = epoch_order(indices, 0, 0, groups._replace(window=10_000))
+    assert all(len(set(part.tolist())) >= 5 for part in (mixed // 10).view(10, 10))
 
 
 @given(

@@ -33,6 +33,7 @@ from eden_hf.training.checkpoints import damage
 from eden_hf.training.monitors import LossGuard, Monitor, NonFiniteLossError
 from eden_hf.training.pretraining import Pretraining, _loader, pretrain
 
+from ..data.shards import png, write_shards
 from ..launching import ENVIRONMENT, REPOSITORY, python, torchrun
 from ..tiny import BACKBONES, tiny_config
 
@@ -274,6 +275,57 @@ def test_a_stop_while_the_run_saves_ends_in_the_whole_checkpoint(tmp_path, monke
     assert [(path.name, damage(path)) for path in kept] == [("step-00000003", None), ("step-00000004", None)]
 
 
+@pytest.fixture
+def streaming(tmp_path):
+    """Settings of a run that streams twenty phantoms in row groups of three, four of them of patients held out."""
+    images = [png(np.asarray(draw_phantom(index, 64).image)) for index in range(20)]
+    source = write_shards(
+        tmp_path / "shards", images, [[3] * 4, [3, 3, 2]], patient_name=[f"p{i // 2}" for i in range(20)]
+    )
+    data = {"source": str(source), "streaming": True, "shuffle_window": 6, "patient_column": "patient_name"}
+    return {"data": {**SETTINGS["data"], **data}}
+
+
+def test_a_streaming_run_resumes_to_the_last_bit(streaming, tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch, with a process that reads ahead of it."""
+    settings = {**streaming, "run": {"num_workers": 2, "checkpoint_every": 9}, "stages": [{"epochs": 2}]}
+    whole = run_pretraining(tmp_path, "whole", **settings)
+    step, steps = Pretraining._optimizer_step, iter(range(99))
+
+    def stopped(run, pieces, stage):
+        if next(steps) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(run, pieces, stage)
+
+    monkeypatch.setattr(Pretraining, "_optimizer_step", stopped)
+    run = run_pretraining(tmp_path, **settings)
+    assert metrics(run)[-1]["step"] == 6
+    monkeypatch.undo()
+    run_pretraining(tmp_path, resume=True, **settings)
+    assert_equal_runs(run, whole)
+    assert_equal_states(run, whole)
+    assert not (tmp_path / "cache").exists()
+    shutil.move(tmp_path / "shards" / "train-00001.parquet", tmp_path / "shards" / "train-00002.parquet")
+    with pytest.raises(ValueError, match=r"had other images: .*parquet_hash"):
+        run_pretraining(tmp_path, resume=True, **settings)
+
+
+def test_what_a_streaming_run_cannot_read_ends_it_with_the_file(streaming, tmp_path):
+    run = Pretraining(read_arguments(settings_file(tmp_path, **streaming, run={"num_workers": 1})))
+    file = tmp_path / "shards" / "train-00001.parquet"
+    file.write_bytes(b"\xff" * 500 + file.read_bytes()[500:])
+    with pytest.raises(SourceError, match=r"^row group 0 of .*train-00001\.parquet cannot be read"):
+        run.train()
+
+
+def test_patients_of_a_stream_are_looked_at_and_held_out_together(streaming, tmp_path):
+    run = Pretraining(read_arguments(settings_file(tmp_path, **streaming)))
+    assert len({index // 2 for index in run.holdout_indices.tolist()}) == 2 == len(run.holdout_indices) / 2
+    assert sorted(run.validated.tolist()) == run.holdout_indices.tolist()
+    with pytest.raises(PhiError, match=r"1 name\n  train: name column"):
+        run_pretraining(tmp_path, "checked", **streaming, run={"check_phi": True})
+
+
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=r"`run\.trackers`: wandb is not installed"):
@@ -288,9 +340,9 @@ def test_a_finished_run_resumes_to_itself(uninterrupted, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(tmp_path):
-    """A LayerNorm trunk, launched by torchrun."""
-    common = {"model": {"backbone": BACKBONES["vit"]}, "training": {"batch_size": 8}}
+def test_two_processes_take_the_steps_of_one(streaming, tmp_path):
+    """A LayerNorm trunk, launched by torchrun, whose images are streamed."""
+    common = {**streaming, "model": {"backbone": BACKBONES["vit"]}, "training": {"batch_size": 8}}
     stages = [{"level": 0, "epochs": 1, "learning_rate": 0.05}, {"level": 2, "epochs": 1, "prune_threshold": 0.8}]
     run_pretraining(tmp_path, "one", **common, stages=stages)
     file = settings_file(tmp_path, "two", **common, stages=stages)

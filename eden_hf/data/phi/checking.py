@@ -97,9 +97,10 @@ def guard(findings: Iterable[Finding], accepted: frozenset[Finding], report: Pat
         )
 
 
-def data_findings(data: Dataset, name: str) -> Iterator[Finding]:
-    """What rows of `datasets` tell, in any column: images, and texts that are names."""
-    return _table_findings(data.with_format("arrow").iter(_ROWS), name, _Looked(), True)
+def data_findings(data: Dataset | Iterable[pa.RecordBatch], name: str) -> Iterator[Finding]:
+    """What rows of `datasets` or of Arrow tell, in any column: images, and texts that are names."""
+    tables = data.with_format("arrow").iter(_ROWS) if isinstance(data, Dataset) else data
+    return _table_findings(tables, name, _Looked(), True)
 
 
 def file_findings(folder: Path, name: str, text: bool = True) -> Iterator[Finding]:
