@@ -23,10 +23,10 @@ from eden_hf.training.arguments import ConfigParser
 from eden_hf.training.curriculum import epoch_order
 from eden_hf.training.processor import keep_freed_memory
 
-PER_FILE, PER_GROUP, BATCH = 2048, 128, 64
+PER_FILE, PER_GROUP, BATCH = 512, 64, 64
 
 
-def measure_streaming(images: int = 16384, size: int = 512, windows: tuple[int, ...] = (512, 2048, 8192)) -> None:
+def measure_streaming(images: int = 2048, size: int = 512, windows: tuple[int, ...] = (256, 1024)) -> None:
     """Print what an epoch takes by one thread, each way in a process of its own.
 
     Args:
