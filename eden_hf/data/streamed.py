@@ -25,10 +25,11 @@ from torch import Tensor
 
 from eden_hf.data.columns import as_ids, check_columns, refuse_files_outside, refuse_repeats
 from eden_hf.data.errors import SourceError
+from eden_hf.data.parquet import damage_told
 from eden_hf.data.prepared import Decoder, Images, RowGroups, check_shape
 from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SkipLog, TooManyUnreadable
-from eden_hf.data.sources import Source, find_source, told_of_damage
+from eden_hf.data.sources import Source, find_source
 
 _AT_ONCE = 16  # files whose ends or columns are read together: it is the network that takes the time
 _ROWS = 64  # of a table that are in memory at once
@@ -41,6 +42,11 @@ class _Group(NamedTuple):
     number: int
     rows: int
     bytes: int
+
+    @property
+    def name(self) -> str:
+        """What messages call it, counted from 1."""
+        return f"{self.file}, row group {self.number + 1}"
 
 
 class StreamedImages(Images):
@@ -150,11 +156,10 @@ class StreamedImages(Images):
         if number in self._kept:
             return self._kept[number]
         group = self._groups[number]
-        where = f"row group {group.number} of {group.file}"
-        with told_of_damage(where), _opened(group.file) as parquet:
+        with _opened(group.file, group.name) as parquet:
             table = parquet.read_row_group(group.number, columns=[self._image_column], use_threads=False)
         if self._folders is not None:
-            refuse_files_outside(table, [self._image_column], self._folders, where)
+            refuse_files_outside(table, [self._image_column], self._folders, group.name)
         cast = datasets.Image(decode=False).cast_storage
         return pa.chunked_array([cast(chunk) for chunk in table[self._image_column].chunks])
 
@@ -180,9 +185,7 @@ class StreamedImages(Images):
                 return pixels
             self._skips.add(name, pixels)
             self._skips.check(len(self))
-        raise SourceError(
-            f"row group {self._groups[group].number} of {self._groups[group].file} has no readable image"
-        )
+        raise SourceError(f"{self._groups[group].name} has no readable image")
 
     def _read(self, column: str) -> pa.ChunkedArray:
         """A column of all files, which is no image."""
@@ -207,9 +210,9 @@ def _files(found: Source, split: str) -> Sequence[str]:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[ParquetFile]:
-    """A Parquet file on a disk or, by its URL, elsewhere."""
-    with told_of_damage(file):
+def _opened(file: str, part: str | None = None) -> Iterator[ParquetFile]:
+    """A Parquet file on a disk or, by its URL, elsewhere; errors name the part that is read."""
+    with damage_told(part or file):
         system, path = url_to_fs(file)
         with system.open(path, "rb") as opened, ParquetFile(opened, page_checksum_verification=True) as parquet:
             yield parquet

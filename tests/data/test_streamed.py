@@ -78,7 +78,7 @@ def test_images_may_be_bytes_or_names_of_files_in_the_folder(kind, shards):
     if kind == "string":
         outside = (shards / "0.png").rename(shards.parent / "0.png")
         rewrite(source, lambda column: pa.array([str(outside)] * len(column)))
-        with pytest.raises(SourceError, match=r"row group 0 of .*train-00000.parquet names the file .*0.png"):
+        with pytest.raises(SourceError, match=r"train-00000.parquet, row group 1 names the file .*0.png"):
             stream(source).get([0])
 
 
@@ -139,7 +139,7 @@ def test_an_image_that_cannot_be_read_gives_way_to_the_next_and_is_listed(shards
     with pytest.raises(TooManyUnreadable, match=r"1 of 20 images could not be used, .*0\.00%.*3: damaged"):
         stream(shards, skips=SkipLog(None, 0)).get([3])
     rewrite(shards / "train-00001.parquet", lambda column: pa.array([b"no image"] * 2))
-    with pytest.raises(SourceError, match=r"row group 0 of .*train-00001.parquet has no readable image"):
+    with pytest.raises(SourceError, match=r"train-00001.parquet, row group 1 has no readable image"):
         stream(shards, skips=SkipLog(None, 1)).get([8])
 
 
@@ -159,7 +159,7 @@ def test_damage_is_named_by_file_and_row_group(shards, workers):
     (indices, _), error = loader
     assert indices.tolist() == [1]
     assert isinstance(error, SourceError)
-    assert f"row group 1 of {file} cannot be read" in str(error)
+    assert f"{file}, row group 2 cannot be read" in str(error)
     file.write_bytes(data[:100])
     with pytest.raises(SourceError, match=r"train-00002.parquet cannot be read"):
         stream(shards)
@@ -207,5 +207,5 @@ def test_files_may_lie_elsewhere(shards, monkeypatch):
     assert torch.equal(images.get([19, 0, 8]), whole.get([19, 0, 8]))
     assert images.facts == whole.facts
     system.rm("/elsewhere", recursive=True)
-    with pytest.raises(SourceError, match=r"row group 0 of memory://elsewhere/train-00002\.parquet cannot be read"):
+    with pytest.raises(SourceError, match=r"memory://elsewhere/train-00002\.parquet, row group 1 cannot be read"):
         images.get([12])
