@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -203,17 +204,20 @@ def _onnx(model: _Tensors, pixels: Tensor, file: Path) -> Callable[[Tensor], lis
         import onnxscript  # noqa: F401 (what torch writes ONNX with)
     except ImportError as error:
         raise ImportError("ONNX needs an extra: pip install 'eden_hf[export]'") from error
-    torch.onnx.export(
-        model,
-        (pixels,),
-        str(file),
-        dynamic_shapes=ANY_SIZE,
-        dynamo=True,
-        verbose=False,
-        external_data=False,
-        input_names=["pixel_values"],
-        output_names=list(model.names),
-    )
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # misses torchvision
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch of torch
+        torch.onnx.export(
+            model,
+            (pixels,),
+            str(file),
+            dynamic_shapes=ANY_SIZE,
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            input_names=["pixel_values"],
+            output_names=list(model.names),
+        )
     return _session(file)
 
 

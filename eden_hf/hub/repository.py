@@ -50,7 +50,7 @@ class StagingError(ValueError):
 def stage_model(
     source: str | Path,
     output: str | Path,
-    card: str | Path,
+    card: str | Path | None = None,
     results: Sequence[str | Path] = (),
     pretraining: bool = False,
     images: bool = False,
@@ -61,10 +61,12 @@ def stage_model(
 
     Args:
         source: A run's folder (its `best` model is taken, or `last` where there is none), one of these two itself, or
-            any folder of an Eden model.
+            any folder of an Eden model. Of one that was staged before, its training's record comes along.
         output: Folder to make; one that was staged before is replaced.
-        card: What the publisher declares (`card.yaml`, see `EdenModelCardData`).
-        results: Folders of result files of this model (as `eden evaluate` and `eden finetune` write them).
+        card: What the publisher declares (`card.yaml`, see `EdenModelCardData`); none means that of a `source` which
+            was staged before.
+        results: Folders of result files of this model (as `eden evaluate` and `eden finetune` write them); none means
+            those of a `source` which was staged before.
         pretraining: Whether everything needed to go on pretraining comes along, in `pretraining/`.
         images: Whether figures come along that show images measured on; they are left out, which is logged, unless
             those are phantoms.
@@ -81,14 +83,14 @@ def stage_model(
         ExportError: the model cannot be exported to ONNX.
         ImportError: the loss figure, results, or ONNX need an extra that is not installed.
     """
-    declared = EdenModelCardData.load(card)  # before the work, and with the error naming the file that was given
-    if declared.license_link == LICENSE and not Path(card).with_name(LICENSE).is_file():
-        raise StagingError(f"{card}: `license_link` is {LICENSE}, but there is no such file beside it: write one")
     model_folder, run = _find_model(Path(source))
+    card = Path(card or model_folder / "card.yaml")
+    declared = _declared(card)  # before the work, and with the error naming the file that was given
     output = Path(output)
     if output.exists() and any(output.iterdir()) and not (output / "card.yaml").is_file():
         raise StagingError(f"{output} holds something else than a staged repository: choose another output")
     measured = _measured(results)
+    kept = _kept(model_folder, [name for name, told in (("training", run), ("evaluation", measured)) if not told])
 
     def write(folder: Path) -> None:
         _write_model(model_folder, folder, pretraining, half)
@@ -96,14 +98,16 @@ def stage_model(
             export_for_web(model_folder, folder)
         if run is not None:
             _write_training(run, folder / "training")
+        for name in kept:
+            shutil.copytree(model_folder / name, folder / name)
         for name, file in measured.items():
             _copy_result(file, folder / "evaluation" / name, images)
-        if measured:
+        if (folder / "evaluation").is_dir():
             _write_revisions(model_folder, folder)
         write_endpoint(folder)
         shutil.copy(card, folder / "card.yaml")
         if declared.license_link == LICENSE:
-            shutil.copy(Path(card).with_name(LICENSE), folder / LICENSE)
+            shutil.copy(card.with_name(LICENSE), folder / LICENSE)
         write_card(folder)
         if problems := list(weights_problems(read_facts(folder, declared.evaluated_as))):
             raise StagingError(problems[0])
@@ -203,9 +207,24 @@ def _measured(results: Sequence[str | Path]) -> dict[str, Path]:
     return files
 
 
+def _declared(card: Path) -> EdenModelCardData:
+    """What a `card.yaml` declares; the licence that it names as a file must be there."""
+    declared = EdenModelCardData.load(card)
+    if declared.license_link == LICENSE and not card.with_name(LICENSE).is_file():
+        raise StagingError(f"{card}: `license_link` is {LICENSE}, but there is no such file beside it: write one")
+    return declared
+
+
+def _kept(source: Path, names: Sequence[str]) -> list[str]:
+    """The folders of `names` that a source has which was staged before."""
+    return [name for name in names if (source / "card.yaml").is_file() and (source / name).is_dir()]
+
+
 def _write_revisions(source: Path, output: Path) -> None:
     """Say which weights were staged and what they became here, if they changed: results may be of either."""
-    told = {"staged": weights_revision(str(source)), "published": weights_revision(str(output))}
+    before = output / WEIGHTS  # where results come along of a source that was staged before
+    staged = json.loads(before.read_text())["staged"] if before.is_file() else weights_revision(str(source))
+    told = {"staged": staged, "published": weights_revision(str(output))}
     if told["staged"] != told["published"]:
         (output / WEIGHTS).write_text(json.dumps(told, indent=2) + "\n")
 

@@ -112,6 +112,19 @@ def test_staging_again_gives_the_same_bytes_and_forgets_what_is_gone(run, report
     assert [name for name in names(folder) if (folder / name).read_bytes() != (staged / name).read_bytes()] == []
 
 
+def test_a_staged_folder_is_staged_again_with_its_records(staged, tmp_path):
+    """Alone, as somebody has it who got it from the Hub; results stay those of the weights that were measured."""
+    published = shutil.copytree(staged, tmp_path / "published")
+    half = stage_model(published, tmp_path / "half", half=True)
+    again = stage_model(half, tmp_path / "again")
+    assert names(again) == names(half) == names(published)
+    assert (again / "README.md").read_text() == (published / "README.md").read_text()
+    assert check_card(again) == []
+    told = [json.loads((folder / "evaluation" / "weights.json").read_text()) for folder in (published, half)]
+    assert told[0]["staged"] == told[1]["staged"]
+    assert told[0]["published"] != told[1]["published"]
+
+
 def test_of_a_run_the_best_model_is_taken(run, tmp_path):
     card = write_card_yaml(tmp_path)
     whole = stage_model(run, tmp_path / "whole", card)
