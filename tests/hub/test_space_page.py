@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from eden_hf.data.phantoms import draw_phantom
 from eden_hf.data.reading import decode_image
 from eden_hf.data.references import Reference
 from eden_hf.encoders import load_encoder
+from eden_hf.hub.export import export_model
 from eden_hf.hub.space import make_space
 from eden_hf.matching import AnatomyMatcher
 
@@ -39,10 +41,26 @@ def space(tmp_path_factory, worker_id):
     pytest.importorskip("onnxruntime")
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
-    with FileLock(shared / "space.lock"):
+    with FileLock(shared / "space.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eden_hf.hub.space.export_model", export_once)
         if not (shared / "space").exists():
             make_space(MODEL, str(shared / "space"))
     return shared / "space"
+
+
+def export_once(model, output, **settings):
+    """Export the trained network; make the untrained one of it by shuffling weights: a second export takes long."""
+    import onnx_ir
+
+    file = Path(output)
+    if file.name == "trained.onnx":
+        return export_model(model, output, **settings)
+    graph, shuffle = onnx_ir.load(file.with_name("trained.onnx")), np.random.default_rng(0)
+    for name, weights in graph.graph.initializers.items():
+        if name.endswith("_half"):
+            values = weights.const_value.numpy()
+            weights.const_value = onnx_ir.tensor(shuffle.permutation(values.ravel()).reshape(values.shape), name=name)
+    onnx_ir.save(graph, file)
 
 
 @pytest.fixture(scope="module")
