@@ -1,4 +1,7 @@
 import json
+import sqlite3
+from contextlib import closing
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -107,6 +110,19 @@ def test_a_tracker_that_fails_is_told_of_once_and_nothing_else(when, tmp_path, c
     assert fine.asked == ["start", "log", "log", "finish"]
     assert [line["step"] for line in read_metrics(monitor.file)] == [1, 2]
     accelerator.end_training()
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="needs the extra trackio, which holds pillow below 13")
+def test_trackio_gets_every_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    accelerator = Accelerator(cpu=True, log_with="trackio")
+    monitor = Monitor(accelerator, tmp_path, 10, Progress())
+    for step in (1, 2):
+        monitor.write({"step": step}, {"loss": 1 / step})
+    monitor.close()
+    with closing(sqlite3.connect(tmp_path / "trackio" / "pretrain.db")) as database:
+        rows = list(database.execute("select step, metrics from metrics order by step"))
+    assert [(step, json.loads(values)) for step, values in rows] == [(1, {"loss": 1.0}), (2, {"loss": 0.5})]
 
 
 def test_a_line_that_was_cut_short_does_not_stop_a_resumed_run(tmp_path):
