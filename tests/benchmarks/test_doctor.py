@@ -1,5 +1,7 @@
 import re
+from itertools import islice
 
+import numpy as np
 import pytest
 
 from eden_hf import EdenModel
@@ -15,6 +17,7 @@ from eden_hf.training.arguments import (
     TrainingArguments,
 )
 
+from ..data.shards import png, write_shards
 from ..tiny import tiny_config
 
 
@@ -48,6 +51,13 @@ def test_a_run_of_adam_v2_is_told_too(tmp_path):
     told = "\n".join(examine(run))
     assert "stage localize: 3 steps of" in told  # 7 of 8 images, 4 a step, 3 epochs
     assert "stage part_whole: 1 steps of" in told
+
+
+def test_a_stream_keeps_nothing_on_the_disk(tmp_path):
+    shards = write_shards(tmp_path / "shards", [png(np.zeros((40, 40), np.uint8))] * 12, [[5, 5], [2]])
+    told = list(islice(examine(settings(tmp_path, source=str(shards), streaming=True)), 5))
+    assert re.fullmatch(r"images: 12; read and decoded in each epoch, \d+ a second and core", told[3])
+    assert told[4].startswith("disk: 0.00 GB of prepared images, ")
 
 
 def test_a_source_that_is_not_there(tmp_path):

@@ -322,6 +322,8 @@ def test_patients_of_a_stream_are_looked_at_and_held_out_together(streaming, tmp
     run = Pretraining(read_arguments(settings_file(tmp_path, **streaming)))
     assert len({index // 2 for index in run.holdout_indices.tolist()}) == 2 == len(run.holdout_indices) / 2
     assert sorted(run.validated.tolist()) == run.holdout_indices.tolist()
+    some = pretraining._some(torch.arange(20), 3, run.images, run.arguments.data)
+    assert len({index // 3 for index in some.tolist()}) == 1, "more row groups are read than are needed"
     with pytest.raises(PhiError, match=r"1 name\n  train: name column"):
         run_pretraining(tmp_path, "checked", **streaming, run={"check_phi": True})
 
