@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from eden_hf.data.prepared import PreparedImages, prepare_images
     from eden_hf.data.reading import ImageReadError, read_image
     from eden_hf.data.sources import load_source
+    from eden_hf.data.streamed import StreamedImages
     from eden_hf.data.tasks import Task, load_source_task, load_task
 
 _MODULES = {
     "AnatomyCrops": "anatomy_crops",
     "ImageReadError": "reading",
     "PreparedImages": "prepared",
+    "StreamedImages": "streamed",
     "Task": "tasks",
     "build_anatomy_crops": "anatomy_crops",
     "load_source": "sources",

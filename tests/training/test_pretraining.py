@@ -287,9 +287,9 @@ def streaming(tmp_path):
 
 
 def test_a_streaming_run_resumes_to_the_last_bit(streaming, tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch, with a process that reads ahead of it."""
+    """Stopped in the middle of an epoch, with a process that reads ahead of it, where the whole run has none."""
     settings = {**streaming, "run": {"num_workers": 2, "checkpoint_every": 9}, "stages": [{"epochs": 2}]}
-    whole = run_pretraining(tmp_path, "whole", **settings)
+    whole = run_pretraining(tmp_path, "whole", **{**settings, "run": {"checkpoint_every": 9}})
     step, steps = Pretraining._optimizer_step, iter(range(99))
 
     def stopped(run, pieces, stage):
