@@ -21,6 +21,7 @@ from eden_hf.data.text_files import parse_yaml
 from eden_hf.hub import card_checks, card_sections
 from eden_hf.hub.card_checks import LICENSES
 from eden_hf.hub.card_facts import CardError, read_facts
+from eden_hf.hub.sums import sums_problems, write_sums
 from eden_hf.training.arguments import require
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -222,14 +223,21 @@ def render_card(folder: str | Path) -> str:
 
 
 def write_card(folder: str | Path) -> Path:
-    """Write `README.md` of a model repository from its other files (see `render_card`); returns its path."""
+    """Write `README.md` of a model repository from its other files (see `render_card`), and `SHA256SUMS` of them all.
+
+    Returns:
+        The path of the card.
+    """
     file = Path(folder) / "README.md"
     file.write_text(render_card(folder), encoding="utf-8")
+    write_sums(Path(folder))
     return file
 
 
 def check_card(folder: str | Path, model_id: str | None = None, online: bool = False) -> list[str]:
     """Check the card of a model repository: that it is what the folder gives, of the folder's very weights.
+
+    Where it is, the files must also be those that `SHA256SUMS` holds the sums of.
 
     Args:
         folder: Of the repository.
@@ -262,4 +270,4 @@ def check_card(folder: str | Path, model_id: str | None = None, online: bool = F
     problems += card_checks.license_problems(declared, facts)
     if online:
         problems += card_checks.online_problems(text, declared)
-    return problems
+    return problems or list(sums_problems(folder))  # which what mends the others writes again

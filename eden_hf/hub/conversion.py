@@ -163,9 +163,9 @@ def convert_checkpoint(
         (temporary / REPORT_FILE).write_text(json.dumps(asdict(conversion), indent=1) + "\n")
         declared = _declared(conversion, model_id or f"converted/{folder.name}")
         (temporary / "card.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
+        write_public_lineage(temporary, "convert", file)
         if not pretraining:  # cards are of what is published, and that is the trunk
             write_card(temporary)
-        write_public_lineage(temporary, "convert", file)
 
     replace_folder(folder, write)
     return conversion

@@ -32,7 +32,7 @@ RepoType = Literal["model", "dataset", "space"]
 #: What a repository holds, by its whole path, as patterns.
 KNOWN: dict[RepoType, tuple[str, ...]] = {
     "model": (
-        r"README\.md|LICENSE|NOTICE|card\.yaml|(conversion|lineage)\.json|requirements\.txt",
+        r"README\.md|LICENSE|NOTICE|SHA256SUMS|card\.yaml|(conversion|lineage)\.json|requirements\.txt",
         rf"(pretraining/)?({'|'.join(map(re.escape, ('config.json', *PROCESSORS, *CODE)))})",
         r"(pretraining/)?model(-\d+-of-\d+)?\.safetensors|(pretraining/)?model\.safetensors\.index\.json",
         r"(onnx/)?model(_\w+)?\.onnx(\.data)?",

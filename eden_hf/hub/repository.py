@@ -1,7 +1,7 @@
 """The folder of a published model: made of a run or a model folder, whole, with its card (`stage_model`).
 
 It holds `model.safetensors`, `config.json` and the code files, `preprocessor_config.json`, `README.md`, `card.yaml`,
-`lineage.json` (what it was made of); `handler.py` and `requirements.txt`, for Inference Endpoints;
+`lineage.json` (what it was made of), `SHA256SUMS`; `handler.py` and `requirements.txt`, for Inference Endpoints;
 `training/` with the recipe, the metrics, the loss figure, the images' list hash and the environment; `evaluation/`
 with the results; and if asked `pretraining/` with student, teacher and the rest, and `onnx/`. No pickle anywhere,
 and no folder of the machine that it was made on: of a path the files hold the name alone.
@@ -108,10 +108,10 @@ def stage_model(
         shutil.copy(card, folder / "card.yaml")
         if declared.license_link == LICENSE:
             shutil.copy(card.with_name(LICENSE), folder / LICENSE)
-        write_card(folder)
+        write_public_lineage(folder, "stage", model_folder)
+        write_card(folder)  # and the sums of all that is there
         if problems := list(weights_problems(read_facts(folder, declared.evaluated_as))):
             raise StagingError(problems[0])
-        write_public_lineage(folder, "stage", model_folder)
 
     replace_folder(output, write)
     return output

@@ -30,7 +30,7 @@ from eden_hf.data.text_files import read_record, write_text
 
 LINEAGE = "lineage.json"
 #: What may be made again or added to a published model without another model coming of it.
-_LEFT_OUT = ("README.md", "card.yaml", "LICENSE", "evaluation", LINEAGE)
+_LEFT_OUT = ("README.md", "card.yaml", "LICENSE", "evaluation", "SHA256SUMS", LINEAGE)
 
 
 class LineageError(ValueError):

@@ -45,7 +45,7 @@ def names(folder: Path) -> set[str]:
 
 def test_it_holds_what_the_layout_promises(run, staged):
     results = {f"evaluation/{of}/results.{kind}" for of in ("locality", "correspondence") for kind in ("json", "md")}
-    others = {"README.md", "card.yaml", "lineage.json", "evaluation/weights.json"}
+    others = {"README.md", "card.yaml", "lineage.json", "SHA256SUMS", "evaluation/weights.json"}
     assert names(staged) == {*others, *MODEL, *TRAINING, *results}
     assert check_card(staged, model_id="user/tiny") == []
     assert not [name for name in names(staged) if name.endswith(PICKLES)]
@@ -137,14 +137,14 @@ def test_a_model_folder_without_a_run(tmp_path):
     EdenModel(tiny_config()).save_pretrained(tmp_path / "model")
     EdenImageProcessor().save_pretrained(tmp_path / "model")
     folder = stage_model(tmp_path / "model", tmp_path / "staged", write_card_yaml(tmp_path))
-    assert names(folder) == {"README.md", "card.yaml", "lineage.json", *MODEL}
+    assert names(folder) == {"README.md", "card.yaml", "lineage.json", "SHA256SUMS", *MODEL}
 
 
 def test_a_fine_tuning_run(tmp_path):
     run = finetune(settings(tmp_path / "run", phantoms(), steps=3, start="random:resnet18-half"))
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path))
-    assert names(folder) == {"README.md", "card.yaml", "lineage.json", *MODEL, *TRAINING}
+    assert names(folder) == {"README.md", "card.yaml", "lineage.json", "SHA256SUMS", *MODEL, *TRAINING}
     published = AutoModelForSemanticSegmentation.from_pretrained(folder)
     assert published.config.id2label == {0: "heart", 1: "left_lung"}
     data = json.loads((folder / "training" / "data.json").read_text())

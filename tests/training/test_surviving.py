@@ -6,7 +6,8 @@ import pytest
 
 from ..launching import ENVIRONMENT, REPOSITORY, python
 
-FAULTS = ["kill", "kill-write", "terminate", "read-only", "no-room", "damage", "clock"]
+#: SIGTERM has tests of its own, in `test_pretraining.py`.
+FAULTS = ["kill", "kill-write", "read-only", "no-room", "damage", "clock", "kill-one"]
 #: A locale that knows no umlaut, and a time zone that is another day's.
 ELSEWHERE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Pacific/Kiritimati"}
 
