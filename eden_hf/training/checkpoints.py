@@ -84,8 +84,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     target = folder / f"step-{progress.step:08d}"
     temporary = folder / f".{target.name}.new"
     if accelerator.is_main_process:
-        for leftover in folder.glob(".step-*"):  # of a run killed while it wrote or removed
-            shutil.rmtree(leftover)
+        _clear(folder)
     accelerator.wait_for_everyone()
     with writing(temporary):
         accelerator.save_state(str(temporary))
@@ -102,6 +101,12 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     accelerator.wait_for_everyone()
 
 
+def _clear(folder: Path) -> None:
+    """Remove what a run left that was killed while it wrote or removed a checkpoint."""
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover)
+
+
 def remove(checkpoint: Path) -> None:
     """Remove a checkpoint, of which no part may keep its name."""
     if checkpoint.exists():
@@ -116,6 +121,8 @@ def load_last_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
     Raises:
         ValueError: every checkpoint is damaged, or the newest is of another version.
     """
+    if accelerator.is_main_process:
+        _clear(folder)  # there may be no more to save
     newest = newest_whole(_checkpoints(folder))
     if newest is None:
         logger.warning("no checkpoint was written yet to %s: starting at step 0", folder)

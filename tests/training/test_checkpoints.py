@@ -218,10 +218,8 @@ def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_part_of_one(acceler
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(accelerator, tmp_path, Progress(step=4), keep=3)
     monkeypatch.undo()
-    whole = sorted(path.name for path in tmp_path.glob("step-*"))
-    assert whole == [f"step-0000000{step}" for step in (2, 3, 4)]
-    save_checkpoint(accelerator, tmp_path, Progress(step=5), keep=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000000{step}" for step in (3, 4, 5)]
+    assert load_last_checkpoint(accelerator, tmp_path).step == 4  # perhaps the last that the run writes
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000000{step}" for step in (2, 3, 4)]
 
 
 def test_a_checkpoint_that_is_sealed_again_is_whole(tmp_path):
