@@ -10,13 +10,12 @@ import os
 import re
 import subprocess
 import sys
-from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from accelerate.utils import set_seed
 from jsonargparse import auto_cli
@@ -31,22 +30,19 @@ from eden_hf.evaluation.few_shot import (
     read_scores,
 )
 from eden_hf.evaluation.probes import probe
-from eden_hf.evaluation.report_card import evaluate
+from eden_hf.evaluation.report_card import USUAL, evaluate
 from eden_hf.evaluation.results import Results, differences
+from eden_hf.evaluation.statistics import Estimate
 from eden_hf.hub.repository import stage_model
+from eden_hf.model_names import PIXELS
 from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.plots import plot_few_shot, plot_groups
 from eden_hf.training.arguments import ConfigParser, read_arguments
-from eden_hf.training.finetune_arguments import (
-    FinetuneTrainingArguments,
-    Recipe,
-    StartArguments,
-    TaskArguments,
-)
+from eden_hf.training.finetune_arguments import Recipe, StartArguments, TaskArguments
 from eden_hf.training.pretraining import image_processor
 
 REPOSITORY = Path(__file__).parents[1]
-#: Of the anatomy evaluations and the probes, what the study's table shows.
+#: Of the anatomy evaluations and the probes, what the study's tables show.
 SHOWN = {
     "locality": ["retrieval_at_1", "prototype_accuracy", "side_accuracy", "auroc", "silhouette"],
     "compositionality": ["own", "others", "margin", "auroc"],
@@ -54,16 +50,17 @@ SHOWN = {
         *("decomposability margin", "symmetry margin", "scale margin"),
         *("decomposability gain", "interpolation gain", "extrapolation gain"),
     ],
-    "correspondence": ["mean_radial_error_mm", "within_20_mm", "same_place_mm", "pixels_mm"],
+    "correspondence": [
+        *("mean_radial_error_mm", "within_10_mm", "same_place_mm", "pixels_mm"),
+        *("5_references_mean_radial_error_mm", "5_references_same_place_mm", "5_references_pixels_mm"),
+    ],
     "nuisances": ["border", "marker", "exposure", "mark_chance"],
     "probe": ["linear accuracy", "knn accuracy"],
 }
-SHOTS = (3, 6, 12, 24)
-#: Table of the paper (arXiv 2309.15358), ResNet-50 at 224 pixels, 600 epochs of 75 k images: another scale.
-PAPER = {
-    "heart": {"Adam": (84.35, 86.70, 89.79, 90.45), "MoCo-v2": (44.84, 59.97, 69.90, 79.69)},
-    "clavicles": {"Adam": (66.69, 79.41, 83.96, 84.76), "MoCo-v2": (23.77, 29.24, 38.07, 44.47)},
-}
+#: Of those, what is the same for all arms.
+OF_NO_ENCODER = ("same_place_mm", "pixels_mm", "5_references_same_place_mm", "5_references_pixels_mm", "mark_chance")
+#: Results of one arm (or of plain pixels) and seed, by evaluation.
+Found = dict[tuple[str, int], dict[str, Results]]
 
 
 def study(
@@ -97,44 +94,34 @@ def study(
         run.result()
     if pretrain_only:
         return
-    measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    found: dict[tuple[str, int], dict[str, Results]] = {}
+    found: Found = {}
     for (arm, seed), folder in runs.items():
         measures = root / "measures" / folder.name
-        results = _measure(folder, measures, cxr, scr)
-        found[arm, seed] = {result.evaluation: result for result in results}
-        for result in results:
-            for name in SHOWN[result.evaluation]:
-                measured[f"{result.evaluation}: {name.replace('_', ' ')}"][arm].append(result.values[name].value)
+        for result in _measure(folder, measures, cxr, scr, settings["measured"], pixels=not found):
+            column = PIXELS if result.encoder == PIXELS else arm
+            found.setdefault((column, seed), {})[result.evaluation] = result
         _stage(folder, measures, root / "models" / folder.name)
-    few_shot = {
-        mode: _few_shot(mode, list(runs.values()), scr, root / "few_shot", settings["few_shot"][mode])
-        for mode in settings["few_shot"]
-    }
-    _write(root, measured, _by_seed(found), few_shot)
+    few_shot = _few_shot(list(runs.values()), scr, root / "few_shot", settings["few_shot"])
+    _write(root, found, settings["compared"], few_shot)
 
 
-def _measure(run: Path, output: Path, cxr: str, scr: str) -> list[Results]:
-    """Anatomy evaluations on SCR's test images and probes on the classes, of one run."""
+def _measure(run: Path, output: Path, cxr: str, scr: str, images: dict[str, int], pixels: bool) -> list[Results]:
+    """Anatomy evaluations on SCR's test images and probes on the classes, of one run and, if asked, of pixels.
+
+    Landmarks are looked for, and probes trained, in the first `images` alone: all would take longer than a run.
+    """
     model = str(run / "last")
     if not (output / "probe.md").exists():
-        evaluate([model], scr, str(output), split="test", id_column="image_id", untrained=0)  # an arm of its own
-        probe([model], cxr, str(output), id_column="image_id", size=128, untrained=0)
+        shared = {"split": "test", "id_column": "image_id", "untrained": 0}  # random weights are an arm
+        shared["controls"] = (PIXELS,) if pixels else ()  # they are the same for every run
+        usual = [name for name in USUAL if name != "correspondence"]
+        evaluate([model], scr, str(output / "anatomy"), evaluations=usual, **shared)
+        shared |= {"evaluations": ["correspondence"], "images": images["landmarks"], "shots": (1, 5)}
+        evaluate([model], scr, str(output / "landmarks"), **shared)
+        probe([model], cxr, str(output), id_column="image_id", size=128, untrained=0, images=images["probes"])
+    wanted = (model, PIXELS) if pixels else (model,)
     found = [Results.load(file) for file in output.glob("**/results.json")]
-    found = [result for result in found if result.encoder == model]
-    return sorted(found, key=lambda result: list(SHOWN).index(result.evaluation))
-
-
-def _by_seed(found: dict[tuple[str, int], dict[str, Results]]) -> dict[str, dict[str, list[str]]]:
-    """For each measure and arm, seed by seed, how much more the last arm has, in the same patients, with intervals."""
-    arms = list(dict.fromkeys(arm for arm, _ in found))
-    rows: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for (arm, seed), results in found.items():
-        for evaluation, result in results.items() if arm != arms[-1] else ():
-            for name, value in differences(found[arms[-1], seed][evaluation], result).items():
-                if name in SHOWN[evaluation]:
-                    rows[f"{evaluation}: {name.replace('_', ' ')}"][arm].append(str(value))
-    return rows
+    return [result for result in found if result.encoder in wanted]
 
 
 def _stage(run: Path, measures: Path, output: Path) -> None:
@@ -146,18 +133,13 @@ def _stage(run: Path, measures: Path, output: Path) -> None:
     stage_model(run / "last", output, card, [measures])
 
 
-def _few_shot(mode: str, runs: list[Path], scr: str, output: Path, settings: dict[str, Any]) -> list[Score]:
-    """Scores of all runs on SCR's heart and clavicles; encoders named by their arm, each with its seed."""
+def _few_shot(runs: list[Path], scr: str, output: Path, settings: dict[str, Any]) -> list[Score]:
+    """Frozen scores of all runs on SCR's heart and clavicles; encoders named by their arm, each with its seed."""
     masks = {"heart": ["heart"], "clavicles": ["left_clavicle", "right_clavicle"]}
     task = TaskArguments(source=scr, mask_columns=masks, id_column="image_id", validation_share=0.2)
-    recipe = Recipe(
-        StartArguments(**settings["model"]), training=FinetuneTrainingArguments(**settings.get("training", {}))
-    )
+    recipe = Recipe(StartArguments(**settings["model"]))
     models = [str(run / "last") for run in runs]
-    page = compare_encoders(
-        models, task, recipe, mode == "frozen", shots=SHOTS, draws=settings["draws"], output=str(output / mode),
-        checkpoint="best",  # as docs/study.md measured it: chosen on labelled images beyond k, which its page says
-    )  # fmt: skip
+    page = compare_encoders(models, task, recipe, frozen=True, draws=settings["draws"], output=str(output))
     renamed = []
     for score in read_scores(page.with_suffix(".jsonl")):
         arm, seed = re.fullmatch(r"(.+)-(\d+)", Path(score.encoder).parent.name).groups()
@@ -165,69 +147,72 @@ def _few_shot(mode: str, runs: list[Path], scr: str, output: Path, settings: dic
     return renamed
 
 
-def _write(
-    root: Path,
-    measured: dict[str, dict[str, list[float]]],
-    by_seed: dict[str, dict[str, list[str]]],
-    few_shot: dict[str, list[Score]],
-) -> None:
-    """`study.md`: all numbers by arm, mean and standard deviation over seeds, or over draws by seed, with figures."""
-    arms = list(next(iter(measured.values())))
-    lines = [["", *arms], ["---"] * (1 + len(arms))]
-    lines += [[name, *(_mean(values[arm]) for arm in arms)] for name, values in measured.items()]
-    text = ["# The study's numbers", "", "Mean ± standard deviation over seeds.", "", _table(lines)]
-    if by_seed:
-        others = arms[:-1]
-        lines = [["", *others], ["---"] * (1 + len(others))]
-        lines += [[name, *("; ".join(values.get(arm, ["-"])) for arm in others)] for name, values in by_seed.items()]
-        said = f"`{arms[-1]}` minus each other arm, seed by seed, in the same patients, with 95 % intervals."
-        text += ["", "## Differences by seed", "", said, "", _table(lines)]
-    plot_groups({name: dict(values) for name, values in measured.items()}).savefig(root / "study.png", dpi=90)
-    for mode, scores in few_shot.items():
-        scores.sort(key=lambda score: -arms.index(score.encoder))
-        paper = [
-            [label, f"({name} in the paper)", *map(str, values)]
-            for label, rows in PAPER.items()
-            for name, values in rows.items()
-        ]
-        text += [
-            "",
-            f"## Few-shot segmentation, {mode}",
-            "",
-            f"{few_shot_legend(len({score.draw for score in scores}))} {labelled_images(scores[0].validation)}",
-            "",
-            few_shot_table(scores),
-            "The paper's, by a protocol of its own:",
-            "",
-            _table([["structure", "encoder", *(f"k = {k}" for k in SHOTS)], ["---"] * (2 + len(SHOTS)), *paper]),
-        ]
-        plot_few_shot([cell._asdict() for cell in few_shot_cells(scores)]).savefig(
-            root / f"few_shot-{mode}.png", dpi=90
-        )
-    (root / "study.md").write_text("\n".join(text), encoding="utf-8")
-    (root / "study.json").write_text(json.dumps(measured, indent=2))
+def _write(root: Path, found: Found, compared: list[str], few_shot: list[Score]) -> None:
+    """`study.md`: a table an evaluation, differences in the same patients below it, few shots, and the figures."""
+    text = ["# The study's numbers", "Means over patients with bootstrap 95 % intervals, of each seed by itself."]
+    for evaluation, names in SHOWN.items():
+        text += [f"## {evaluation.capitalize()}", _values(found, evaluation, names)]
+        text += [_differences(found, evaluation, [name for name in names if name not in OF_NO_ENCODER], compared)]
+    few_shot.sort(key=lambda score: compared.index(score.encoder) if score.encoder in compared else len(compared))
+    about = f"{few_shot_legend(len({score.draw for score in few_shot}))} {labelled_images(few_shot[0].validation)}"
+    text += ["## Few-shot segmentation, frozen", about, few_shot_table(few_shot)]
+    (root / "study.md").write_text("\n\n".join(text), encoding="utf-8")
+    plot_few_shot([cell._asdict() for cell in few_shot_cells(few_shot)]).savefig(root / "few_shot-frozen.png", dpi=90)
+    by_measure: dict[str, dict[str, list[float]]] = {}
+    for (column, _), results in found.items():
+        for evaluation, names in SHOWN.items():
+            for name in names if evaluation in results else ():
+                if (value := results[evaluation].values.get(name)) is not None:
+                    measure = by_measure.setdefault(f"{evaluation}: {name.replace('_', ' ')}", {})
+                    measure.setdefault(column, []).append(value.value)
+    plot_groups(by_measure).savefig(root / "study.png", dpi=90)
+    (root / "study.json").write_text(json.dumps(by_measure, indent=2))
 
 
-def _mean(values: list[float]) -> str:
-    if not values:
-        return "-"
-    digits = 1 if abs(np.mean(values)) >= 10 else 3
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.{digits}f}"
+def _values(found: Found, evaluation: str, names: list[str]) -> str:
+    """A row an arm and seed, a column a measure."""
+    rows = {
+        f"{arm}, seed {seed}" if arm != PIXELS else arm: results[evaluation].values
+        for (arm, seed), results in found.items()
+        if evaluation in results
+    }
+    return _table(rows, names)
 
 
-def _table(rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+def _differences(found: Found, evaluation: str, names: list[str], compared: list[str]) -> str:
+    """How much more some arms have than each other one, seed by seed, in the same patients and pairs."""
+    rows = {
+        f"{first} - {arm}, seed {seed}": differences(found[first, seed][evaluation], results[evaluation])
+        for index, first in enumerate(compared)
+        for (arm, seed), results in found.items()
+        if arm not in compared[: index + 1] and evaluation in results
+    }
+    return _table(rows, names)
 
 
-def _pretrain(folder: Path, shared: dict[str, Any], stages: list[dict], seed: int, source: str) -> None:
+def _table(rows: dict[str, Mapping[str, Estimate]], names: list[str]) -> str:
+    """Markdown of the named values, those that some row has."""
+    shown = [name for name in names if any(name in values for values in rows.values())]
+    lines = [["", *(name.replace("_", " ") for name in shown)], ["---"] * (1 + len(shown))]
+    lines += [[label, *(str(values.get(name, "-")) for name in shown)] for label, values in rows.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _pretrain(folder: Path, shared: dict[str, Any], arm: dict[str, Any], seed: int, source: str) -> None:
     """One run, from where it stands; a fresh process each, so that runs do not share threads or random states."""
-    recipe = {section: dict(values) for section, values in shared.items()}
-    recipe["data"]["source"], recipe["training"]["seed"], recipe["run"]["output_dir"] = source, seed, str(folder)
-    recipe["stages"] = stages or [{"level": 0, "epochs": 1}]
+    recipe = {
+        section: shared.get(section, {}) | arm.get(section, {})
+        for section in dict.fromkeys([*shared, *arm])
+        if section != "stages"
+    }
+    recipe["data"] |= {"source": source}
+    recipe["training"] |= {"seed": seed}
+    recipe["run"] |= {"output_dir": str(folder)}
+    recipe["stages"] = arm.get("stages", [{"level": 0, "epochs": 1}])
     file = folder.with_suffix(".yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    if not stages:
+    if "stages" not in arm:
         return _save_untrained(file, folder)
     command = [sys.executable, str(REPOSITORY / "scripts" / "pretrain.py"), f"--config={file}"]
     if (folder / "config.yaml").exists():

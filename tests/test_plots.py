@@ -164,9 +164,13 @@ def test_densities_and_groups_show_every_sample():
     with pytest.raises(ValueError, match="too few in single"):
         plots.plot_densities({"single": np.array([1.0])}, "cosine")
     figure = plots.plot_groups(
-        {"retrieval": {"adam": [0.9, 0.8], "moco_v2": [0.7]}, "margin": {"adam": [1], "moco_v2": [2]}}
+        {"retrieval": {"adam": [0.9, 0.8], "moco_v2": [0.7]}, "margin": {"adam": [1], "random": [2]}}
     )
     assert [axes.get_title() for axes in figure.axes[:2]] == ["retrieval", "margin"]
+    groups = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert groups == ["random", "moco v2", "adam"]
+    drawn = [{groups[line.get_ydata()[0]] for line in axes.lines} for axes in figure.axes[:2]]
+    assert drawn == [{"adam", "moco v2"}, {"adam", "random"}], "a group stands only where it has values"
 
 
 def test_few_shot_curves_go_through_the_means():

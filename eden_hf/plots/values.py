@@ -78,15 +78,17 @@ def plot_groups(values: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """A small panel a measure, with every group's single values as points and their mean as a line.
 
     Args:
-        values: For each measure the values of each group.
+        values: For each measure the values of each group that has some.
     """
     columns = 4
     rows = -(-len(values) // columns)
-    groups = list(next(iter(values.values())))
+    groups = list(dict.fromkeys(group for of_groups in values.values() for group in of_groups))
     figure = Figure(figsize=(3.4 * columns, 0.5 + (0.7 + 0.22 * len(groups)) * rows), layout="constrained")
     grid = panels(figure, len(values), columns, sharey=True)
     for axes, (measure, of_groups) in zip(grid, values.items(), strict=True):
         for place, group in enumerate(reversed(groups)):
+            if group not in of_groups:
+                continue
             colour = COLOURS[groups.index(group) % len(COLOURS)]
             axes.plot(of_groups[group], [place] * len(of_groups[group]), "o", color=colour, alpha=0.8)
             axes.plot(np.mean(of_groups[group]), place, "|", color="black", markersize=14)
