@@ -162,10 +162,10 @@ def _write(root: Path, found: Found, compared: list[str], few_shot: list[Score])
     for (column, _), results in found.items():
         for evaluation, names in SHOWN.items():
             for name in names if evaluation in results else ():
-                if (value := results[evaluation].values.get(name)) is not None:
+                if name not in OF_NO_ENCODER and (value := results[evaluation].values.get(name)) is not None:
                     measure = by_measure.setdefault(f"{evaluation}: {name.replace('_', ' ')}", {})
                     measure.setdefault(column, []).append(value.value)
-    plot_groups(by_measure).savefig(root / "study.png", dpi=90)
+    plot_groups(by_measure).savefig(root / "study.png", dpi=72)
     (root / "study.json").write_text(json.dumps(by_measure, indent=2))
 
 
