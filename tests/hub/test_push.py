@@ -26,6 +26,7 @@ from eden_hf.hub import upload
 from eden_hf.hub.cards import CardError
 from eden_hf.hub.push import check_push, publish_model, push_to_hub
 from eden_hf.hub.refusals import OVERRIDES, RefusedError
+from eden_hf.hub.sums import write_sums
 from eden_hf.hub.upload import PublishingError
 from eden_hf.training.arguments import HubArguments
 
@@ -100,6 +101,7 @@ def test_what_others_added_on_the_hub_stays(hub, folder):
     assert push.commit == head
     assert "kept                   6  onnx/model.onnx" in str(push)
     (folder / "NOTICE").write_text("Another revision.\n")
+    write_sums(folder)
     publish_model(folder, "user/tiny")
     assert theirs.keys() <= held(hub).keys()
     assert "onnx/model.onnx" in str(publish_model(folder, "user/tiny", delete=True, dry_run=True))
@@ -145,6 +147,7 @@ def test_tags_name_the_revision_and_stay_where_they_are(hub, folder):
     assert tags == {"v1.0": first.commit, "stage-2": first.commit}
     publish_model(folder, "user/tiny", tags=["v1.0"])
     (folder / "NOTICE").write_text("Another revision.\n")
+    write_sums(folder)
     hub.requests.clear()
     for dry_run in (True, False):
         with pytest.raises(
@@ -250,6 +253,7 @@ def test_a_repository_that_is_deleted_meanwhile(hub, folder, monkeypatch):
 def test_somebody_elses_push_meanwhile_is_not_run_over(hub, folder, monkeypatch):
     publish_model(folder, "user/tiny")
     (folder / "NOTICE").write_text("Ours.\n")
+    write_sums(folder)
     commit = upload._Pushing._commit
 
     def late(push, plan, remote):
@@ -307,6 +311,7 @@ def test_a_file_that_vanishes_meanwhile_is_no_fault_of_the_hub(hub, folder, monk
 def test_an_existing_repository_that_the_token_may_only_read(hub, folder, monkeypatch):
     publish_model(folder, "user/tiny")
     (folder / "NOTICE").write_text("Another revision.\n")
+    write_sums(folder)
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
     with pytest.raises(PublishingError, match="this token may not write to user/tiny"):
         publish_model(folder, "user/tiny")
@@ -460,6 +465,7 @@ def test_a_card_does_not_go_to_other_weights(hub, folder):
 
 def test_dicom_files_are_looked_at_even_if_images_may_go(hub, folder):
     dicom(folder / "notes.txt")
+    write_sums(folder)
     with pytest.raises(RefusedError, match=r"notes\.txt is a DICOM file.*\(--allow images publishes"):
         publish_model(folder, "user/tiny")
     with pytest.raises(RefusedError, match=r"it may tell who the patients are: (.|\n)*notes\.txt: attribute"):
@@ -487,6 +493,7 @@ def test_parquet_never_goes_into_a_model(hub, folder):
 
 def test_the_figure_of_few_shot_scores_goes(hub, folder):
     shutil.copy(folder / "training" / "loss.png", folder / "evaluation" / "few_shot-frozen.png")
+    write_sums(folder)
     publish_model(folder, "user/tiny")
     assert "evaluation/few_shot-frozen.png" in held(hub)
 
@@ -495,6 +502,7 @@ def test_the_figure_of_few_shot_scores_goes(hub, folder):
 def test_files_of_known_kinds_go(hub, folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("content")
+    write_sums(folder)
     publish_model(folder, "user/tiny")
     assert name in held(hub)
 
@@ -656,6 +664,7 @@ def test_images_that_may_go_and_our_figures_are_looked_at_as_well(hub, folder):
                 told.add_text(name, text)
         drawn.save(figure, pnginfo=told)
     Image.new("L", (32, 32)).save(folder / "Smith_John.png")
+    write_sums(folder)
     with pytest.raises(RefusedError) as caught:
         publish_model(folder, "user/tiny", allow=["images", "files"])
     assert "Smith_John.png: name name of a person\n  training/loss.png: tag Author\n" in str(caught.value)
