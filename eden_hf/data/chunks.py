@@ -100,7 +100,7 @@ def prepare_in_chunks(
         raise ValueError(f"--chunk-size must be at least 1, got {chunk_size}")
     folder = Path(output)
     found = find_source(source, list_file=list_file)
-    kept = list(columns or ())
+    kept = list(dict.fromkeys(columns or ()))
     loaded: Any = found.load(split, image_column=image_column, id_column=id_column)
     _check_columns(loaded.features, kept, f"split {split!r} of {found.name}")
     rows = loaded.select_columns(["image", "source_id", *kept])

@@ -87,6 +87,8 @@ class StreamedImages(Images):
         self._image_column = image_column
         self._id_column = id_column or ("source_id" if "source_id" in self.features else None)
         check_columns(self.features, image_column, self._id_column, self._where)
+        for file, (schema, _) in zip(self._files, ends, strict=True):
+            check_columns(Features.from_arrow_schema(schema), image_column, self._id_column, file)
         starts = np.cumsum([0, *(group.rows for group in self._groups)])
         if not starts[-1]:
             raise SourceError(f"{self._where} has no rows")
@@ -188,9 +190,11 @@ class StreamedImages(Images):
         raise SourceError(f"{self._groups[group].name} has no readable image")
 
     def _read(self, column: str) -> pa.ChunkedArray:
-        """A column of all files, which is no image."""
+        """A column of all files, which is no image, of the type that it has in the first."""
+        field = self.features.arrow_schema.field(column)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return pa.concat_tables(pool.map(partial(_column, column=column), self._files))[column]
+            columns = pool.map(partial(_column, field=field), self._files)
+            return pa.chunked_array(chain.from_iterable(column.chunks for column in columns), field.type)
 
 
 def parquet_rows(source: Any, split: str) -> Iterator[pa.RecordBatch]:
@@ -226,10 +230,17 @@ def _end(file: str) -> tuple[pa.Schema, list[_Group]]:
         return parquet.schema_arrow, [group for group in told if group.rows]
 
 
-def _column(file: str, column: str) -> pa.Table:
-    """A column of a file."""
+def _column(file: str, field: pa.Field) -> pa.ChunkedArray:
+    """A column of a file, as the type of `field`: writers give texts, and shards of no values, types of their own."""
     with _opened(file) as parquet:
-        return parquet.read(columns=[column], use_threads=False)
+        values = parquet.read(columns=[field.name], use_threads=False)[field.name]
+    try:
+        return values.cast(field.type)
+    except pa.ArrowException as error:
+        raise SourceError(
+            f"column {field.name!r} of {file} holds {values.type}, and no {field.type} as the first file: "
+            "write them alike"
+        ) from error
 
 
 def _features(files: Sequence[str], schemas: Sequence[pa.Schema]) -> Features:

@@ -1,5 +1,6 @@
 """sha256 of every file of a published model, as `sha256sum -c SHA256SUMS` reads them."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +22,13 @@ def sums_problems(folder: Path) -> Iterator[str]:
     if not (folder / SUMS).is_file():
         yield f"{folder / SUMS} is missing: run eden card write {folder}"
         return
-    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    found = _sums(folder)
+    text = (folder / SUMS).read_text(encoding="utf-8-sig", errors="replace")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    read = [re.fullmatch(r"([0-9A-Fa-f]{64}) [ *](.+)", line) for line in lines]
+    if None in read:
+        yield f"{SUMS}: {lines[read.index(None)][:200]!r} is no line of sha256sum: {mend}"
+        return
+    listed, found = {line[2]: line[1].lower() for line in read if line}, _sums(folder)
     for name in sorted({**listed, **found}):
         if name not in found:
             yield f"{SUMS}: {name} is missing: {mend}"
@@ -36,5 +41,5 @@ def sums_problems(folder: Path) -> Iterator[str]:
 def _sums(folder: Path) -> dict[str, str]:
     """The sha256 of each file by its path, in order."""
     paths = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    shown = {path: file for path, file in paths.items() if not any(part[0] in "._" for part in path.split("/"))}
+    shown = {path: file for path, file in paths.items() if not re.search(r"(^|/)(\.|__pycache__/)", path)}
     return {path: file_hash(file) for path, file in shown.items() if path != SUMS}

@@ -232,7 +232,7 @@ def test_columns_that_are_asked_for_are_kept_with_the_images_that_are(tmp_path):
     cells[2]["bytes"] = b"no image"
     rows = {"image": cells, **told, "boxes": [[1]] * 4}
     datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(tmp_path / "train.parquet")
-    settings = {"chunk_size": 3, "columns": ["patient", "age", "label"], "max_skipped_share": 0.5}
+    settings = {"chunk_size": 3, "columns": ["patient", "age", "label", "age"], "max_skipped_share": 0.5}
     for _ in range(2):  # a second call finds them as they are
         kept = PreparedImages(prepare(tmp_path / "train.parquet", **settings))
     assert kept.ids == ["0", "1", "3"]

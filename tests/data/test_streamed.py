@@ -35,10 +35,10 @@ def stream(source, **settings):
     return StreamedImages(str(source), **{"side": 8, **settings})
 
 
-def rewrite(file, change):
-    """Put another column of images into a file."""
+def rewrite(file, change, column="image"):
+    """Put another column of images, or of what else it has, into a file."""
     table = read_table(file)
-    write_table(table.set_column(0, "image", change(table["image"])), file)
+    write_table(table.set_column(table.column_names.index(column), column, change(table[column])), file)
 
 
 def test_they_are_those_that_would_be_prepared(shards, tmp_path):
@@ -189,10 +189,29 @@ def test_what_cannot_be_streamed_is_refused(shards, tmp_path):
         SourceError, match=r"train-00001.parquet has the columns image, name, not image, name, patient"
     ):
         stream(shards)
+    last = shards / "train-00002.parquet"
+    file.unlink()
+    rewrite(last, lambda cells: pa.array(range(len(cells))))
+    with pytest.raises(SourceError, match=r"'image' of .*train-00002.parquet holds no images but Value\('int64'\)"):
+        stream(shards)
     empty = tmp_path / "empty.parquet"
     write_table(read_table(shards / "train-00000.parquet").slice(0, 0), empty)
     with pytest.raises(SourceError, match="has no rows"):
         stream(empty)
+
+
+def test_columns_are_of_the_type_of_the_first_file(shards):
+    """Those who write texts choose between types; a shard that holds no value has none."""
+    first, second, third = sorted(shards.iterdir())
+    rewrite(second, lambda cells: pa.nulls(len(cells)), "patient")
+    rewrite(third, lambda cells: cells.cast(pa.large_string()).dictionary_encode(), "patient")
+    rewrite(third, lambda cells: pa.array(range(len(cells))), "name")
+    told = stream(shards, id_column="name").told("patient")
+    assert told["patient"][:] == [*"aabb" * 2, None, None, *"bbaabbaabb"]
+    assert told["source_id"][9:12] == ["image 9", "0", "1"]
+    rewrite(first, lambda cells: pa.array(range(len(cells))), "patient")
+    with pytest.raises(SourceError, match=r"'patient' of .*train-00002.* holds .*string.*, and no int64 as the first"):
+        stream(shards).told("patient")
 
 
 def test_files_may_lie_elsewhere(shards, monkeypatch):
