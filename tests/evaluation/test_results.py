@@ -1,10 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from eden_hf.evaluation.results import VALUES, Results, data_hash, difference_table, differences, table
-from eden_hf.evaluation.statistics import Estimate, by_patient, estimates
+from eden_hf.evaluation.statistics import Estimate, by_patient, estimate, estimates
 
 
 def results(encoder="a", **values):
@@ -32,6 +34,8 @@ def test_the_hash_tells_ids_pixels_and_order():
         for ids, pixels in [(["a", "b"], images), (["a", "c"], images), (["a", "b"], images[::-1])]
     }
     assert len(hashes) == 3
+    with pytest.raises(ValueError, match="zip"):
+        data_hash(["a"], images)
 
 
 def measured_results(encoder, values, patients):
@@ -68,9 +72,13 @@ def test_tables_of_few_patients_say_so(tmp_path):
 
 def test_subgroups_are_slices_of_one_run(tmp_path):
     saved = measured_results("a", [1, 2, 3, 4], list("wxyz"))
-    saved.save(tmp_path)
-    assert pq.read_table(tmp_path / VALUES)["encoder"].to_pylist() == ["a"] * 4
-    part = Results.load(tmp_path / "results.json").of({"w", "z"}, subgroup={"sex": "F"})
+    folder = tmp_path / "of" / "a"
+    saved.save(folder)
+    assert pq.read_table(folder / VALUES)["encoder"].to_pylist() == ["a"] * 4
+    part = Results.load(folder / "results.json").of({"w", "z"}, subgroup={"sex": "F"})
     assert part.values["hit"].value == 2.5
     assert part.values["hit"].n == 2
     assert part.settings == {"subgroup": {"sex": "F"}}
+    assert part.measured["hit"].patients == ["w", "z"]
+    other = dataclasses.replace(measured_results("a", range(9), list("abcdefghi")), seed=1)
+    assert other.of(set("abcdefgh")).values["hit"] == estimate(np.arange(8.0), 1) != estimate(np.arange(8.0), 0)

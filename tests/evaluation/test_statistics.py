@@ -172,6 +172,16 @@ def test_pairs_that_share_nobody_are_independent():
     assert estimate_pairs(values, names[:12], names) == estimate(alone)
 
 
+def test_a_partner_of_many_is_drawn_with_all_his_pairs():
+    """Each patient has one pair, and half of them with the same partner."""
+    values = np.full((40, 21), np.nan)
+    values[np.arange(40), np.r_[np.zeros(20, int), np.arange(1, 21)]] = np.r_[np.ones(20), np.zeros(20)]
+    patients, partners = [f"p{i}" for i in range(40)], [f"q{i}" for i in range(21)]
+    shared = estimate_pairs(values, patients, partners)
+    alone = estimate(np.r_[np.ones(20), np.zeros(20)])
+    assert shared.high - shared.low > 1.5 * (alone.high - alone.low)
+
+
 def test_draws_without_any_pair_do_not_count():
     values = np.full((3, 3), np.nan)
     values[[0, 1, 2], [1, 2, 0]] = 1, 2, 6
@@ -275,6 +285,9 @@ def test_statistics_that_are_no_means_are_drawn_by_patient():
     assert np.isnan(found["undefined"].estimate()[:3]).all()
     partly = Resampled(1.0, np.array([np.nan, 1, 2, 3]), 50).estimate()
     assert 1 <= partly.low < 1.1 < 2.9 < partly.high <= 3
+    drawn = np.random.default_rng(0).normal(size=1000)  # of twelve: eleven degrees of freedom
+    few = Resampled(0.0, drawn, 12).estimate()
+    assert (few.high - few.low) / 2 / drawn.std() == pytest.approx(2.201 * (12 / 11) ** 0.5, rel=0.02)
 
 
 def test_ratios_are_of_means():
@@ -303,6 +316,8 @@ def test_values_come_back_from_their_file(tmp_path):
 def test_seeds_are_averaged_patient_by_patient():
     mean = averaged([Measured(np.array([0.0, 1]), list("xy")), Measured(np.array([1.0, 1]), list("xy"))])
     assert mean.values.tolist() == [0.5, 1]
+    pairs = Measured(np.eye(2), list("xy"), list("st"))
+    assert (averaged([pairs, pairs]).patients, averaged([pairs, pairs]).partners) == (list("xy"), list("st"))
 
 
 def test_one_patient_has_no_interval():
