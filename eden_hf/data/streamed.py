@@ -87,8 +87,9 @@ class StreamedImages(Images):
         self._image_column = image_column
         self._id_column = id_column or ("source_id" if "source_id" in self.features else None)
         check_columns(self.features, image_column, self._id_column, self._where)
-        for file, (schema, _) in zip(self._files, ends, strict=True):
-            check_columns(Features.from_arrow_schema(schema), image_column, self._id_column, file)
+        for file, (schema, groups) in zip(self._files, ends, strict=True):
+            if groups:  # a file of no rows may not tell what its columns would hold
+                check_columns(Features.from_arrow_schema(schema), image_column, self._id_column, file)
         starts = np.cumsum([0, *(group.rows for group in self._groups)])
         if not starts[-1]:
             raise SourceError(f"{self._where} has no rows")

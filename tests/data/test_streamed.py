@@ -209,6 +209,8 @@ def test_columns_are_of_the_type_of_the_first_file(shards):
     told = stream(shards, id_column="name").told("patient")
     assert told["patient"][:] == [*"aabb" * 2, None, None, *"bbaabbaabb"]
     assert told["source_id"][9:12] == ["image 9", "0", "1"]
+    write_table(pa.table({name: pa.nulls(0) for name in ("image", "name", "patient")}), shards / "train-00003.parquet")
+    assert len(stream(shards, id_column="name").told("patient")) == 20
     rewrite(first, lambda cells: pa.array(range(len(cells))), "patient")
     with pytest.raises(SourceError, match=r"'patient' of .*train-00002.* holds .*string.*, and no int64 as the first"):
         stream(shards).told("patient")

@@ -95,6 +95,7 @@ DOUBLED = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range
         ("run: {output_dir: null}", ["`run.output_dir`", "None"]),
         ("data: /etc/passwd", ["`data` holds no settings"]),
         ("", ["run.yaml", "no settings"]),
+        ("data: {side: 64}\nrun: {}\ndata: {split: test}", ["run.yaml", "`data` comes twice"]),
         ("- data", ["run.yaml", "no settings"]),
         ("config: 3", ["shape"]),
         ("data: &a {source: *a}", ["run.yaml", "without end"]),
