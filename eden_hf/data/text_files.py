@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,7 +110,8 @@ def yaml_tree(text: str) -> yaml.Node | None:
     """What a YAML text is built of. One that would crash or hang what makes values of it is refused.
 
     Raises:
-        ValueError: it is none, is nested more deeply than Python goes, or has too many values by reference.
+        ValueError: it is none, is nested more deeply than Python goes, has too many values by reference, or a name
+            twice, of which others take the last.
     """
     try:
         tree = yaml.compose(text, yaml.SafeLoader)
@@ -128,9 +129,19 @@ def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:
+        if isinstance(node, yaml.MappingNode):
+            _refuse_repeats([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         own = (value for pair in node.value for value in (pair if isinstance(pair, tuple) else (pair,)))
         known[id(node)] = 1 + sum(_values(value, known) for value in own)
     return known[id(node)]
+
+
+def _refuse_repeats(keys: Iterable[yaml.ScalarNode]) -> None:
+    seen = set()
+    for key in keys:
+        if key.value in seen:
+            raise ValueError(f"`{key.value}` comes twice, again in line {key.start_mark.line + 1}: keep one")
+        seen.add(key.value)
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

@@ -548,12 +548,9 @@ class ConfigParser(ArgumentParser):
         if not isinstance(tree, yaml.MappingNode):
             told = f"`{section[:-1]}`" if section else "it"
             raise ValueError(f"{told} holds no settings, which are lines of `name: value`")
-        lists, seen = [action.dest for action in self._actions if action.nargs == "+"], set()
+        lists = [action.dest for action in self._actions if action.nargs == "+"]
         for key, value in tree.value:
             name = f"{section}{key.value}"
-            if name in seen:  # of which YAML takes the last
-                raise ValueError(f"`{name}` comes twice: keep one")
-            seen.add(name)
             if name in (self.groups or ()):
                 self._check_shape(value, f"{name}.")
             if name in lists and not (isinstance(value, yaml.SequenceNode) or value.tag.endswith(":null")):
