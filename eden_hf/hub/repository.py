@@ -84,7 +84,7 @@ def stage_model(
         ImportError: the loss figure, results, or ONNX need an extra that is not installed.
     """
     model_folder, run = _find_model(Path(source))
-    card = Path(card or model_folder / "card.yaml")
+    card = _card_file(Path(source), model_folder, card)
     declared = _declared(card)  # before the work, and with the error naming the file that was given
     output = Path(output)
     if output.exists() and any(output.iterdir()) and not (output / "card.yaml").is_file():
@@ -205,6 +205,14 @@ def _measured(results: Sequence[str | Path]) -> dict[str, Path]:
                 raise StagingError(f"{files[name]} and {file} would go to one folder, {name}: rename one of theirs")
             files[name] = file
     return files
+
+
+def _card_file(source: Path, model_folder: Path, given: str | Path | None) -> Path:
+    """The `card.yaml` that is given, or that of a folder which was staged before."""
+    card = Path(given or model_folder / "card.yaml")
+    if not given and not card.is_file():
+        raise StagingError(f"{source} was not staged before, so that it has no card.yaml: write one, and give --card")
+    return card
 
 
 def _declared(card: Path) -> EdenModelCardData:

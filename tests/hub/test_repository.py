@@ -344,6 +344,11 @@ def test_a_licence_file_goes_along(run, tmp_path):
     assert check_card(folder) == []
 
 
+def test_a_run_needs_a_card(run, tmp_path):
+    with pytest.raises(StagingError, match=r"was not staged before.* give --card"):
+        stage_model(run, tmp_path / "repository")
+
+
 def test_a_bad_card_makes_no_folder(run, tmp_path):
     with pytest.raises(CardError, match=r"declared\.yaml: .*license"):
         stage_model(run, tmp_path / "staged", write_card_yaml(tmp_path, license=None))
