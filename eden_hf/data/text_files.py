@@ -6,7 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,14 +151,23 @@ def read_record(path: str | Path) -> dict[str, Any]:
         OSError: it cannot be opened.
         ValueError: it holds none; the message names it.
     """
+    return _read(path, dict, "a mapping")
+
+
+def read_list(path: str | Path) -> list[Any]:
+    """The list that a JSON or YAML file holds; errors as of `read_record`."""
+    return _read(path, list, "a list")
+
+
+def _read(path: str | Path, kind: type, called: str) -> Any:
     path = Path(path)
     text = read_text(path)
     try:
         content = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a mapping, got {str(content)[:60]!r}")
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} must hold {called}, got {str(content)[:60]!r}")
     return content
 
 
@@ -169,8 +178,12 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
         OSError: it cannot be opened.
         ValueError: a line holds none; the message names file and line.
     """
+    *whole, last = read_text(path).split("\n")
+    with suppress(ValueError):  # of a line that was cut short; an editor may have left the end of a whole one away
+        parse_json(last)
+        whole.append(last)
     lines = []
-    for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
+    for number, line in enumerate(whole, start=1):
         try:
             lines.append(parse_json(line))
         except ValueError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eden_hf.data.text_files import parse_json, parse_yaml
+from eden_hf.data.text_files import read_list, read_record
 from eden_hf.model_names import CONTROLS, FRESH
 
 if TYPE_CHECKING:  # needs an extra, which a card without results does without
@@ -214,13 +214,9 @@ def _read(file: Path, kind: type, required: bool = True) -> Any:
             raise CardError(f"{file} is missing: a card is made of a whole model folder")
         return kind()
     try:
-        text = file.read_text(encoding="utf-8")
-        content = parse_json(text) if file.suffix == ".json" else parse_yaml(text)
+        return read_record(file) if kind is dict else read_list(file)
     except ValueError as error:
-        raise CardError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, kind):
-        raise CardError(f"{file} must hold a {'mapping' if kind is dict else 'list'}, got {str(content)[:60]!r}")
-    return content
+        raise CardError(str(error)) from error
 
 
 def _processor(folder: Path) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def _kept(source: Path, names: Sequence[str]) -> list[str]:
 def _write_revisions(source: Path, output: Path) -> None:
     """Say which weights were staged and what they became here, if they changed: results may be of either."""
     before = output / WEIGHTS  # where results come along of a source that was staged before
-    staged = json.loads(before.read_text())["staged"] if before.is_file() else weights_revision(str(source))
+    staged = read_record(before)["staged"] if before.is_file() else weights_revision(str(source))
     told = {"staged": staged, "published": weights_revision(str(output))}
     if told["staged"] != told["published"]:
         (output / WEIGHTS).write_text(json.dumps(told, indent=2) + "\n")

@@ -124,6 +124,8 @@ def test_records_and_lines_that_are_none_are_named(tmp_path):
     lines = tmp_path / "f.jsonl"
     lines.write_text('{"a": 1}\n{"a": ')
     assert read_lines(lines) == [{"a": 1}]
+    lines.write_text('{"a": 1}\n{"a": 2}')  # by an editor
+    assert read_lines(lines) == [{"a": 1}, {"a": 2}]
     for wrong in ("[1]", "{"):
         lines.write_text(f'{{"a": 1}}\n{wrong}\n')
         with pytest.raises(ValueError, match=r"f\.jsonl, line 2"):
