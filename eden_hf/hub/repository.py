@@ -27,6 +27,7 @@ from eden_hf.hub.card_facts import LOCAL, WEIGHTS, data_name, read_facts
 from eden_hf.hub.cards import EdenModelCardData, write_card
 from eden_hf.hub.export import export_for_web
 from eden_hf.hub.published import PUBLISHED, architecture_of
+from eden_hf.hub.sums import SUMS, sums_problems
 from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import load_pretrained, weights_revision
 from eden_hf.modeling_eden import EdenForPreTraining, EdenV2ForPreTraining
@@ -90,6 +91,7 @@ def stage_model(
     if output.exists() and any(output.iterdir()) and not (output / "card.yaml").is_file():
         raise StagingError(f"{output} holds something else than a staged repository: choose another output")
     measured = _measured(results)
+    _tell_of_changes(model_folder)
     kept = _kept(model_folder, [name for name, told in (("training", run), ("evaluation", measured)) if not told])
 
     def write(folder: Path) -> None:
@@ -221,6 +223,12 @@ def _declared(card: Path) -> EdenModelCardData:
     if declared.license_link == LICENSE and not card.with_name(LICENSE).is_file():
         raise StagingError(f"{card}: `license_link` is {LICENSE}, but there is no such file beside it: write one")
     return declared
+
+
+def _tell_of_changes(source: Path) -> None:
+    """Say what of a source that was staged before is not as it was: the new one has sums of its own."""
+    for problem in sums_problems(source) if (source / SUMS).is_file() else ():
+        logger.warning("%s is not as it was staged: %s", source, problem)
 
 
 def _kept(source: Path, names: Sequence[str]) -> list[str]:

@@ -112,11 +112,15 @@ def test_staging_again_gives_the_same_bytes_and_forgets_what_is_gone(run, report
     assert [name for name in names(folder) if (folder / name).read_bytes() != (staged / name).read_bytes()] == []
 
 
-def test_a_staged_folder_is_staged_again_with_its_records(staged, tmp_path):
+def test_a_staged_folder_is_staged_again_with_its_records(staged, tmp_path, caplog):
     """Alone, as somebody has it who got it from the Hub; results stay those of the weights that were measured."""
     published = shutil.copytree(staged, tmp_path / "published")
     half = stage_model(published, tmp_path / "half", half=True)
+    (half / "NOTICE").write_text("later")
+    assert "not as it was staged" not in caplog.text
     again = stage_model(half, tmp_path / "again")
+    assert f"{half} is not as it was staged: SHA256SUMS: NOTICE came later" in caplog.text
+    (half / "NOTICE").unlink()
     assert names(again) == names(half) == names(published)
     assert (again / "README.md").read_text() == (published / "README.md").read_text()
     assert check_card(again) == []
