@@ -1,5 +1,6 @@
 """Image encoders of any kind behind one shape: an Eden folder, any transformers vision model, fresh weights."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoModel, PreTrainedModel
 
 from eden_hf.image_processing_eden import EdenImageProcessor
@@ -27,6 +29,7 @@ __all__ = [
     "nearest_neighbours",
     "pooled",
     "processed",
+    "with_norms_folded",
 ]
 
 #: A token trunk has a state for each of many layers: this many, evenly spaced, are its "stages".
@@ -260,6 +263,37 @@ def gains_from_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # from torch 2.11 on
     return device.type == "cpu" and any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def with_norms_folded(model: Any) -> Any:
+    """A model for inference in which convolutions do their BatchNorms' work, which take a fifth of a ResNet's time.
+
+    Folded are those of transformers' convolution layers and of `nn.Sequential`, whose order is known.
+
+    Args:
+        model: In evaluation mode. It stays as it is, and is returned itself where there is nothing to fold.
+    """
+    foldable = [(name, *pair) for name, layer in model.named_modules() for pair in _convolutions_with_norms(layer)]
+    if not foldable:
+        return model
+    folded = copy.deepcopy(model)
+    for name, convolution, norm in foldable:
+        layer = folded.get_submodule(name)
+        fused = fuse_conv_bn_eval(getattr(layer, convolution), getattr(layer, norm))
+        setattr(layer, convolution, fused)
+        setattr(layer, norm, nn.Identity())
+    return folded
+
+
+def _convolutions_with_norms(layer: nn.Module) -> list[tuple[str, str]]:
+    """Names of a layer's convolutions and of the BatchNorms right behind them."""
+    names = [name for name, _ in layer.named_children()]
+    ordered = isinstance(layer, nn.Sequential) or names[:2] == ["convolution", "normalization"]
+    return [
+        (first, second)
+        for first, second in pairwise(names if ordered else ())
+        if isinstance(getattr(layer, first), nn.Conv2d) and isinstance(getattr(layer, second), nn.BatchNorm2d)
+    ]
 
 
 def nearest_neighbours(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:

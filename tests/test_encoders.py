@@ -3,12 +3,14 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoModel
+from torch import nn
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModel
 
 from eden_hf import EdenConfig, EdenImageProcessor, EdenModel, encoders
-from eden_hf.encoders import Encoder, check_encoders, embed, load_encoder, processed
+from eden_hf.encoders import Encoder, check_encoders, embed, load_encoder, processed, with_norms_folded
 from eden_hf.model_names import adapted_processor
-from tests.tiny import BACKBONES, tiny_config
+from tests.tiny import BACKBONES, ENCODERS, tiny_config
 
 GREY = Image.fromarray(np.arange(64 * 48, dtype=np.uint32).reshape(48, 64).astype(np.uint8))
 
@@ -48,6 +50,31 @@ def test_a_preset_gives_fresh_weights_only(folder):
     assert load_encoder("random:resnet18-half", size=32).pixel_values([GREY]).shape == (1, 3, 32, 32)
     with pytest.raises(ValueError, match="random:resnet18-half"):
         load_encoder("resnet18-half")
+
+
+@pytest.mark.parametrize("kind", ["resnet", "regnet", "efficientnet", "mobilenet_v2", "dense"])
+def test_folded_norms_change_nothing_but_the_time(kind):
+    torch.manual_seed(0)
+    if kind == "dense":
+        model = EdenModel(tiny_config(dense_dim=8))
+    else:
+        model = AutoModel.from_config(AutoConfig.for_model(kind, **ENCODERS[kind]))
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    images = torch.randn(2, 3, 64, 64)
+    folded = with_norms_folded(model.eval())
+    with torch.inference_mode():
+        assert_close(folded(images)[0], model(images)[0], rtol=1e-3, atol=1e-4)
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert left < len(norms) or folded is model
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_a_model_without_batchnorm_is_not_copied_to_fold_it():
+    model = EdenModel(tiny_config("vit"))
+    assert with_norms_folded(model) is model
 
 
 def test_size_and_intensity_may_be_set_for_every_encoder(folder):

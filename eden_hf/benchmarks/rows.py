@@ -318,11 +318,11 @@ def processor() -> Iterator[Sides]:
     slow=True,
 )  # fmt: skip
 def embed() -> Iterator[Sides]:
-    """`eden embed` on PNG files."""
+    """`eden embed` on PNG files of 512 pixels, from loading the model to the file that is written."""
     from eden_hf.retrieval.embedding import embed_images
 
     encoder = load_encoder("random:resnet50")
-    with _phantom_files(96, 512, "png") as files, tempfile.TemporaryDirectory() as folder:
+    with _phantom_files(384, 512, "png") as files, tempfile.TemporaryDirectory() as folder:
         encoder.model.save_pretrained(f"{folder}/model")
         encoder.processor.save_pretrained(f"{folder}/model")
         source, output = str(Path(files[0]).parent), f"{folder}/embeddings.parquet"

@@ -10,14 +10,18 @@
 The metadata of the file holds, as JSON under `eden_hf`, what made it: `model`, `weights_revision`, `dense`, `size`,
 `intensity`, and the source with its split and columns.
 
-Images are decoded and resized by workers while the model runs, rows are written as they come, and under `accelerate
-launch` or `torchrun` each process embeds its part of the source (the folder of the output must be one for all).
+Where a GPU runs the model, processes decode and resize images meanwhile; on a CPU the same threads decode a batch and
+then run the model, from which other processes would take the processors. Rows are written as they come, and under
+`accelerate launch` or `torchrun` each process embeds its part of the source (the folder of the output must be one for
+all).
 """
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +45,7 @@ from eden_hf.data.sources import load_source, read_cell
 from eden_hf.data.stopping import undone_on_sigterm
 from eden_hf.data.text_files import parse_json
 from eden_hf.data.workers import obey_parent
-from eden_hf.encoders import Encoder, gains_from_bfloat16, load_encoder, pooled, processed
+from eden_hf.encoders import Encoder, gains_from_bfloat16, load_encoder, pooled, processed, with_norms_folded
 from eden_hf.matching.dense_maps import DenseMap, covered_share
 from eden_hf.modeling_eden_dense import node_places
 from eden_hf.training.processor import keep_freed_memory
@@ -97,7 +101,8 @@ def embed_images(
         size: Pixels a side that images are brought to, instead of the processor's own.
         intensity: How intensities are normalised, instead of the processor's own way.
         batch_size: Images in one forward pass.
-        num_workers: Processes that decode; by default all processors of this process, 0 for this process alone.
+        num_workers: Processes that decode; 0 for the threads of this process alone, the default on a CPU. On a GPU by
+            default all processors of this process.
         max_skipped_share: Share of the images that may be unreadable.
         trust_remote_code: Whether code that comes with a Hub model may run.
 
@@ -127,7 +132,7 @@ def embed_images(
         unreadable: list[dict[str, str]] = []
         batches = embedding_rows(
             encoder, rows.select(range(first, last)), dense=dense, batch_size=batch_size,
-            num_workers=worker_count(last - first) if num_workers is None else num_workers, unreadable=unreadable,
+            num_workers=num_workers, unreadable=unreadable,
         )  # fmt: skip
         write_parquet(batches, own, about)
         unreadable = gather_object(unreadable)  # of all processes; they wait for one another here
@@ -147,7 +152,7 @@ def embedding_rows(
     *,
     dense: bool = False,
     batch_size: int = 64,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     unreadable: list[dict[str, str]] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Embeddings of rows `image`, `source_id` (see `load_source`), batch by batch as columns of the module's table.
@@ -159,7 +164,7 @@ def embedding_rows(
         rows: The images.
         dense: Embeddings of points, those in padding left out.
         batch_size: Images in one forward pass.
-        num_workers: Processes that decode ahead.
+        num_workers: Processes that decode ahead, as for `embed_images`.
         unreadable: Gets `source_id` and `reason` of each image that cannot be read; without it such an image raises.
 
     Raises:
@@ -170,13 +175,18 @@ def embedding_rows(
         raise SourceError(
             f"{encoder.name} has no embeddings of points: take a model trained with a dense stage, or leave out dense"
         )
+    device = encoder.model.device
+    if num_workers is None:
+        num_workers = 0 if device.type == "cpu" else worker_count(len(rows))
+    if device.type == "cpu":
+        encoder = replace(encoder, model=with_norms_folded(encoder.model))
     loader = DataLoader(
         rows.select_columns(["image", "source_id"]),
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=_Reader(encoder.processor),
+        collate_fn=_Reader(encoder.processor, threads=1 if num_workers else torch.get_num_threads()),
         worker_init_fn=obey_parent,
-        pin_memory=encoder.model.device.type == "cuda",
+        pin_memory=device.type == "cuda",
     )
     columns = _points if dense else _images
     shown = len(rows) > 1 and PartialState().is_local_main_process
@@ -229,21 +239,30 @@ class _Batch(NamedTuple):
 
 
 class _Reader:
-    """Decodes rows of a source and brings them to the model's input."""
+    """Decodes rows of a source, some at a time, and brings them to the model's input."""
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
+    def __init__(self, processor: Any, threads: int) -> None:
+        self.processor, self.threads = processor, threads
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> _Batch:
         images, names, unreadable = [], [], []
-        for row in rows:
-            try:
-                images.append(read_cell(row["image"], row["source_id"]))
-                names.append(row["source_id"])
-            except ImageReadError as error:
-                unreadable.append({"source_id": row["source_id"], "reason": str(error)})
+        with ThreadPoolExecutor(self.threads) as pool:
+            for row, image in zip(rows, pool.map(_read, rows), strict=True):
+                if isinstance(image, ImageReadError):
+                    unreadable.append({"source_id": row["source_id"], "reason": str(image)})
+                else:
+                    images.append(image)
+                    names.append(row["source_id"])
         pixel_values = processed(self.processor, images) if images else torch.empty(0)
         return _Batch(names, [image.size for image in images], pixel_values, unreadable)
+
+
+def _read(row: Mapping[str, Any]) -> Any:
+    """The image of a row, or why it cannot be read."""
+    try:
+        return read_cell(row["image"], row["source_id"])
+    except ImageReadError as error:
+        return error
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ from eden_hf.data.reading import read_image
 from eden_hf.data.skips import SkipLog
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.encoders import Encoder, load_encoder
-from eden_hf.retrieval.embedding import embedding_rows, read_about, worker_count
+from eden_hf.retrieval.embedding import embedding_rows, read_about
 
 
 class SearchError(SourceError):
@@ -98,8 +98,7 @@ def search(
         raise SearchError("nothing to search: give embeddings (of `eden embed`), or images to embed now")
     else:
         rows = _open(source)
-        workers = worker_count(len(rows))
-        gallery = embedding_rows(encoder, rows, dense=box is not None, num_workers=workers, unreadable=unreadable)
+        gallery = embedding_rows(encoder, rows, dense=box is not None, unreadable=unreadable)
     asked = Dataset.from_dict({"image": [str(query)], "source_id": ["query"]}).cast_column(
         "image", Image(decode=False)
     )
