@@ -350,7 +350,8 @@ class RunArguments(HubArguments):
             the model folders `last` and, where a validation found a better one, `best`.
         keep_checkpoints: Newest checkpoints that are kept.
         log_every: Optimiser steps that one line of metrics sums up.
-        num_workers: Processes that read batches ahead; 0 reads them in the training process.
+        num_workers: Processes that read batches ahead; 0 reads them in the training process. By default 2 for a GPU, and 0
+            on a CPU, of which they would take a share.
         trackers: Experiment trackers by accelerate's names (`tensorboard`, `wandb`, ...).
         check_phi: Refuse to start on images that may tell who a patient is; what was found is in `phi.csv` then.
         accepted_phi: CSV of findings that you accept: rows kept of that `phi.csv`.
@@ -367,7 +368,7 @@ class RunArguments(HubArguments):
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     log_every: int = 10
-    num_workers: int = 2
+    num_workers: int | None = None
     trackers: list[str] = field(default_factory=list)
     check_phi: bool = False
     accepted_phi: str | None = None
@@ -382,6 +383,8 @@ class RunArguments(HubArguments):
         require(self.timeout > 0, "run.timeout", self.timeout, "above 0")
         for name in ("checkpoint_every", "keep_checkpoints", "log_every", "probe_every"):
             require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
+        workers = self.num_workers
+        require(workers is None or workers >= 0, "run.num_workers", workers, "at least 0, or null")
         require(self.probe_images >= 2, "run.probe_images", self.probe_images, "at least 2")
 
 

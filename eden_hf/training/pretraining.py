@@ -147,10 +147,17 @@ class Pretraining:
         self.accelerator.wait_for_everyone()
 
     def _images(self) -> Images:
-        data, run = self.arguments.data, self.arguments.run
+        data = self.arguments.data
         if not data.streaming:
             return prepared_images(data)
-        return streamed_images(data, threads=run.num_workers, skipped_file=self.folder / SKIPPED_FILE)
+        threads = self._readers or torch.get_num_threads()
+        return streamed_images(data, threads=threads, skipped_file=self.folder / SKIPPED_FILE)
+
+    @property
+    def _readers(self) -> int:
+        """Processes that read ahead: none beside a CPU's steps, which take as much longer as they help."""
+        asked, on_cpu = self.arguments.run.num_workers, self.accelerator.device.type == "cpu"
+        return asked if asked is not None else 0 if on_cpu else 2
 
     def _check_phi(self) -> None:
         data, run = self.arguments.data, self.arguments.run
@@ -213,7 +220,7 @@ class Pretraining:
             progress.best_validation_loss = math.inf
         self.objective.begin_stage(self.eden, stage)
         batches = self._batches(index)
-        pieces = _read(_loader(self.images, batches, self.arguments.run.num_workers, self.device))
+        pieces = _read(_loader(self.images, batches, self._readers, self.device))
         stage_steps = stage.total_epochs * batches.batches_per_epoch
         while progress.epoch < stage.total_epochs:
             step_of_stage = progress.epoch * batches.batches_per_epoch + progress.batch

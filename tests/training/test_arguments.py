@@ -88,6 +88,7 @@ DOUBLED = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range
         ("training: {batch_size: many}", ["batch_size", "many"]),
         ("data: {holdout_share: 1.5}", ["data.holdout_share", "1.5"]),
         ("run: {log_every: 0}", ["run.log_every", "0"]),
+        ("run: {num_workers: -1}", ["run.num_workers", "-1", "null"]),
         ("run:\nmodel: {projection_dim: 8}", ["run.yaml", "`run` holds no settings"]),
         ("data: []", ["`data` holds no settings"]),
         ("training:\n  batch_size:\n", ["`training.batch_size`", "None"]),

@@ -229,6 +229,14 @@ def test_resuming_with_workers_is_the_same(uninterrupted, tmp_path):
     assert_equal_runs(tmp_path / "run", uninterrupted)
 
 
+def test_no_process_reads_beside_a_cpu_unless_asked_for(tmp_path, monkeypatch):
+    loaders, whole = [], pretraining._loader
+    monkeypatch.setattr(pretraining, "_loader", lambda *made: loaders.append(made) or whole(*made))
+    for run in ({"num_workers": None}, {"num_workers": 1}):
+        run_pretraining(tmp_path, str(len(loaders)), run=run, stages=[{"epochs": 1}])
+    assert [workers for _, _, workers, _ in loaders] == [0, 1]
+
+
 def test_a_worker_that_dies_ends_the_run_with_the_reason(uninterrupted, tmp_path, monkeypatch):
     step, steps = Pretraining._optimizer_step, iter(range(99))
 
