@@ -350,8 +350,8 @@ class RunArguments(HubArguments):
             the model folders `last` and, where a validation found a better one, `best`.
         keep_checkpoints: Newest checkpoints that are kept.
         log_every: Optimiser steps that one line of metrics sums up.
-        num_workers: Processes that read batches ahead; 0 reads them in the training process. By default 2 for a GPU, and 0
-            on a CPU, of which they would take a share.
+        num_workers: Processes that read batches ahead; 0 reads them in the training process. By default 2 for a GPU,
+            and 0 on a CPU, of which they would take a share.
         trackers: Experiment trackers by accelerate's names (`tensorboard`, `wandb`, ...).
         check_phi: Refuse to start on images that may tell who a patient is; what was found is in `phi.csv` then.
         accepted_phi: CSV of findings that you accept: rows kept of that `phi.csv`.
