@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile
 
 from eden_hf.data.landmarks import load_landmarked
 from eden_hf.encoders import load_encoder
 from eden_hf.evaluation.correspondence import correspondence
 from eden_hf.evaluation.few_shot import compare_encoders, read_scores
 from eden_hf.evaluation.results import Results, data_hash
-from eden_hf.training.arguments import read_arguments
+from eden_hf.training.arguments import ConfigParser, read_arguments
 from eden_hf.training.finetune_arguments import Recipe, StartArguments, TaskArguments
 from eden_hf.training.pretraining import Pretraining
 
@@ -123,7 +123,7 @@ def _by_seed(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description=__doc__)
+    parser = ConfigParser(description=__doc__)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_function_arguments(compare_starts, None)
     parsed = parser.parse_args()

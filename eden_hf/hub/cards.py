@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from jsonargparse import ArgumentParser
 
 from eden_hf.data.text_files import parse_yaml
 from eden_hf.hub import card_checks, card_sections
 from eden_hf.hub.card_checks import LICENSES
 from eden_hf.hub.card_facts import CardError, read_facts
 from eden_hf.hub.sums import sums_problems, write_sums
-from eden_hf.training.arguments import require
+from eden_hf.training.arguments import ConfigParser, require
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TAGS = ("medical-imaging", "radiology", "anatomy", "self-supervised-learning", "eden")
@@ -169,7 +168,7 @@ def read_declared(kind: type[Declared], file: str | Path) -> Declared:
         raise CardError(f"{file} cannot be read as YAML: {error}") from error
     if not isinstance(declared, dict):
         raise CardError(f"{file} must be a mapping with the keys {known}, got {declared!r}")
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ConfigParser(exit_on_error=False)
     parser.add_class_arguments(kind, None)
     try:
         return kind(**parser.instantiate(parser.parse_object(declared)))

@@ -9,13 +9,14 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
 from eden_hf.anatomy import finest_level
 from eden_hf.data.text_files import read_text, yaml_tree
@@ -424,18 +425,19 @@ class PretrainArguments(Settings):
         super().__post_init__()
         require(len(self.stages) >= 1, "stages", self.stages, "a list of at least one stage")
         finest = finest_level(self.data.side, self.data.side)
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
             dense = self.model.dense_dim is not None or self.model.start is not None
             mend = "given (64, say) for a stage of objective points"
             require(stage.objective != "points" or dense, "model.dense_dim", self.model.dense_dim, mend)
             mend = f"at most {finest} for prepared images of {self.data.side} pixels a side (see data.side)"
-            require(stage.level <= finest, "stages.level", stage.level, mend)
+            require(stage.level <= finest, f"stages.{number}.level", stage.level, mend)
             mixed = stage.is_second_generation != self.is_second_generation
-            require(not mixed, "stages.objective", stage.objective, "of one generation in all stages of a run")
+            mend = "of one generation in all stages of a run"
+            require(not mixed, f"stages.{number}.objective", stage.objective, mend)
             granularity = stage.granularity(stage.total_epochs - 1)
             mend = f"a list of fewer granularities: anchors of {granularity} have no parts in {self.data.side} pixels"
             fits = not stage.is_second_generation or self.data.side >> granularity >= 2
-            require(fits, "stages.epochs", stage.epochs, mend)
+            require(fits, f"stages.{number}.epochs", stage.epochs, mend)
 
 
 def parse_settings(
@@ -454,6 +456,7 @@ def parse_settings(
 
     class Parser(_SettingsParser):
         names = _names(kind)
+        listed = _listed(kind)
 
     parser = Parser(description=kind.__doc__, **parser_options)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; later options override it")
@@ -461,24 +464,42 @@ def parse_settings(
     parser.add_class_arguments(kind, None)
     parsed = parser.parse_args(arguments)
     try:
-        _refuse_nulls(kind, parsed)
+        _refuse_wrong(kind, parsed)
         settings = parser.instantiate(parsed)
         return kind(**{f.name: settings[f.name] for f in dataclasses.fields(kind)}), parsed.resume
     except ValueError as error:  # settings that do not fit each other
         parser.error(str(error), error)
 
 
-def _refuse_nulls(kind: Any, given: Mapping[str, Any] | Namespace, section: str = "") -> None:
-    """Raise a `ValueError` where a setting is `null` that cannot be, which jsonargparse lets pass."""
+def _listed(kind: Any) -> dict[str, Any]:
+    """The settings that are lists of sections, each with the dataclass of these."""
+    hints = get_type_hints(kind).items()
+    return {name: item for name, hint in hints for item in get_args(hint) if dataclasses.is_dataclass(item)}
+
+
+def _refuse_wrong(kind: Any, given: Mapping[str, Any] | Namespace, section: str = "") -> None:
+    """Raise a `ValueError` where a setting is `null` that cannot be, which jsonargparse lets pass.
+
+    Or where one of listed sections has a wrong value: by its number, which it does not know itself.
+    """
     for name, hint in get_type_hints(kind).items():
-        value, items = given[name], [item for item in get_args(hint) if dataclasses.is_dataclass(item)]
+        value = given[name]
         if dataclasses.is_dataclass(hint):
-            _refuse_nulls(hint, value, f"{section}{name}.")
+            _refuse_wrong(hint, value, f"{section}{name}.")
         elif value is None:
             require(type(None) in get_args(hint), f"{section}{name}", value, "given, or left out")
-        elif items:
-            for item in (item for item in value if isinstance(item, Namespace)):  # not those of the defaults
-                _refuse_nulls(items[0], item.get("init_args", item), f"{section}{name}.")
+        elif name in _listed(kind):
+            for number, item in enumerate(value):
+                if isinstance(item, Namespace):  # not those of the defaults
+                    _refuse_wrong_item(_listed(kind)[name], item.get("init_args", item), name, number)
+
+
+def _refuse_wrong_item(kind: Any, item: Namespace, name: str, number: int) -> None:
+    _refuse_wrong(kind, item, f"{name}.{number}.")
+    try:
+        kind(**item.as_dict())
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"`{name}.", f"`{name}.{number}.")) from error
 
 
 def read_settings(kind: type[SettingsType], path: str | Path) -> SettingsType:
@@ -502,7 +523,8 @@ def _load(text: str) -> Any:
     return get_loader("yaml")(text)
 
 
-set_loader("bounded yaml", _load, (yaml.YAMLError, ValueError, AttributeError, LookupError))  # as `parse_yaml`
+_NO_YAML = (yaml.YAMLError, ValueError, AttributeError, LookupError)  # as `parse_yaml`
+set_loader("bounded yaml", _load, _NO_YAML)
 
 
 class ConfigParser(ArgumentParser):
@@ -534,6 +556,15 @@ class ConfigParser(ArgumentParser):
         """The usage, of options that are written with hyphens."""
         return _hyphened(super().format_usage(*formatter))
 
+    def _apply_actions(self, cfg: Any, parent_key: str = "", *others: Any, **options: Any) -> Namespace:
+        """As jsonargparse does, but for sections of no option that hold nothing: those it drops."""
+        applied = super()._apply_actions(cfg, parent_key, *others, **options)
+        for key, value in applied.items(branches=True):
+            name = f"{parent_key}.{key}" if parent_key else key
+            if isinstance(value, Namespace) and not value and name not in (self.groups or ()):
+                raise TypeError(f"Option '{name}' is not accepted")
+        return applied
+
     def parse_path(self, path: Any, ext_vars: Any = None, **options: Any) -> Any:
         """As jsonargparse does, but for the text's encoding; paths inside are relative to the working folder."""
         try:
@@ -551,11 +582,14 @@ class ConfigParser(ArgumentParser):
         if not isinstance(tree, yaml.MappingNode):
             told = f"`{section[:-1]}`" if section else "it"
             raise ValueError(f"{told} holds no settings, which are lines of `name: value`")
+        switches = [action.dest for action in self._actions if action.nargs == 0 and action.default is False]
         lists = [action.dest for action in self._actions if action.nargs == "+"]
         for key, value in tree.value:
             name = f"{section}{key.value}"
             if name in (self.groups or ()):
                 self._check_shape(value, f"{name}.")
+            if name in switches and not value.tag.endswith(":bool"):
+                raise ValueError(f"`{name}` takes true or false")
             if name in lists and not (isinstance(value, yaml.SequenceNode) or value.tag.endswith(":null")):
                 raise ValueError(f"`{name}` takes a list: `{name}: [first, second]`")
 
@@ -572,9 +606,48 @@ class _SettingsParser(ConfigParser):
     """Names the nearest known setting where one is unknown. jsonargparse makes more of its kind for list items."""
 
     names: ClassVar[dict[str, str]]  # of settings: the whole name, or its last word -> the whole name
+    listed: ClassVar[dict[str, Any]]  # settings that are lists of sections -> the dataclass of these
+
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+        """As of all our parsers; what is wrong with one of listed sections is told with its number."""
+        words = sys.argv[1:] if args is None else args
+        for option, following in pairwise([*words, ""]):
+            name, equals, value = option.removeprefix("--").partition("=")
+            if name in self.listed:
+                try:
+                    with suppress(*_NO_YAML):  # which is told in what follows
+                        self._check_items({name: _load(value if equals else following)})
+                except TypeError as error:
+                    self.error(str(error), error)
+        return super().parse_args(words, *others, **options)
+
+    def _apply_actions(self, cfg: Any, *others: Any, **options: Any) -> Namespace:
+        """As of all our parsers; likewise."""
+        self._check_items(cfg)
+        return super()._apply_actions(cfg, *others, **options)
+
+    def _check_items(self, settings: Mapping[str, Any] | Namespace) -> None:
+        for name in self.listed.keys() & settings.keys():
+            for number, item in enumerate(settings[name] if isinstance(settings[name], list) else []):
+                self._check_item(self.listed[name], item, f"{name}.{number}")
+
+    def _check_item(self, kind: Any, item: Any, name: str) -> None:
+        """Raise a `TypeError` that names a section of a list, unless `item` may become one."""
+        if isinstance(item, (kind, Namespace)):  # which was checked
+            return
+        if not isinstance(item, dict) or not item:
+            raise TypeError(f"`{name}` holds no settings, which are lines of `name: value`, got {item!r}")
+        parser = type(self)(exit_on_error=False)
+        parser.add_class_arguments(kind, None)
+        try:
+            parser.parse_object(item)
+        except ArgumentError as error:
+            raise TypeError(f"`{name}`: {str(error).strip()}") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 and the message."""
+        if "Did you mean" in message:  # as an item of a list has told
+            super().error(message, ex)
         unknown = re.search(r"(?:ption '|unrecognized arguments: --)([\w.]+)", message)
         words = (unknown[1], unknown[1].rsplit(".", 1)[-1]) if unknown else ()
         nearest = [match for word in words for match in difflib.get_close_matches(word, self.names, n=1, cutoff=0.7)]

@@ -482,6 +482,7 @@ def test_the_snippet_needs_no_package(layouts, tmp_path):
         ({"hub": {"new_version": "x y"}}, r"`hub.new_version` must be a Hub id"),
         ({"hub": {"co2_eq_emissions": 3}}, r"a table of `emissions`, in grams, and their `source`, got 3"),
         ({"intended_for": "all"}, r"'intended_for' is not accepted; its keys are model_id, license,"),
+        ({"intended_for": {}}, r"'intended_for' is not accepted; its keys are model_id, license,"),
     ],
 )
 def test_card_yaml_names_what_is_wrong_with_it(tmp_path, declared, message):
@@ -498,6 +499,7 @@ def test_card_yaml_names_what_is_wrong_with_it(tmp_path, declared, message):
         ({"url": "example.org"}, r"`training_data.url` must be a link \(https://...\), got 'example.org'"),
         ({"hub_id": "not an id"}, r"`training_data.hub_id` must be a Hub id"),
         ({"licence": "CC0"}, r"'licence' is not accepted"),
+        ({"licence": {}}, r"'licence' is not accepted"),
     ],
 )
 def test_training_data_names_what_is_wrong_with_it(tmp_path, entry, message):

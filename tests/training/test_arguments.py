@@ -80,9 +80,19 @@ DOUBLED = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range
         ("trainning: {batch_size: 1}", ["trainning", "training"]),
         ("training: {batchsize: 1}", ["batchsize", "training.batch_size"]),
         ("stages: [{level: 2, epoch: 3}]", ["epoch", "stages[].epochs"]),
+        ("stages: [{level: 0}, {levle: 2}]", ["`stages.1`: ", "levle", "stages[].level"]),
+        ("stages: [{level: 0}, {level: low}]", ["`stages.1`: ", "level", "low"]),
+        ("stages: [{level: 0}, null]", ["`stages.1` holds no settings", "None"]),
+        ("stages: [{}]", ["`stages.0` holds no settings"]),
         ("stages: []", ["stages", "at least one"]),
-        ("stages: [{level: 40}]", ["stages.level", "40", "at most 16", "data.side"]),
-        ("stages: [{level: -1}]", ["stages.level", "-1"]),
+        ("nope: {}", ["'nope' is not accepted"]),
+        ("nope: {a: {}}", ["'nope.a' is not accepted"]),
+        ("data: {sied: {}}", ["'data.sied' is not accepted", "data.side"]),
+        ("data: {side: 64}\ndata.sied: {}", ["'data.sied' is not accepted"]),
+        ("stages: [{level: 0}, {nope: {}}]", ["`stages.1`: ", "'nope' is not accepted"]),
+        ("resume: 3", ["run.yaml", "`resume` takes true or false"]),
+        ("stages: [{level: 40}]", ["stages.0.level", "40", "at most 16", "data.side"]),
+        ("stages: [{level: 0}, {level: -1}]", ["stages.1.level", "-1"]),
         ("stages: [{prune_threshold: 80}]", ["prune_threshold", "80", "[-1, 1]"]),
         ("training: {mixed_precision: fp8}", ["mixed_precision", "fp8", "bf16"]),
         ("training: {batch_size: many}", ["batch_size", "many"]),
@@ -92,7 +102,7 @@ DOUBLED = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range
         ("run:\nmodel: {projection_dim: 8}", ["run.yaml", "`run` holds no settings"]),
         ("data: []", ["`data` holds no settings"]),
         ("training:\n  batch_size:\n", ["`training.batch_size`", "None"]),
-        ("stages: [{level: null}]", ["`stages.level`", "None"]),
+        ("stages: [{level: null}]", ["`stages.0.level`", "None"]),
         ("run: {output_dir: null}", ["`run.output_dir`", "None"]),
         ("data: /etc/passwd", ["`data` holds no settings"]),
         ("", ["run.yaml", "no settings"]),
@@ -114,10 +124,19 @@ def test_a_wrong_setting_is_named_with_its_mend(yaml, words, tmp_path, capsys):
     assert [word for word in words if word not in message] == [], message
 
 
-def test_an_unknown_option_is_named_with_the_nearest(capsys):
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--training.batch_sise=3", "training.batch_size"),
+        ("--data={sied: {}}", "'data.sied' is not accepted"),
+        ("--stages=[{level: 0}, null]", "`stages.1` holds no settings"),
+        ("--stages=[{level: 0}, {nope: {}}]", "`stages.1`: Option 'nope' is not accepted"),
+    ],
+)
+def test_a_wrong_option_is_named(option, words, capsys):
     with pytest.raises(SystemExit):
-        parse("--training.batch_sise=3")
-    assert "training.batch_size" in capsys.readouterr().err
+        parse(option)
+    assert words in capsys.readouterr().err
 
 
 def test_a_value_that_would_hang_the_parser_is_taken_as_text():

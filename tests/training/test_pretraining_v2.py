@@ -205,15 +205,18 @@ def test_it_may_start_from_a_trunk_and_give_one_to_the_first_generation(kind, tm
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
-        ([{"objective": "localize"}, {"objective": "parts"}], r"stages.objective.*one generation"),
-        ([{"objective": "parts", "epochs": [1, 2]}], r"stages.epochs.*one number"),
-        ([{"objective": "localize", "epochs": [0, 0]}], r"stages.epochs.*at least 1"),
-        ([{"objective": "localize", "epochs": []}], r"stages.epochs.*at least 1"),
+        ([{"objective": "localize"}, {"objective": "parts"}], r"stages.1.objective.*one generation"),
+        ([{"objective": "parts", "epochs": [1, 2]}], r"stages.0.epochs.*one number"),
+        ([{"objective": "localize", "epochs": [0, 0]}], r"stages.0.epochs.*at least 1"),
+        ([{"objective": "localize", "epochs": []}], r"stages.0.epochs.*at least 1"),
         ([{"objective": "localize", "epochs": [1] * 7}], r"granularities.*64 pixels"),
-        ([{"objective": "localize", "epochs": 5, "warmup_epochs": 5}], r"stages.warmup_epochs.*fewer than.* 5 epochs"),
-        ([{"objective": "localize", "level": 2}], r"stages.level"),
-        ([{"objective": "part_whole", "prune_threshold": 0.8}], r"stages.prune_threshold"),
-        ([{"objective": "part_whole", "composability_weight": -1}], r"stages.composability_weight"),
+        (
+            [{"objective": "localize", "epochs": 5, "warmup_epochs": 5}],
+            r"stages.0.warmup_epochs.*fewer than.* 5 epochs",
+        ),
+        ([{"objective": "localize", "level": 2}], r"stages.0.level"),
+        ([{"objective": "part_whole", "prune_threshold": 0.8}], r"stages.0.prune_threshold"),
+        ([{"objective": "part_whole", "composability_weight": -1}], r"stages.0.composability_weight"),
         ([{"objective": "localize", "first_teacher_temperature": 0.07}], r"teacher_temperature_epochs"),
     ],
 )
