@@ -295,17 +295,34 @@ def _blur(views: Tensor, sigma: Tensor, largest_sigma: float) -> Tensor:
 def _jitter(views: Tensor, draws: ViewDraws) -> Tensor:
     """Brightness, contrast, saturation and hue of views [B, C, S, S] in each view's own order; grey has the first two.
 
-    One after the other, each on the views whose turn it is: which they are is known on the CPU.
+    On a CPU one view after the other, in place and in its caches; elsewhere together.
     """
     changes = (_brightness, _contrast) if views.shape[1] == 1 else (_brightness, _contrast, _saturation, _hue)
-    for turn in draws.order[draws.order < len(changes)].view(-1, len(changes)).T:
+    order = draws.order[draws.order < len(changes)].view(-1, len(changes))
+    jitter = _jitter_in_turn if views.device.type == "cpu" else _jitter_together
+    jitter(views, draws, order, changes)
+    return views
+
+
+_Changes = Sequence[Callable[[Tensor, Tensor], Tensor]]
+
+
+def _jitter_in_turn(views: Tensor, draws: ViewDraws, order: Tensor, changes: _Changes) -> None:
+    """Each view by itself."""
+    for row in draws.jittered.nonzero()[:, 0].tolist():
+        for kind in order[row].tolist():
+            changes[kind](views[row : row + 1], draws.factors[row, kind])
+
+
+def _jitter_together(views: Tensor, draws: ViewDraws, order: Tensor, changes: _Changes) -> None:
+    """One change after the other, each on the views whose turn it is: which they are is known on the CPU."""
+    for turn in order.T:
         for kind, change in enumerate(changes):
             rows = (draws.jittered & (turn == kind)).nonzero()[:, 0]
             if len(rows):
                 there = rows.to(views.device, non_blocking=True)
                 by = draws.factors[rows, kind].to(views.device, non_blocking=True)[:, None, None, None]
                 views[there] = change(views[there], by)
-    return views
 
 
 def _brightness(views: Tensor, factor: Tensor) -> Tensor:
@@ -332,8 +349,8 @@ def _hue(views: Tensor, shift: Tensor) -> Tensor:
     hue in sixths of the circle is found once, and never taken back to HSV's [0, 1).
     """
     red, green, blue = views.split(1, dim=1)
-    value = views.amax(dim=1, keepdim=True)
-    chroma = value - views.amin(dim=1, keepdim=True)
+    value = torch.maximum(torch.maximum(red, green), blue)  # a reduction over three is slow on a CPU
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
     is_red, is_green = value == red, value == green
     ahead = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
     sixths = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))

@@ -5,12 +5,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from scipy import ndimage, stats
+from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from eden_hf.anatomy import part_boxes
 from eden_hf.data.view_arguments import ViewArguments
-from eden_hf.data.views import TwoViews, draw_views, make_views
+from eden_hf.data.views import TwoViews, _jitter_together, draw_views, make_views
 from eden_hf.image_processing_eden import EdenImageProcessor
 
 #: Nothing is drawn: the view is the part itself.
@@ -252,6 +253,14 @@ def test_blur_is_gaussian_with_mirrored_edges():
 
     expected = np.stack([gaussian_filter(i[0].numpy() / 255, 1.5, mode="mirror", truncate=3.4) for i in noise()])
     assert np.abs(made[:, 0].numpy() - expected).max() < 2e-3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_accelerator_jitters_together_what_a_cpu_does_in_turn(channels, monkeypatch):
+    in_turn = views(noise(16, channels))
+    monkeypatch.setattr("eden_hf.data.views._jitter_in_turn", _jitter_together)
+    for one, other in zip(in_turn, views(noise(16, channels)), strict=True):
+        assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_grey_jitter_is_colour_jitter_of_three_equal_channels():
