@@ -3,9 +3,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from eden_hf.data.phantoms import draw_phantom
-from eden_hf.data.point_views import make_annotated_copies, make_point_views, plain_views
+from eden_hf.data.point_views import _smooth_field, make_annotated_copies, make_point_views, plain_views
 from eden_hf.data.view_arguments import PointArguments
 
 CLEAN = {
@@ -33,6 +34,13 @@ def test_draws_depend_on_seed_epoch_and_index_alone(seed, epoch):
     alone = make_point_views(images[1:2], torch.tensor([9]), recipe, seed=seed, epoch=epoch)
     for one, many in zip((*alone[:2], *alone[2]), (*together[:2], *together[2]), strict=True):
         assert torch.allclose(one[0], many[1], atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize(("nodes", "size"), [(5, 160), (4, 33), (7, 7)])
+def test_a_smooth_field_is_bicubic_interpolation(nodes, size):
+    values = torch.randn(3, 2, nodes, nodes)
+    expected = F.interpolate(values, size=(size, size), mode="bicubic", align_corners=True)
+    assert_close(_smooth_field(values, size), expected, rtol=0, atol=1e-5)
 
 
 def test_places_are_where_the_pixels_come_from():
