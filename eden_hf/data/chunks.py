@@ -35,12 +35,12 @@ from eden_hf.data.prepared import (
     move_into_place,
     write_images,
 )
-from eden_hf.data.scratch import scratch_folder
-from eden_hf.data.skips import SKIPPED_FILE, SkipLog, skipped_entries
+from eden_hf.data.scratch import scratch_folder, told_without_room
+from eden_hf.data.skips import SKIPPED_FILE, SkipLog, check_share, skipped_entries
 from eden_hf.data.sources import MANIFEST, PLAN, find_source
 from eden_hf.data.stopping import undone_on_sigterm
 from eden_hf.data.text_files import read_record
-from eden_hf.data.workers import workers_live
+from eden_hf.data.workers import check_workers, workers_live
 
 
 def prepare_in_chunks(
@@ -93,11 +93,14 @@ def prepare_in_chunks(
         SourceError: the source is absent or not of the shape asked for, has no such columns, or a chunk is not what
             it was.
         TooManyUnreadable: more images than `max_skipped_share` cannot be read; all are listed in `skipped.jsonl`.
+        OSError: the disk is full; chunks that were whole are.
     """
     index, count = _shard(shard)
     check_shape(side, channels, aspect_ratio)
     if chunk_size < 1:
         raise ValueError(f"--chunk-size must be at least 1, got {chunk_size}")
+    check_workers(num_proc, "--num-proc")
+    check_share(max_skipped_share)
     folder = Path(output)
     found = find_source(source, list_file=list_file)
     kept = list(dict.fromkeys(columns or ()))
@@ -108,12 +111,13 @@ def prepare_in_chunks(
     told = {"split": split, "image_column": image_column, "id_column": id_column, "fingerprint": found.fingerprint,
             "columns": kept or None}  # fmt: skip
     plan = {**settings, **told, "images": len(rows), "chunk_size": chunk_size, **decoder_versions()}
-    _agree(folder, plan)
-    chunks = [folder / f"chunk-{number:05}" for number in range(-(-len(rows) // chunk_size))]
-    missing = [number for number in range(index, len(chunks), count) if not chunks[number].exists()]
-    _make(missing, chunks, rows, settings, chunk_size, num_proc)
-    if count == 1:
-        _finish(folder, chunks, rows, plan, max_skipped_share)
+    with told_without_room(folder):
+        _agree(folder, plan)
+        chunks = [folder / f"chunk-{number:05}" for number in range(-(-len(rows) // chunk_size))]
+        missing = [number for number in range(index, len(chunks), count) if not chunks[number].exists()]
+        _make(missing, chunks, rows, settings, chunk_size, num_proc)
+        if count == 1:
+            _finish(folder, chunks, rows, plan, max_skipped_share)
     return folder
 
 
@@ -124,7 +128,10 @@ def _check_columns(features: Features, columns: Sequence[str], where: str) -> No
             known = ", ".join(other for other in features if other not in ("image", "source_id")) or "no others"
             raise SourceError(f"{where} has no column {name!r} to keep (--columns); beside its images it has {known}")
         if not re.fullmatch(r"(large_)?string|u?int\d+|float\d+|bool", str(getattr(features[name], "dtype", None))):
-            raise SourceError(f"column {name!r} of {where} holds neither texts nor numbers but {features[name]}")
+            raise SourceError(
+                f"column {name!r} of {where} holds neither texts nor numbers but {features[name]}: leave it out of "
+                "--columns, or write it as text"
+            )
 
 
 def _told(rows: Dataset, span: range) -> dict[str, list[Any]]:
@@ -168,8 +175,11 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
 def _write_whole(file: Path, content: dict[str, Any]) -> None:
     """Write JSON of which nobody reads a part."""
     temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(file)
+    try:
+        temporary.write_text(json.dumps(content, indent=1))
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _make(
@@ -233,7 +243,9 @@ def _checked(chunk: Path, told: dict[str, list[Any]], plan: dict[str, Any], skip
     with file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = sum(about["sizes"]) if "sizes" in about else len(about["ids"]) * plan["channels"] * plan["side"] ** 2
+    others = [name for name in ("side", "channels", "aspect_ratio", "storage") if about.get(name) != plan[name]]
     faults = {
+        f"its {' and '.join(others)} is not that of the folder": bool(others),
         "its names are not those of the source": about["ids"] != names,
         "its columns are not those of the source": json.dumps(about.get("columns", {})) != json.dumps(values),
         "its bytes are not those that were written": digest != about["sha256"],

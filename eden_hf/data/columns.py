@@ -104,9 +104,10 @@ def refuse_files_outside(table: Any, columns: Iterable[str], folders: Sequence[s
         for path in named_files(table.column(column)):
             inside = path.rsplit("::", 1)[-1] if "://" in path else os.path.realpath(path)
             if not any(inside == folder or inside.startswith(folder.rstrip("/") + "/") for folder in folders):
+                here = "" if inside == path else f" ({inside[:200]!r} from here)"
                 raise SourceError(
-                    f"column {column!r} of {where} names the file {path[:200]!r}, which lies outside; put the images' "
-                    "bytes into the data set (`Dataset.to_parquet` does), or their files into its folder"
+                    f"column {column!r} of {where} names the file {path[:200]!r}{here}, which lies outside; put the "
+                    "images' bytes into the data set (`Dataset.to_parquet` does), or their files into its folder"
                 )
 
 

@@ -39,10 +39,12 @@ def images_below(root: Path) -> list[str]:
     """Images below a folder, sorted paths relative to it; other files are counted in a warning.
 
     Raises:
-        SourceError: there is none.
+        SourceError: there is none, or a name is no UTF-8, which neither Parquet nor JSON could hold.
     """
     files, hidden = list_files(root)
     images = [file for file in files if is_image(root / file)]
+    if strange := [str(os.fsencode(image)) for image in images if not _is_unicode(image)]:
+        raise SourceError(f"names in {root} are no UTF-8: {first(strange)}; rename these {len(strange)} files")
     if not images:
         raise SourceError(
             f"no images in {root} ({len(files)} other files); known: {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -52,6 +54,15 @@ def images_below(root: Path) -> list[str]:
         what = f"{len(others)} files that are no images {others[:3]} and {hidden} hidden ones"
         logger.warning("%s: left out %s", root, what)
     return images
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a file's name was UTF-8: of one that was not, Python gives bytes as halves of characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def image_rows(root: Path, images: Sequence[str]) -> Dataset:

@@ -27,7 +27,7 @@ from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
 from eden_hf.data.sources import MANIFEST, Data, SourceError, find_source, is_prepared, read_cell
 from eden_hf.data.text_files import read_record
-from eden_hf.data.workers import obey_parent, workers_live
+from eden_hf.data.workers import check_workers, obey_parent, workers_live
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +209,7 @@ def prepare_images(
         TooManyUnreadable: more images than `max_skipped_share` cannot be read; the list of all of them is kept.
     """
     check_shape(side, channels, aspect_ratio)
+    check_workers(num_proc, "num_proc")
     settings: dict[str, Any] = {"side": side, "channels": channels, "aspect_ratio": aspect_ratio}
     if isinstance(source, str | Path) and is_prepared(folder := Path(source).expanduser()):
         return _prepared_before(folder, {**settings, "split": split}, list_file)

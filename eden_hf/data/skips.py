@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,25 @@ class SkipLog:
 
     Each image is one JSON line `{"source_id": ..., "reason": ...}` in `path`, however often it is added. Files that
     hold no image (`NoImageError`: reports and directories among DICOM images) have `"no_image": true` besides, and do
-    not count. Opening a log starts a new list. A log that was pickled to another process goes on with the same file,
-    and its `count` is that of all of them.
+    not count. Opening a log starts a new list, unless it goes on with the one that is there. A log that was pickled to
+    another process goes on with the same file, and its `count` is that of all of them.
 
     Args:
         path: the file to write (`skipped.jsonl` by convention), or `None` to keep the list in memory only.
         max_share: share of all images, in [0, 1], up to which a run goes on.
+        goes_on: keep what is listed, but for a last line that an interruption cut short.
     """
 
-    def __init__(self, path: str | Path | None, max_share: float = 0.01) -> None:
-        if not 0 <= max_share <= 1:
-            raise ValueError(f"max_share is a share of the images in [0, 1], got {max_share}")
+    def __init__(self, path: str | Path | None, max_share: float = 0.01, goes_on: bool = False) -> None:
+        check_share(max_share)
         self.path = None if path is None else Path(path)
         self.max_share = max_share
         self._known: dict[str, None] = {}
-        if self.path is not None:
+        if self.path is not None and self.path.exists() and goes_on:
+            whole = self.path.read_bytes().rpartition(b"\n")[:2]
+            os.truncate(self.path, sum(map(len, whole)))  # of several processes each may do that
+            self._known = dict.fromkeys(whole[0].decode().split("\n"))
+        elif self.path is not None:
             self.path.unlink(missing_ok=True)
 
     def add(self, source_id: str, reason: str | Exception, **details: Any) -> None:
@@ -88,6 +93,12 @@ class SkipLog:
             f"{len(entries)} of {total} images could not be used, which the limit of {self.max_share:.2%} forbids "
             f"({examples}).{where} Mend or remove them, or raise the limit (max_skipped_share)."
         )
+
+
+def check_share(max_share: float) -> None:
+    """Raise ValueError if it is no share: for those who look at it after the work."""
+    if not 0 <= max_share <= 1:
+        raise ValueError(f"max_skipped_share is a share of the images in [0, 1], got {max_share}")
 
 
 def skipped_entries(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@
 | one config of a folder of Parquet | `crops:level-2` |
 | folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk` | `data/saved` |
 | data set on the Hub, with a config where it has several | `user/name`, `user/name:config` |
+| at a revision; `hf://datasets/` may stand before any of them | `user/name@v1.0`, `hf://datasets/user/name` |
 | generated chest phantoms | `phantoms`, `phantoms:64` |
 | object in memory | `Dataset`, `IterableDataset`, `DatasetDict` |
 
@@ -47,6 +48,7 @@ from eden_hf.data.splits import by_common_names, in_order, split_in, split_of
 __all__ = ["Data", "Source", "SourceError", "find_source", "load_source", "read_cell"]
 
 MANIFEST, PLAN = "prepared.json", "plan.json"  # of a folder that `eden prepare` writes, and of one it has begun
+_HUB_ID = r"(?:hf://datasets/)?(?P<name>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<config>[\w.-]+))?"
 PHANTOM_COUNT = 256  # images of the plain word `phantoms`
 
 
@@ -181,6 +183,24 @@ def find_source(source: Any, *, list_file: str | Path | None = None) -> Source:
     )
 
 
+def refuse_output_inside(found: Source, source: str | Path, output: Path) -> None:
+    """Refuse to write Parquet into its own source, which would be another then: any Parquet makes a folder one of it.
+
+    Args:
+        found: What was found at `source`.
+        source: Its name.
+        output: File or folder that will be written.
+
+    Raises:
+        SourceError: `output` lies in the folder of the source, or is one of its files.
+    """
+    place, folder = Path(os.path.realpath(output)), _path_and_config(str(source))[0]
+    files = {os.path.realpath(file) for own in found.parquet.values() for file in own}
+    inside = folder is not None and folder.is_dir() and place.is_relative_to(os.path.realpath(folder))
+    if inside or str(place) in files:
+        raise SourceError(f"{output} lies in {source}, which would be another source then: choose another --output")
+
+
 def read_cell(cell: Mapping[str, Any] | None, name: str) -> PIL.Image.Image:
     """Decode one `image` cell of `load_source`: mode `L` or `RGB`, 8 bits a channel.
 
@@ -234,9 +254,12 @@ def _named(source: str, path: Path | None, config: str | None) -> Source:
     files = [str(path)] if path is not None else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (absolute too)
     if files:
         return _parquet_files(source, files)
-    if hub := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?::([\w.-]+))?", source):
-        return _hosted(source, hub[1], hub[2])
-    raise SourceError(f"nothing at {source}: no such file or folder, and no Hub id of the form user/name")
+    if hub := re.fullmatch(_HUB_ID, source):
+        return _hosted(source, hub["name"], hub["config"], revision=hub["revision"])
+    raise SourceError(
+        f"nothing at {source}: no such file or folder, and no Hub id of the form user/name, user/name@revision or "
+        "hf://datasets/user/name"
+    )
 
 
 def is_image_folder(path: Path) -> bool:

@@ -41,6 +41,12 @@ def _wait_for(parent: int | None, patience: float) -> None:
     os._exit(0)
 
 
+def check_workers(count: int | None, setting: str) -> None:
+    """Raise ValueError if there cannot be so many; `None` stands for as many as there are processors."""
+    if count is not None and count < 0:
+        raise ValueError(f"{setting} must be at least 0, which is this process alone, got {count}")
+
+
 @contextmanager
 def workers_live() -> Iterator[None]:
     """Say it plainly where a process that reads images does not: torch looks after them, and does so at any moment.

@@ -1,6 +1,8 @@
+import errno
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -13,7 +15,7 @@ from eden_hf.data import prepared
 from eden_hf.data.chunks import prepare_in_chunks
 from eden_hf.data.errors import SourceError
 from eden_hf.data.prepared import PreparedImages, prepare_images
-from eden_hf.data.skips import TooManyUnreadable
+from eden_hf.data.skips import SkipLog, TooManyUnreadable
 from eden_hf.data.sources import load_source
 
 from ..launching import REPOSITORY
@@ -163,6 +165,30 @@ def test_other_settings_do_not_fit_the_folder(images):
         prepare(images, chunk_size=0)
     with pytest.raises(ValueError, match="channels=2"):
         prepare(images, channels=2)
+    with pytest.raises(ValueError, match=r"--num-proc must be at least 0, .* got -1"):
+        prepare(images, num_proc=-1)
+    with pytest.raises(ValueError, match=r"share of the images in \[0, 1\], got 2"):
+        prepare(images, max_skipped_share=2)
+    about = folder / "chunk-00001" / "images.json"  # of one who began at the same moment
+    about.write_text(about.read_text().replace('"resize"', '"pad"'))
+    with pytest.raises(SourceError, match="chunk-00001: its aspect_ratio is not that of the folder; remove"):
+        prepare(images)
+
+
+def test_a_disk_without_room_is_named_and_nothing_torn_is_left(images, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=r"prepared could not be written to .*make room"):
+        prepare(images)
+    monkeypatch.undo()
+    assert not list(images.with_name("prepared").iterdir())
+    monkeypatch.setattr(SkipLog, "add", full)
+    with pytest.raises(OSError, match=r"prepared could not be written to .*make room"):
+        prepare(images)
+    monkeypatch.undo()
+    assert len(as_source(prepare(images))) == 7
 
 
 def test_parquet_and_colour_by_the_command(tmp_path, capsys):

@@ -22,6 +22,24 @@ def test_a_skip_log_is_json_lines(tmp_path):
     assert SkipLog(tmp_path / "run/skipped.jsonl").count == 0
 
 
+def test_a_skip_log_goes_on_with_what_is_listed(tmp_path):
+    """Without a line that an interruption cut short; what was listed is not listed again, and counts."""
+    log = SkipLog(tmp_path / "skipped.jsonl")
+    for name in "ab":
+        log.add(name, "torn")
+    for part in ("", '{"source_id": "c", "rea'):
+        with (tmp_path / "skipped.jsonl").open("a") as file:
+            file.write(part)
+        log = SkipLog(tmp_path / "skipped.jsonl", goes_on=True)
+        log.add("b", "torn")
+    log.add("c", "torn")
+    assert [entry["source_id"] for entry in log.entries] == ["a", "b", "c"]
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3
+    with pytest.raises(TooManyUnreadable, match="3 of 100 images"):
+        log.check(100)
+    assert SkipLog(tmp_path / "no" / "skipped.jsonl", goes_on=True).count == 0
+
+
 @pytest.mark.parametrize("in_file", [True, False])
 def test_a_skip_log_bears_a_share(tmp_path, in_file):
     log = SkipLog(tmp_path / "skipped.jsonl" if in_file else None)

@@ -1,5 +1,6 @@
 import gc
 import os
+import sys
 
 import datasets
 import numpy as np
@@ -334,15 +335,24 @@ def test_saved_data_sets(tmp_path):
 def test_a_hub_id_is_opened_by_datasets(monkeypatch):
     asked = []
 
-    def load_dataset_builder(path, config):
-        asked.append((path, config))
+    def load_dataset_builder(path, config, revision):
+        asked.append((path, config, revision))
         raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
-    for source in ("some-user/chest_x-rays", "some-user/chest_x-rays:frontal"):
-        with pytest.raises(SourceError, match=rf"cannot open {source}: .*doesn't exist on the Hub"):
+    for name, *others in (
+        ("a-user/chest_x-rays", None, None),
+        ("a-user/chest_x-rays:frontal", "frontal", None),
+        ("a-user/chest_x-rays@v1.0", None, "v1.0"),
+        ("a-user/chest_x-rays@refs/pr/1:frontal", "frontal", "refs/pr/1"),
+    ):
+        for source in (name, f"hf://datasets/{name}"):
+            with pytest.raises(SourceError, match=rf"cannot open {source}: .*doesn't exist on the Hub"):
+                load_source(source)
+            assert asked.pop() == ("a-user/chest_x-rays", *others)
+    for source in ("hf://datasets/name", "hf://datasets/user/name/train.parquet", "hf://user/name", "user/name@"):
+        with pytest.raises(SourceError, match=rf"nothing at {source}: .* form user/name, user/name@revision or hf://"):
             load_source(source)
-    assert asked == [("some-user/chest_x-rays", None), ("some-user/chest_x-rays", "frontal")]
 
 
 def test_the_word_phantoms():
@@ -420,6 +430,15 @@ def test_an_image_column_may_have_another_name_and_form(tmp_path, column, stream
 
 
 # Errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_utf8_is_refused(tmp_path):
+    picture().save(tmp_path / "\u00fcn\u00ef\n.png")
+    assert ids(load_source(tmp_path)) == ["\u00fcn\u00ef\n.png"]
+    picture().save(os.fsdecode(os.fsencode(tmp_path) + b"/x\xff.png"), "png")
+    with pytest.raises(SourceError, match=r"names in .* are no UTF-8: b'x\\xff.png'; rename these 1 files"):
+        load_source(tmp_path)
 
 
 def test_nothing_there(tmp_path):
