@@ -35,7 +35,7 @@ from eden_hf.data.sources import is_prepared, load_source
 from eden_hf.data.streamed import StreamedImages, parquet_rows
 from eden_hf.data.workers import obey_parent, workers_live
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.training.arguments import DataArguments, PretrainArguments, Stage
+from eden_hf.training.arguments import DataArguments, PretrainArguments, RunArguments, Stage
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import (
     Progress,
@@ -118,9 +118,9 @@ class Pretraining:
         if arguments.run.check_phi and not resume and self.accelerator.is_main_process:
             self._check_phi()
         with self.accelerator.local_main_process_first():
-            self.images = self._images()
+            self.images = self._images(resume)
         self.train_indices, self.holdout_indices = split_holdout(
-            _patients(self.images, arguments.data), arguments.data.holdout_share, arguments.data.split_seed
+            whose_images(self.images, arguments.data), arguments.data.holdout_share, arguments.data.split_seed
         )
         self.validated = _some(self.holdout_indices, training.validation_images, self.images, arguments.data)
         interval = validation_interval(len(self.train_indices), len(self.validated))
@@ -146,18 +146,16 @@ class Pretraining:
                 _record_run(self.folder, arguments, self.images, self.accelerator)
         self.accelerator.wait_for_everyone()
 
-    def _images(self) -> Images:
+    def _images(self, resume: bool) -> Images:
         data = self.arguments.data
         if not data.streaming:
             return prepared_images(data)
-        threads = self._readers or torch.get_num_threads()
-        return streamed_images(data, threads=threads, skipped_file=self.folder / SKIPPED_FILE)
+        skips = SkipLog(self.folder / SKIPPED_FILE, data.max_skipped_share, goes_on=resume)
+        return streamed_images(data, threads=self._readers or torch.get_num_threads(), skips=skips)
 
     @property
     def _readers(self) -> int:
-        """Processes that read ahead: none beside a CPU's steps, which take as much longer as they help."""
-        asked, on_cpu = self.arguments.run.num_workers, self.accelerator.device.type == "cpu"
-        return asked if asked is not None else 0 if on_cpu else 2
+        return readers(self.arguments.run, self.accelerator.device)
 
     def _check_phi(self) -> None:
         data, run = self.arguments.data, self.arguments.run
@@ -478,7 +476,7 @@ def _some(indices: Tensor, most: int, images: Images, data: DataArguments) -> Te
     return epoch_order(indices, data.split_seed, 0, images.row_groups._replace(window=0))[:most]
 
 
-def _patients(images: Images, data: DataArguments) -> list[str]:
+def whose_images(images: Images, data: DataArguments) -> list[str]:
     """Whose each image is: the image's own name where no column tells it."""
     if data.patient_column is None:
         if data.holdout_share:
@@ -498,12 +496,17 @@ def prepared_images(data: DataArguments) -> PreparedImages:
     return prepare_images(settings.pop("source"), **settings)
 
 
-def streamed_images(data: DataArguments, threads: int = 1, skipped_file: Path | None = None) -> StreamedImages:
+def readers(run: RunArguments, device: torch.device) -> int:
+    """Processes that read ahead: none by default beside a CPU's steps, which take as much longer as they help."""
+    return run.num_workers if run.num_workers is not None else 0 if device.type == "cpu" else 2
+
+
+def streamed_images(data: DataArguments, threads: int = 1, skips: SkipLog | None = None) -> StreamedImages:
     """The images of a run's settings, none of them decoded."""
     return StreamedImages(
         data.source, split=data.split, image_column=data.image_column, id_column=data.id_column, side=data.side,
         channels=data.channels, aspect_ratio=data.aspect_ratio, window=data.shuffle_window, threads=threads,
-        skips=SkipLog(skipped_file, data.max_skipped_share),
+        skips=skips or SkipLog(None, data.max_skipped_share),
     )  # fmt: skip
 
 

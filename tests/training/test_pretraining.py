@@ -318,6 +318,18 @@ def test_a_streaming_run_resumes_to_the_last_bit(streaming, tmp_path, monkeypatc
         run_pretraining(tmp_path, resume=True, **settings)
 
 
+def test_a_resumed_stream_keeps_the_list_of_what_was_skipped(streaming, tmp_path):
+    """As a run of prepared images does; a run that starts anew begins it anew."""
+    settings = {**streaming, "stages": [{"epochs": 1}]}
+    skipped = tmp_path / "run" / "skipped.jsonl"
+    for resume, kept in (False, False), (True, True):
+        run = Pretraining(read_arguments(settings_file(tmp_path, **settings)), resume)
+        assert skipped.exists() == kept
+        run.train()
+        skipped.write_text('{"source_id": "x", "reason": "torn"}\n')
+    assert run.images._skips.count == 1
+
+
 def test_what_a_streaming_run_cannot_read_ends_it_with_the_file(streaming, tmp_path):
     run = Pretraining(read_arguments(settings_file(tmp_path, **streaming, run={"num_workers": 1})))
     file = tmp_path / "shards" / "train-00001.parquet"
