@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ def bench(
     """Time what the package does beside plain ways of doing the same, in turn, in one process.
 
     Args:
-        rows: Names of the rows to run; all by default.
+        rows: Names of the rows to run, or with `curves` of these; all by default.
         rounds: Turns that count, after one that does not.
-        quick: Fewer turns of the short rows alone: about two minutes on two cores.
+        quick: Three turns at most, and of the short rows alone: about two minutes on two cores.
         curves: No rows, but what things cost as the bank, the level, the side and the number of images grow.
         output: Folder for `benchmark.json` and `benchmark.png`, or `curves.json` and `curves.png`.
 
@@ -39,22 +39,24 @@ def bench(
         The table, as Markdown.
 
     Raises:
-        ValueError: there is no row of a name, or `rounds` is below 1.
+        ValueError: there is no row or curve of a name, or `rounds` is below 1.
     """
-    if unknown := sorted(set(rows or ()) - ROWS.keys()):
-        raise ValueError(f"there is no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    known, kind = (CURVES, "curve") if curves else (ROWS, "row")
+    if unknown := [name for name in rows or () if name not in known]:
+        raise ValueError(f"there is no {kind} {', '.join(unknown)}; there are {', '.join(known)}")
     if rounds < 1:
         raise ValueError(f"`rounds` must be at least 1, got {rounds}")
+    rounds = min(rounds, 3) if quick else rounds
     keep_freed_memory()  # as runs do
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     if curves:
-        return _cost_curves(folder, rounds)
+        return _cost_curves(rows or list(CURVES), folder, rounds)
     chosen = [ROWS[name] for name in rows or ROWS if rows or not (quick and ROWS[name].slow)]
     measured = {}
     for row in (bar := tqdm(chosen, desc="benchmark")):
         bar.set_postfix_str(row.name)
-        measured[row.name] = measure(row, min(rounds, 3) if quick else rounds)
+        measured[row.name] = measure(row, rounds)
     about = machine()
     entries = {name: _entry(ROWS[name], found) for name, found in measured.items()}
     (folder / RESULTS).write_text(json.dumps({"machine": about, "rows": entries}, indent=2))
@@ -64,9 +66,9 @@ def bench(
     return f"{_told(about)}\n\n{markdown(measured)}\n{folder / RESULTS}, {folder / FIGURE}"
 
 
-def _cost_curves(folder: Path, rounds: int) -> str:
-    """The curves as a table, written with a figure."""
-    costs = {name: curve.costs(rounds) for name, curve in tqdm(CURVES.items(), desc="curves")}
+def _cost_curves(names: Sequence[str], folder: Path, rounds: int) -> str:
+    """The curves of some names as a table, written with a figure."""
+    costs = {name: CURVES[name].costs(rounds) for name in tqdm(names, desc="curves")}
     about = machine()
     (folder / CURVES_FILE).write_text(json.dumps({"machine": about, "seconds": costs}, indent=2))
     labels = {name: (CURVES[name].quantity, f"seconds of a core per {CURVES[name].item}") for name in costs}

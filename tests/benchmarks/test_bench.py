@@ -70,6 +70,8 @@ def test_a_table_json_and_a_figure(tmp_path):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"rows": ["objectiv"]}, "no row objectiv; there are step-r50"),
+    ({"rows": ["bank", "objective"], "curves": True}, "no curve objective; there are bank, level"),
+    ({"rows": ["bank"]}, "no row bank; there are step-r50"),
     ({"rounds": 0}, "`rounds` must be at least 1, got 0"),
 ])  # fmt: skip
 def test_nonsense_is_refused(options, message, tmp_path):
@@ -87,6 +89,17 @@ def test_curves_are_written_by_value(tmp_path, monkeypatch):
     assert all(cost > 0 for found in written.values() for cost in found.values())
     assert "per query, by rows of the memory bank | 32: " in told
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_some_curves_and_few_turns(tmp_path, monkeypatch):
+    turns = []
+    curve = replace(
+        CURVES["level"], values=(0, 1), prepare=lambda value: nullcontext((lambda: turns.append(value), 1))
+    )
+    monkeypatch.setitem(CURVES, "level", curve)
+    bench(rows=["level"], curves=True, quick=True, rounds=9, output=str(tmp_path))
+    assert list(json.loads((tmp_path / "curves.json").read_text())["seconds"]) == ["level"]
+    assert turns == [0] * 4 + [1] * 4
 
 
 def test_costs_are_of_an_item_and_the_first_turn_does_not_count():
