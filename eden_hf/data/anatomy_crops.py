@@ -25,7 +25,8 @@ from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.errors import SourceError
 from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
-from eden_hf.data.sources import find_source, read_cell
+from eden_hf.data.sources import find_source, read_cell, refuse_output_inside
+from eden_hf.data.workers import check_workers
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ def build_anatomy_crops(
         list_file: text file with the images of a folder to take, one name a line.
         licence: licence of the source as a Hugging Face licence id, for the card.
         max_skipped_share: share of images in [0, 1] that may be unreadable or too small for the level.
-        num_proc: number of processes.
+        num_proc: number of processes; 0 and 1 for this process alone.
         overwrite: replace the crops and the card of an `output` that exists; its other files stay.
 
     Returns:
@@ -284,9 +285,11 @@ def build_anatomy_crops(
     output = output.expanduser()
     if output.exists() and any(output.iterdir()) and not overwrite:
         raise FileExistsError(f"{output} is not empty: give another output folder, or overwrite")
+    check_workers(num_proc, "--num-proc")
     names = [f"level-{level}" for level in levels] + (["hierarchy"] if max_level is not None else [])
     if not names:
         raise ValueError("nothing to build: give levels, or max_level for the hierarchy")
+    refuse_output_inside(find_source(source, list_file=list_file), source, output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(output) as scratch:
         builders = []
@@ -310,7 +313,7 @@ def build_anatomy_crops(
 
 def _write_parquet(builder: AnatomyCrops, folder: Path, num_proc: int) -> None:
     """Prepare `builder` as `folder/{split}-{shard}-of-{shards}.parquet`, beside the list of skipped images if any."""
-    builder.download_and_prepare(str(folder), file_format="parquet", num_proc=num_proc)
+    builder.download_and_prepare(str(folder), file_format="parquet", num_proc=num_proc or None)
     for split in builder.info.splits:
         files = sorted(folder.glob(f"{builder.dataset_name}-{split}[.-]*"))
         for index, file in enumerate(files):

@@ -11,17 +11,20 @@ The metadata of the file holds, as JSON under `eden_hf`, what made it: `model`, 
 `intensity`, and the source with its split and columns.
 
 Where a GPU runs the model, processes decode and resize images meanwhile; on a CPU the same threads decode a batch and
-then run the model, from which other processes would take the processors. Rows are written as they come, and under
-`accelerate launch` or `torchrun` each process embeds its part of the source (the folder of the output must be one for
-all).
+then run the model, from which other processes would take the processors. Rows are written as they come, in pieces, and
+under `accelerate launch` or `torchrun` each process makes some (the folder of the output must be one for all).
+A piece is there whole or not at all, so that a call goes on where another was stopped; all of them become the file.
 """
 
 import json
+import logging
+import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,30 +34,37 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from eden_hf.data.decoders import decoder_versions
 from eden_hf.data.errors import SourceError
 from eden_hf.data.prepared import processors
 from eden_hf.data.progress import progress_bar
 from eden_hf.data.reading import ImageReadError
-from eden_hf.data.skips import SKIPPED_FILE, SkipLog
-from eden_hf.data.sources import load_source, read_cell
+from eden_hf.data.scratch import told_without_room
+from eden_hf.data.skips import SKIPPED_FILE, SkipLog, check_share
+from eden_hf.data.sources import find_source, read_cell, refuse_output_inside
 from eden_hf.data.stopping import undone_on_sigterm
-from eden_hf.data.text_files import parse_json
-from eden_hf.data.workers import obey_parent
+from eden_hf.data.text_files import parse_json, read_list, read_record, write_text
+from eden_hf.data.workers import check_workers, obey_parent
 from eden_hf.encoders import Encoder, gains_from_bfloat16, load_encoder, pooled, processed, with_norms_folded
 from eden_hf.matching.dense_maps import DenseMap, covered_share
 from eden_hf.modeling_eden_dense import node_places
 from eden_hf.training.processor import keep_freed_memory
+from eden_hf.training.run_folder import only_writer
+
+logger = logging.getLogger(__name__)
 
 #: Key of the file's metadata.
 METADATA = "eden_hf"
 _ROW_GROUP_BYTES = 16 * 2**20
 _WORTH_WORKERS = 64  # fewer images are faster than starting processes
 _MOST_WORKERS = 16
+_PIECE = 8192  # images: what is lost at most of a process that is stopped
+_PLAN = "plan.json"
 
 
 class EmbeddedImages(NamedTuple):
@@ -110,40 +120,112 @@ def embed_images(
         What was written, the same in every process.
 
     Raises:
-        SourceError: the source is absent, empty or not of the shape asked for, or the model has no dense decoder.
+        SourceError: the source is absent, empty or not of the shape asked for, or `output` would be a part of it; or
+            the model has no dense decoder.
+        FileExistsError: another program writes the same file.
+        ValueError: a number above is not as described, or `output` is a folder.
         TooManyUnreadable: more images than `max_skipped_share`, or all, cannot be read; no file is written then.
     """
+    file = Path(output)
+    _check(file, batch_size, num_workers, max_skipped_share)
     keep_freed_memory()
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():  # it fetches what the others find
         encoder = load_encoder(model, size=size, intensity=intensity, trust_remote_code=trust_remote_code)
-        source: dict[str, Any] = {"split": split, "image_column": image_column, "id_column": id_column}
-        rows = load_source(images, **source)
+        found = find_source(images)
+        refuse_output_inside(found, images, file)
+        rows: Any = found.load(split, image_column=image_column, id_column=id_column)
     about = {"model": model, "weights_revision": encoder.revision, "dense": dense, "size": size}
-    about |= {"intensity": intensity, "images": images, **source}
-    file = Path(output)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    about |= {"intensity": intensity, "images": images, "split": split, "image_column": image_column}
+    about["id_column"] = id_column
+    processor = Hasher.hash(encoder.processor.to_json_string())
+    count = state.num_processes * math.ceil(len(rows) / _PIECE / state.num_processes)  # as many for each
+    plan = {**about, "source": found.fingerprint, "processor": processor, "pieces": count, **decoder_versions()}
     skips_file = file.with_name(f"{file.stem}-{SKIPPED_FILE}")
-    parts = [file.with_name(f".{file.name}-{rank}") for rank in range(state.num_processes)]
-    first, last = (len(rows) * rank // state.num_processes for rank in (state.process_index, state.process_index + 1))
-    with undone_on_sigterm(), ExitStack() as undo:
-        own = parts[state.process_index]
-        undo.callback(own.unlink, missing_ok=True)
-        unreadable: list[dict[str, str]] = []
-        batches = embedding_rows(
-            encoder, rows.select(range(first, last)), dense=dense, batch_size=batch_size,
-            num_workers=num_workers, unreadable=unreadable,
-        )  # fmt: skip
-        write_parquet(batches, own, about)
-        unreadable = gather_object(unreadable)  # of all processes; they wait for one another here
+    folder = file.with_name(f".{file.name}-pieces")
+    spans = [range(len(rows) * number // count, len(rows) * (number + 1) // count) for number in range(count)]
+    pieces = [_Piece(folder / f"{number:06}.parquet", span) for number, span in enumerate(spans)]
+    with (
+        undone_on_sigterm(),
+        told_without_room(file.parent),
+        only_writer(folder, "--output", state),
+        ExitStack() as undo,
+    ):
+        if state.is_main_process:
+            undo.callback(_remove_empty, folder)
+            _agree(folder, plan)
+            if made := sum(len(piece.span) for piece in pieces if piece.listed.exists()):
+                logger.warning("%d of %d images were embedded by an earlier call: going on", made, len(rows))
+        state.wait_for_everyone()
+        for piece in pieces[state.process_index :: state.num_processes]:
+            if not piece.listed.exists():
+                piece.make(encoder, rows, about, dense=dense, batch_size=batch_size, num_workers=num_workers)
+        state.wait_for_everyone()
+        unreadable = [entry for piece in pieces for entry in read_list(piece.listed)]
         if state.is_main_process:
             skips = SkipLog(skips_file, max_skipped_share)
             for entry in unreadable:
                 skips.add(**entry)
             skips.check(len(rows))
-            _join(parts, file, about)
+            joined = _joined([piece.file for piece in pieces if piece.file.exists()], about)
+            (folder / _PLAN).unlink()  # without it nobody goes on with what is left
+            joined.replace(file)
+            shutil.rmtree(folder)
         state.wait_for_everyone()
     return EmbeddedImages(file, len(rows) - len(unreadable), len(unreadable), skips_file)
+
+
+def _check(file: Path, batch_size: int, num_workers: int | None, max_skipped_share: float) -> None:
+    """Refuse what would fail after the work, or not say why."""
+    if file.is_dir():
+        raise ValueError(f"--output must be a file, and {file} is a folder: name one in it, {file}/embeddings.parquet")
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    check_workers(num_workers, "--num-workers")
+    check_share(max_skipped_share)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some images of a source, whose embeddings are made together; `file` is absent if none of them can be read."""
+
+    file: Path
+    span: range
+
+    @property
+    def listed(self) -> Path:
+        """Those that cannot; what is written last."""
+        return self.file.with_suffix(".json")
+
+    def make(self, encoder: Encoder, rows: Dataset, about: Mapping[str, Any], **options: Any) -> None:
+        """Write both files."""
+        begun = self.file.with_suffix(".new")
+        unreadable: list[dict[str, str]] = []
+        with ExitStack() as undo:
+            undo.callback(begun.unlink, missing_ok=True)
+            batches = embedding_rows(encoder, rows.select(self.span), unreadable=unreadable, **options)
+            write_parquet(batches, begun, about)
+            if begun.exists():
+                begun.replace(self.file)
+            write_text(self.listed, json.dumps(unreadable))
+
+
+def _agree(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Keep the pieces of a call that was stopped if it was to make the same; else start over."""
+    file = folder / _PLAN
+    held = read_record(file) if file.exists() else plan
+    if others := [name for name in plan if held.get(name) != plan[name]]:
+        logger.warning("an earlier call that was stopped had other %s: starting over", ", ".join(others))
+    if others or not file.exists():
+        for path in folder.glob("[!.]*"):
+            path.unlink()
+        write_text(file, json.dumps(plan))
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder of pieces if it has none."""
+    if len(list(folder.glob("*.json"))) < 2:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def embedding_rows(
@@ -323,14 +405,21 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def _join(parts: Sequence[Path], file: Path, about: Mapping[str, Any]) -> None:
-    """The parts of all processes, in order, as `file`."""
-    written = [part for part in parts if part.exists()]  # a process may have had nothing to do
-    if len(written) > 1:
-        joined = file.with_name(f".{file.name}")
-        write_parquet((batch for part in written for batch in pq.ParquetFile(part).iter_batches()), joined, about)
-        written = [joined]
-    written[0].replace(file)
+def _joined(parts: Sequence[Path], about: Mapping[str, Any]) -> Path:
+    """What the parts hold, in order, as one file beside them."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = parts[0].with_name("joined.new")
+    write_parquet(_batches(parts), joined, about)
+    return joined
+
+
+def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    """What files hold, a row group at a time."""
+    for file in files:
+        with pq.ParquetFile(file) as parquet:
+            for group in range(parquet.num_row_groups):
+                yield from parquet.read_row_group(group).to_batches()
 
 
 def worker_count(images: int) -> int:

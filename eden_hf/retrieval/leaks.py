@@ -21,7 +21,7 @@ from eden_hf.data.progress import progress_bar
 from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog
 from eden_hf.data.sources import find_source, read_cell
-from eden_hf.data.workers import obey_parent
+from eden_hf.data.workers import check_workers, obey_parent
 from eden_hf.retrieval.embedding import worker_count
 from eden_hf.retrieval.looks import SIDE, alike, small_picture
 
@@ -98,7 +98,9 @@ def find_leaks(
 
     Raises:
         SourceError: a source is absent, empty or not of the shape asked for.
+        ValueError: `num_workers` is negative.
     """
+    check_workers(num_workers, "--num-workers")
     file = Path(output)
     file.parent.mkdir(parents=True, exist_ok=True)
     skipped_file = file.with_name(f"{file.stem}-{SKIPPED_FILE}")

@@ -26,6 +26,7 @@ from eden_hf.data.reading import read_image
 from eden_hf.data.skips import SkipLog
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.encoders import Encoder, load_encoder
+from eden_hf.model_names import FRESH
 from eden_hf.retrieval.embedding import embedding_rows, read_about
 
 
@@ -136,7 +137,8 @@ def parse_region(text: str, size: tuple[int, int]) -> Box:
 
 def _check_made(about: dict[str, Any], encoder: Encoder, dense: bool, file: str | None) -> None:
     """That embeddings are of the weights that the query is embedded by, and of its kind."""
-    if about["weights_revision"] != encoder.revision:
+    told_apart = encoder.revision is not None and not encoder.name.startswith(FRESH)  # a seed tells no architecture
+    if about["weights_revision"] != encoder.revision or not (told_apart or about["model"] == encoder.name):
         raise SearchError(
             f"{file} was made by {about['model']} ({about['weights_revision']}), and {encoder.name} is "
             f"{encoder.revision}: search with the model that made it, or embed again"

@@ -414,6 +414,16 @@ def test_options_that_do_not_fit_are_refused(folder):
         AnatomyCrops(source=folder / "absent", name="level-2")
 
 
+def test_crops_are_not_written_into_their_source(folder, tmp_path):
+    with pytest.raises(SourceError, match="would be another source then: choose another --output"):
+        build_anatomy_crops(str(folder), folder / "crops", levels=(0,), max_level=None)
+    assert not (folder / "crops").exists()
+    with pytest.raises(ValueError, match=r"--num-proc must be at least 0, .* got -1"):
+        build_anatomy_crops(str(folder), tmp_path / "crops", num_proc=-1)
+    counts = build_anatomy_crops("phantoms:2", tmp_path / "crops", levels=(0,), max_level=None, num_proc=0)
+    assert counts == {"level-0": {"train": 2}}
+
+
 def test_columns_that_would_be_overwritten_are_refused():
     source = table().rename_columns({"label": "level", "age": "row"})
     with pytest.raises(SourceError, match=r"columns \['level', 'row'\] of the source would be overwritten"):

@@ -2,6 +2,7 @@
 
 import json
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from eden_hf.data.skips import TooManyUnreadable
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.encoders import embed, load_encoder
 from eden_hf.matching import dense_maps
-from eden_hf.retrieval import embed_images, embedding_rows
+from eden_hf.retrieval import embed_images, embedding, embedding_rows
 from tests.data.test_dicom import dicom, saved
 from tests.launching import torchrun
 from tests.tiny import tiny_config
@@ -129,9 +130,70 @@ def test_nothing_is_written_where_too_much_is_unreadable(folder, saved_model, tm
     (tmp_path / "torn" / "a.png").write_bytes(b"no picture")
     with pytest.raises(TooManyUnreadable, match="1 of 1 images"):
         embed_images(saved_model, str(tmp_path / "torn"), str(output))
-    assert not list(tmp_path.glob("*.parquet*")) + list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob("*.parquet"))
+    assert embed_images(saved_model, str(folder), str(output)).images == 5  # another source: it starts over
+    assert not list(tmp_path.glob(".*"))
     with pytest.raises(ImageReadError, match=r"torn\.png"):
         list(embedding_rows(load_encoder(saved_model), load_source(str(folder))))
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_call_that_was_stopped_goes_on(folder, saved_model, tmp_path, monkeypatch, caplog):
+    """Where it is to make the same: what another model made is not kept. What cannot be read is listed as ever."""
+    monkeypatch.setattr(embedding, "_PIECE", 2)
+    plain, output = (str(tmp_path / name) for name in ("plain.parquet", "e.parquet"))
+    expected = pq.read_table(embed_images(saved_model, str(folder), plain).file)
+    made, rows = [], embedding.embedding_rows
+
+    def stopped(encoder, images, **options):
+        made.append(images["source_id"][:])
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        yield from rows(encoder, images, **options)
+
+    def stop():
+        made.clear()
+        monkeypatch.setattr(embedding, "embedding_rows", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            embed_images(saved_model, str(folder), output)
+        monkeypatch.setattr(embedding, "embedding_rows", rows)
+
+    stop()
+    assert not Path(output).exists()
+    made.append("one more")  # nobody is stopped any more
+    monkeypatch.setattr(embedding, "embedding_rows", stopped)
+    found = embed_images(saved_model, str(folder), output)
+    assert made[4:] == [["torn.png", "z.png"]]
+    assert "4 of 6 images were embedded by an earlier call" in caplog.text
+    assert pq.read_table(output).equals(expected)
+    assert (found.images, found.skipped) == (5, 1)
+    assert [entry["source_id"] for entry in map(json.loads, found.skipped_file.open())] == ["torn.png"]
+    stop()
+    embed_images(saved_model, str(folder), output, size=64)
+    assert "an earlier call that was stopped had other size, processor: starting over" in caplog.text
+    assert not pq.read_table(output).equals(expected)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+    ({"num_workers": -1}, "--num-workers must be at least 0, .* got -1"),
+    ({"max_skipped_share": 2.0}, r"max_skipped_share is a share of the images in \[0, 1\], got 2.0"),
+    ({"output": "{tmp}"}, "must be a file, and .* is a folder: name one in it"),
+    ({"output": "{folder}/deep/e.parquet"}, "deep/e.parquet lies in .*, which would be another source then"),
+])  # fmt: skip
+def test_what_would_fail_after_the_work_is_refused_before_it(options, message, folder, saved_model, tmp_path):
+    given = {"output": "{tmp}/e.parquet", **options}
+    given["output"] = given["output"].format(tmp=tmp_path, folder=folder)
+    with pytest.raises(ValueError, match=message):
+        embed_images(saved_model, str(folder), **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_is_not_written_over(folder, saved_model, tmp_path):
+    made = embed_images(saved_model, str(folder), str(tmp_path / "e.parquet")).file
+    with pytest.raises(SourceError, match=r"e\.parquet lies in .*e\.parquet, which would be another source then"):
+        embed_images(saved_model, str(made), str(made))
 
 
 def test_points_need_a_dense_decoder(folder, encoder):

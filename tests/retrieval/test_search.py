@@ -107,6 +107,11 @@ def test_what_cannot_be_searched_is_refused(work, asked, tmp_path):
         search(embeddings=dense, **asked)
     with pytest.raises(SearchError, match=r"was made by .* search with the model that made it"):
         search(embeddings=pooled, **{**asked, "model": "random:resnet18-half"})
+    fresh = str(embed_images("random:resnet18-half", "phantoms:2", str(tmp_path / "fresh.parquet"), size=32).file)
+    with pytest.raises(
+        SearchError, match=r"was made by random:resnet18-half \(seed 0\), and random:resnet18 is seed 0"
+    ):
+        search(embeddings=fresh, **{**asked, "model": "random:resnet18"})
     with pytest.raises(SourceError, match="no Parquet of embeddings"):
         search(embeddings=asked["query"], **asked)
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
