@@ -38,6 +38,8 @@ _WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations
 _KIND_OF_PAGE, _SMALLER_COPY = 254, 1  # TIFF's NewSubfileType, and its bit
 _PROGRAMS = ("EPS",)  # PIL hands PostScript to Ghostscript
 _JSRT_MAXIMUM = 2**12 - 1
+#: How usual pictures begin, whatever they are called: rows are called by their images' files, their masks are PNG.
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
 _JSRT_SIDE, _JSRT_SPACING = 2048, 0.175  # millimetres
 
 
@@ -138,7 +140,7 @@ def _size_in_header(file: BinaryIO, name: str) -> tuple[tuple[int, int], PixelSi
     if is_dicom(start, name):
         file.seek(0)
         return dicom_size(file, name)
-    if _is_raw(name):
+    if _is_raw(start, name):
         return (raw_side(file.seek(0, os.SEEK_END)),) * 2, PixelSize()
     with PIL.Image.open(file) as image:
         pixel = stated_pixel_size(image, name)
@@ -157,7 +159,7 @@ def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
         dataset = open_dicom(data, name)
         index = _frame_index(frame, frame_count(dataset))
         return with_square_pixels(dicom_image(dataset, index), dicom_pixel_size(dataset, index))
-    if _is_raw(name):
+    if _is_raw(data[:132], name):
         return _jsrt(data)
     with _opened(data) as image:
         index = _frame_index(frame, getattr(image, "n_frames", 1), _is_one_picture(image))
@@ -171,12 +173,16 @@ def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
 
 
 def is_dicom(start: bytes, name: str) -> bool:
-    """By its mark, whatever it is called, or by its name."""
-    return start[128:] == b"DICM" or name.lower().endswith((".dcm", ".dicom"))
+    """By its mark, whatever it is called, or by its name, unless it begins as another picture does."""
+    return start[128:] == b"DICM" or _called(start, name, (".dcm", ".dicom"))
 
 
-def _is_raw(name: str) -> bool:
-    return name.lower().endswith(".img")
+def _is_raw(start: bytes, name: str) -> bool:
+    return _called(start, name, (".img",))
+
+
+def _called(start: bytes, name: str, suffixes: tuple[str, ...]) -> bool:
+    return name.lower().endswith(suffixes) and not start.startswith(_PICTURES)
 
 
 def _opened(data: bytes, frame: int = 0) -> ImageFile:

@@ -464,3 +464,10 @@ def test_raw_radiographs_are_stretched_from_their_own_range():
 def test_what_is_no_raw_radiograph(data, cause):
     with pytest.raises(ImageReadError, match=cause):
         decode_image(data, "a.IMG")
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "a.dicom", "JPCLN001.IMG"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+def test_rows_called_by_the_file_that_they_were_made_of_are_read_by_their_content(name, file_format):
+    data = encode(GREY, file_format)
+    assert decode_image(data, name).size == image_sizes(data, name).stored == GREY.shape[::-1]

@@ -15,6 +15,8 @@ from eden_hf.data.tasks import load_source_task
 from eden_hf.training.downstream_data import with_holdouts, without_skipped, without_unreadable
 from eden_hf.training.finetune_arguments import TaskArguments
 
+from ..data.readers.layouts import pixels, save_dicom, save_mask
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
@@ -103,6 +105,15 @@ def test_files_that_cannot_be_read_are_counted_and_listed(tmp_path, workers):
     with pytest.raises(TooManyUnreadable, match=r"3 of 12 images .*All are listed in .*skipped.jsonl"):
         without_unreadable(splits, "segmentation", 0.2, tmp_path / "skipped.jsonl", workers)
     assert len(skipped_entries(tmp_path / "skipped.jsonl")) == 3
+
+
+def test_masks_of_dicom_images_can_be_read(tmp_path):
+    folder = tmp_path / "images"
+    save_dicom(folder / "a.dcm", pixels(0, 8, 8))
+    save_mask(folder / "a-heart.png", pixels(1, 8, 8) > 100)
+    (folder / "metadata.csv").write_text("file_name,heart_file_name\na.dcm,a-heart.png\n")
+    task = load_source_task(folder, "segmentation", mask_columns=["heart"])
+    assert without_unreadable(task.splits, "segmentation", 0, tmp_path / "skipped.jsonl")["train"].num_rows == 1
 
 
 def test_labels_of_images_that_cannot_be_read(tmp_path):
