@@ -83,6 +83,7 @@ def images_fingerprint(root: Path, images: Sequence[str]) -> str:
 def list_files(root: Path) -> tuple[list[str], int]:
     """Relative paths of the files below `root`, sorted, and the number of hidden files and folders left out.
 
+    Pipes, sockets and devices, which would keep a reader waiting, are left out too, and counted with the hidden ones.
     Links are followed within `root`; out of it only if the environment variable `EDEN_FOLLOW_LINKS` is 1.
 
     Raises:
@@ -105,8 +106,10 @@ def list_files(root: Path) -> tuple[list[str], int]:
                     outside.append(entry.path)
                 elif entry.is_dir():
                     waiting.append(entry.path)
-                else:
+                elif entry.is_file() or not os.path.exists(entry.path):  # noqa: PTH110 (a broken link is a file)
                     files.append(entry.path)
+                else:
+                    hidden += 1
     asked = os.environ.get(FOLLOW_LINKS)
     if outside and asked != "0":
         raise SourceError(

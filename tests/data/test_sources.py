@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
 
+from eden_hf.data.folders import list_files
 from eden_hf.data.reading import ImageReadError
 from eden_hf.data.sources import SourceError, find_source, load_source, read_cell
 from eden_hf.data.splits import SPLIT_NAMES
@@ -516,3 +517,10 @@ def test_real_parquet_streams_as_it_loads(shared_data):
     assert count == 123
     del streamed
     gc.collect()
+
+
+def test_pipes_keep_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    (tmp_path / "broken.png").symlink_to("nothing.png")
+    assert list_files(tmp_path) == (["broken.png"], 2)
