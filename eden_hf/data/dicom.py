@@ -62,7 +62,7 @@ def open_dicom(data: bytes, name: str) -> "FileDataset":
         DecodeError: pydicom is not installed, this is no DICOM at all, or its pixels are missing.
         Exception: whatever pydicom raises on damaged files.
     """
-    dataset = _parsed(BytesIO(data), name)
+    dataset = parse_dicom(BytesIO(data), name)
     if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise _without_pixels(dataset)
     _complete_transfer_syntax(dataset)
@@ -78,13 +78,19 @@ def dicom_size(file: BinaryIO, name: str) -> tuple[tuple[int, int], PixelSize]:
         DecodeError: pydicom is not installed, or the image is too large.
         Exception: whatever pydicom raises on damaged files.
     """
-    dataset = _parsed(file, name, header_only=True)
+    dataset = parse_dicom(file, name, header_only=True)
     width, height = int(dataset.Columns), int(dataset.Rows)
     refuse_bomb(width, height)
     return (width, height), dicom_pixel_size(dataset, 0)
 
 
-def _parsed(file: BinaryIO, name: str, header_only: bool = False) -> "FileDataset":
+def parse_dicom(file: BinaryIO, name: str, header_only: bool = False) -> "FileDataset":
+    """A DICOM object of any kind, with or without preamble, never inflated beyond the largest image allowed.
+
+    Raises:
+        DecodeError: pydicom is not installed, or its deflated data are too large.
+        Exception: whatever pydicom raises on damaged files.
+    """
     try:
         import pydicom
     except ImportError as error:

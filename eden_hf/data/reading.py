@@ -140,7 +140,7 @@ def _size_in_header(file: BinaryIO, name: str) -> tuple[tuple[int, int], PixelSi
     if is_dicom(start, name):
         file.seek(0)
         return dicom_size(file, name)
-    if _is_raw(start, name):
+    if is_raw(start, name):
         return (raw_side(file.seek(0, os.SEEK_END)),) * 2, PixelSize()
     with PIL.Image.open(file) as image:
         pixel = stated_pixel_size(image, name)
@@ -159,11 +159,11 @@ def _decode(data: bytes, name: str, frame: int | None) -> PIL.Image.Image:
         dataset = open_dicom(data, name)
         index = _frame_index(frame, frame_count(dataset))
         return with_square_pixels(dicom_image(dataset, index), dicom_pixel_size(dataset, index))
-    if _is_raw(data[:132], name):
+    if is_raw(data[:132], name):
         return _jsrt(data)
-    with _opened(data) as image:
+    with open_image(data) as image:
         index = _frame_index(frame, getattr(image, "n_frames", 1), _is_one_picture(image))
-    reopen = partial(_opened, data, index)
+    reopen = partial(open_image, data, index)
     with reopen() as image:
         turn = image.getexif().get(Base.Orientation)
         pixel = stated_pixel_size(image, name)
@@ -177,7 +177,8 @@ def is_dicom(start: bytes, name: str) -> bool:
     return start[128:] == b"DICM" or _called(start, name, (".dcm", ".dicom"))
 
 
-def _is_raw(start: bytes, name: str) -> bool:
+def is_raw(start: bytes, name: str) -> bool:
+    """Whether an image is called as JSRT's raw ones, and does not begin as another picture does."""
     return _called(start, name, (".img",))
 
 
@@ -185,8 +186,13 @@ def _called(start: bytes, name: str, suffixes: tuple[str, ...]) -> bool:
     return name.lower().endswith(suffixes) and not start.startswith(_PICTURES)
 
 
-def _opened(data: bytes, frame: int = 0) -> ImageFile:
-    """An image of PIL at a frame, nothing decoded."""
+def open_image(data: bytes, frame: int = 0) -> ImageFile:
+    """An image of PIL at a frame, nothing decoded.
+
+    Raises:
+        DecodeError: PIL does not know it, it is a program, or too large.
+        Exception: whatever PIL raises on damaged files.
+    """
     try:
         image = PIL.Image.open(BytesIO(data))
     except PIL.UnidentifiedImageError as error:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from eden_hf.data.folders import IMAGE_SUFFIXES
 from eden_hf.data.phantoms import SMALLEST, draw_phantom
-from eden_hf.data.phi import Finding, file_findings, in_short, name_findings, names_in
+from eden_hf.data.phi import Finding, file_findings, in_short, name_findings, names_in, not_accepted
 from eden_hf.data.text_files import read_record
 from eden_hf.hub.repository import HANDLER, shows_images
 
@@ -135,7 +135,7 @@ def phi_refusals(folder: Path, files: list[str], accepted: frozenset[Finding]) -
         if name.endswith("skipped.jsonl"):  # names the images that could not be read
             told = name_findings((folder / name).read_text(encoding="utf-8"))
             found += [Finding(name, "name", what, words) for what, words in told]
-        left += [finding for finding in found if finding not in accepted]
+        left += not_accepted(found, accepted)
     if left:
         yield Refusal(
             f"it may tell who the patients are: {in_short(left)}\n  eden check-phi of this folder writes down what it "

@@ -399,7 +399,6 @@ def patients_figure(file):
         ("training/loss.png", png, "images", "was not drawn by the package"),
         ("evaluation/other/figure.png", foreign_figure, "images", r"has no results\.json beside it"),
         ("evaluation/other/figure.png", patients_figure, "images", "shows images that were measured on"),
-        ("scan.nii.gz", lambda file: file.write_text("x"), "images", r"scan\.nii\.gz is a DICOM file or another"),
         ("config.json", in_base64, "images", r"config\.json holds what looks like an image in base64"),
         ("LICENSE", written(base64.b64encode(NOISE.tobytes()).decode()), "images", "LICENSE holds what looks like an"),
         ("NOTICE", written(base64.encodebytes(NOISE.tobytes()).decode()), "images", "NOTICE holds what looks like an"),
@@ -439,7 +438,7 @@ def patients_figure(file):
         ("NOTICE", written("\0\1\2"), "files", "NOTICE is no text in UTF-8"),
         ("modeling_eden_patients.py", written("x = 1"), "files", r"modeling_eden_patients\.py is none of the files"),
         ("modeling_eden.py", written("x = 1"), "files", r"modeling_eden\.py is not the code of this version"),
-        ("archive.tar", lambda file: file.write_text("x"), "files", r"archive\.tar is none of the files that"),
+        ("archive.dat", lambda file: file.write_text("x"), "files", r"archive\.dat is none of the files that"),
         ("patients.json", lambda file: file.write_text("[]"), "files", r"patients\.json is none of the files that"),
         ("training/a.jsonl", lambda file: file.write_text("1"), "files", r"training/a\.jsonl is none of the files"),
     ],
@@ -463,12 +462,16 @@ def test_a_card_does_not_go_to_other_weights(hub, folder):
         publish_model(folder, "user/tiny", allow=["card"])
 
 
-def test_dicom_files_are_looked_at_even_if_images_may_go(hub, folder):
-    dicom(folder / "notes.txt")
+@pytest.mark.parametrize(
+    ("name", "write", "kind"),
+    [("notes.txt", dicom, "attribute"), ("scan.nii.gz", lambda file: file.write_text("x"), "unreadable")],
+)
+def test_medical_images_are_looked_at_even_if_images_may_go(hub, folder, name, write, kind):
+    write(folder / name)
     write_sums(folder)
-    with pytest.raises(RefusedError, match=r"notes\.txt is a DICOM file.*\(--allow images publishes"):
+    with pytest.raises(RefusedError, match=rf"{name} is a DICOM file.*\(--allow images publishes"):
         publish_model(folder, "user/tiny")
-    with pytest.raises(RefusedError, match=r"it may tell who the patients are: (.|\n)*notes\.txt: attribute"):
+    with pytest.raises(RefusedError, match=rf"it may tell who the patients are: (.|\n)*{name}: {kind}"):
         publish_model(folder, "user/tiny", allow=["images"])
     assert hub.repositories == {}
 

@@ -6,7 +6,7 @@ nothing proves nothing.
 """
 
 from eden_hf.data.phi.checking import PhiReport, check_phi, data_findings, file_findings, guard, names_in
-from eden_hf.data.phi.findings import Finding, PhiError, in_short, read_accepted
+from eden_hf.data.phi.findings import Finding, PhiError, in_short, not_accepted, read_accepted
 from eden_hf.data.phi.names import name_findings
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "in_short",
     "name_findings",
     "names_in",
+    "not_accepted",
     "read_accepted",
 ]

@@ -1,7 +1,9 @@
 """Everything that is looked at in a file, a folder or a data set for what may tell who a patient is."""
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from io import BytesIO
+from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
@@ -16,13 +18,34 @@ from eden_hf.data.errors import NoPixelsError, SourceError
 from eden_hf.data.folders import is_image, list_files
 from eden_hf.data.phi.attributes import attribute_findings
 from eden_hf.data.phi.burned_in import find_text
-from eden_hf.data.phi.findings import Finding, Kind, PhiError, in_short, read_accepted, write_findings
+from eden_hf.data.phi.findings import (
+    Finding,
+    Kind,
+    PhiError,
+    brief,
+    in_short,
+    not_accepted,
+    read_accepted,
+    told_apart,
+    write_findings,
+)
 from eden_hf.data.phi.names import name_findings, tells_patients
 from eden_hf.data.phi.tags import tag_findings
-from eden_hf.data.reading import decode_image, is_dicom
+from eden_hf.data.reading import decode_image, is_dicom, is_raw, open_image
 from eden_hf.data.sources import find_source, is_saved
 
 _ROWS = 64  # of a table that are in memory at once
+_PARQUET = b"PAR1"
+#: How DICOM begins that has neither its mark nor its suffix: an element of group 2 or 8, with or without its type.
+_UNMARKED = re.compile(rb"[\x02\x08]\0.\0(?:[A-Z]{2}|..\0\0)|\0[\x02\x08]\0.[A-Z]{2}", re.DOTALL)
+_CLOSED_WORDS = """
+    7z arrow avi bz2 doc docx feather gz h5 hdf hdf5 mat mha mhd mkv mov mp4 nhdr nii npy npz nrrd pdf ppt pptx rar tar
+    tfrecord tfrecords tgz xz zip zst
+    """
+#: Suffixes of files that may hold images or tables of them, and cannot be looked into.
+_CLOSED = frozenset(f".{word}" for word in _CLOSED_WORDS.split())
+#: Of tables, as `datasets` and pandas write them.
+_TECHNICAL_METADATA = (b"content_defined_chunking", b"huggingface", b"pandas")
 
 
 class PhiReport(NamedTuple):
@@ -72,7 +95,7 @@ def check_phi(
         above = f"{path.rstrip('/')}/" if len(paths) > 1 else ""
         found = _path_findings(path, looked, not skip_text)
         findings += [finding._replace(file=above + finding.file) for finding in found]
-    left = [finding for finding in findings if finding not in known]
+    left = not_accepted(findings, known)
     write_findings(Path(output), left)
     return PhiReport(Path(output), left, len(findings) - len(left), looked.images, looked.others, looked.hidden)
 
@@ -89,7 +112,7 @@ def guard(findings: Iterable[Finding], accepted: frozenset[Finding], report: Pat
     Raises:
         PhiError: there are others.
     """
-    if left := [finding for finding in findings if finding not in accepted]:
+    if left := not_accepted(findings, accepted):
         write_findings(report, left)
         raise PhiError(
             f"images may tell who the patients are: {in_short(left)}\n{report} says what was found: mend the images, "
@@ -144,13 +167,14 @@ def _path_findings(given: str, looked: _Looked, text: bool) -> Iterator[Finding]
 
 def _file_findings(folder: Path, name: str, looked: _Looked, text: bool) -> Iterator[Finding]:
     file = folder / name
-    if file.suffix.lower() == ".parquet":
+    start = _start(file)
+    if file.suffix.lower() == ".parquet" or start.startswith(_PARQUET):
         try:
             with ParquetFile(file) as table:
                 yield from _table_findings(table.iter_batches(_ROWS), name, looked, text)
         except (OSError, pa.ArrowException) as error:
             yield Finding(name, "unreadable", "table", str(error))
-    elif is_image(file) or _opens(file):
+    elif is_image(file) or is_raw(start, name) or _UNMARKED.match(start) or _opens(file):
         looked.images += 1
         try:
             data = file.read_bytes()
@@ -158,8 +182,21 @@ def _file_findings(folder: Path, name: str, looked: _Looked, text: bool) -> Iter
             yield Finding(name, "unreadable", "image", str(error))
             return
         yield from (Finding(name, *found) for found in _image_findings(data, name, text))
+    elif file.suffix.lower() in _CLOSED:
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+        cause = f"may hold images, and is not looked into: unpack or convert it (sha256 {digest})"
+        yield Finding(name, "unreadable", "file", cause)
     else:
         looked.others += 1
+
+
+def _start(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)
+    except OSError:  # which is told when it is read
+        return b""
 
 
 def _opens(file: Path) -> bool:
@@ -178,8 +215,7 @@ def _table_findings(
     number, told = 0, False
     for batch in batches:
         if not told:
-            columns = [column for column in batch.schema.names if tells_patients(column)]
-            yield from (Finding(name, "name", "column", column) for column in columns)
+            yield from (Finding(name, *found) for found in _schema_findings(batch.schema))
             told = True
         for row in batch.to_pylist():
             for column, value in row.items():
@@ -190,38 +226,77 @@ def _table_findings(
             number += 1
 
 
+def _schema_findings(schema: pa.Schema) -> Iterator[tuple[Kind, str, str]]:
+    """What a table tells by the names of its columns, those within others too, and by words about it."""
+    yield from (("name", "column", column) for column in _column_names(schema) if tells_patients(column))
+    for key, value in (schema.metadata or {}).items():
+        if key not in _TECHNICAL_METADATA:
+            yield "tag", f"metadata {brief(key)}", brief(value)
+
+
+def _column_names(fields: Iterable[pa.Field]) -> Iterator[str]:
+    for own in fields:
+        yield own.name
+        kind = own.type
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        if pa.types.is_struct(kind):
+            yield from _column_names(kind.fields)
+
+
 def _cell_findings(value: Any, name: str, looked: _Looked, text: bool) -> Iterator[tuple[Kind, str, str]]:
     if isinstance(value, str):
         yield from (("name", what, words) for what, words in name_findings(value))
+    elif isinstance(value, date):
+        yield "name", "date", value.isoformat()
     elif isinstance(value, bytes):
         looked.images += 1
         yield from _image_findings(value, name, text)
     elif isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        path, data = value["path"], value["bytes"]
-        if data is None and path is not None:
-            try:
-                data = Path(path).read_bytes()
-            except OSError as error:
-                yield "unreadable", "image", str(error)
-        elif path is not None:
-            yield from (("name", what, words) for what, words in name_findings(path))
-        if data is not None:
-            looked.images += 1
-            yield from _image_findings(data, path or name, text)
+        yield from _image_cell_findings(value["bytes"], value["path"], name, looked, text)
+    elif isinstance(value, dict):
+        for key, own in value.items():
+            yield from (
+                (kind, f"{key}: {where}", what) for kind, where, what in _cell_findings(own, name, looked, text)
+            )
+    elif isinstance(value, list | tuple) and not isinstance(
+        next(iter(value), 0), int | float
+    ):  # long as embeddings are
+        for own in value:
+            yield from _cell_findings(own, name, looked, text)
+
+
+def _image_cell_findings(
+    data: bytes | None, path: str | None, name: str, looked: _Looked, text: bool
+) -> Iterator[tuple[Kind, str, str]]:
+    if data is None and path is not None:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            yield "unreadable", "image", str(error)
+    elif path is not None:
+        yield from (("name", what, words) for what, words in name_findings(path))
+    if data is not None:
+        looked.images += 1
+        yield from _image_findings(data, path or name, text)
 
 
 def _image_findings(data: bytes, name: str, text: bool) -> Iterator[tuple[Kind, str, str]]:
     """What a file of an image tells, as kind, where and value."""
+    if _UNMARKED.match(data):
+        name = f"{name}.dcm"
     try:
         if is_dicom(data[:132], name):
-            yield from (("attribute", *found) for found in attribute_findings(data))
+            yield from (("attribute", *found) for found in attribute_findings(data, name))
             frames = frame_count(open_dicom(data, name)) if text else 0
+        elif is_raw(data[:132], name):
+            frames = 1
         else:
-            with Image.open(BytesIO(data)) as image:
+            with open_image(data) as image:
                 frames = getattr(image, "n_frames", 1)
                 for frame in range(frames):
                     image.seek(frame)
-                    yield from (("tag", *found) for found in tag_findings(image))
+                    yield from (("tag", *found) for found in tag_findings(image, b"" if frame else data))
         for frame in range(frames if text else 0):
             yield from _text_findings(decode_image(data, name, frame=frame), frame if frames > 1 else None)
     except NoPixelsError:  # a report, say, of which the attributes tell
@@ -229,7 +304,7 @@ def _image_findings(data: bytes, name: str, text: bool) -> Iterator[tuple[Kind, 
     except ImportError:
         raise
     except Exception as error:  # decoders raise anything on damaged bytes
-        yield "unreadable", "image", str(error)
+        yield "unreadable", "image", f"{error} ({told_apart(data)})"
 
 
 def _text_findings(picture: Image.Image, frame: int | None) -> Iterator[tuple[Kind, str, str]]:

@@ -1,8 +1,10 @@
 """What the PHI guard found, as rows of a CSV; the rows that a person keeps in it are what that person accepts."""
 
 import csv
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from io import StringIO
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,8 +31,36 @@ class Finding(NamedTuple):
     found: str
 
 
+_LONGEST = 200
+#: What no CSV in UTF-8 holds.
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+
+
 class PhiError(ValueError):
     """Images that may tell who a patient is are not passed on."""
+
+
+def brief(value: str | bytes) -> str:
+    """A value in a line of at most 200 characters; of what does not show whole the sha256 too."""
+    data = value if isinstance(value, bytes) else value.encode("utf-8", errors="surrogatepass")
+    text = value if isinstance(value, str) else value.decode("utf-8", errors="replace")
+    line = " ".join(text.strip("\0 ").replace("\0", " ").split())
+    return f"{line[:_LONGEST]} ({told_apart(data)})" if len(line) > _LONGEST or "\ufffd" in line else line
+
+
+def told_apart(data: bytes) -> str:
+    """What tells bytes from others."""
+    return f"{len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def not_accepted(findings: Iterable[Finding], accepted: Collection[Finding]) -> list[Finding]:
+    """The findings that nobody accepted, as a CSV has them: what it cannot hold is written as Python does."""
+    written = [Finding(*(_UNWRITABLE.sub(_escaped, value) for value in finding)) for finding in findings]  # type: ignore[arg-type]
+    return [finding for finding in written if finding not in accepted]
+
+
+def _escaped(character: re.Match) -> str:
+    return ascii(character[0])[1:-1]
 
 
 def write_findings(file: Path, findings: Iterable[Finding]) -> None:

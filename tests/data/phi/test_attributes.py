@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
+from eden_hf.data.errors import DecodeError
 from eden_hf.data.phi.attributes import _profile, _within, attribute_findings
 
 
@@ -37,7 +38,7 @@ def deidentified(**attributes) -> Dataset:
 def findings(dataset: Dataset) -> dict[str, str]:
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
-    return dict(attribute_findings(buffer.getvalue()))
+    return dict(attribute_findings(buffer.getvalue(), "x.dcm"))
 
 
 def test_a_deidentified_file_has_none_and_dummies_pass():
@@ -117,7 +118,7 @@ def test_a_preamble_may_hold_words():
     dataset = deidentified()
     dataset.preamble = b"Jane Doe".ljust(128, b"\0")
     dataset.save_as(buffer, enforce_file_format=True)
-    assert dict(attribute_findings(buffer.getvalue())) == {"preamble": "b'Jane Doe'"}
+    assert dict(attribute_findings(buffer.getvalue(), "x.dcm")) == {"preamble": "b'Jane Doe'"}
 
 
 def test_what_a_known_program_deidentified_has_no_findings_but_that_it_does_not_say_so(tmp_path):
@@ -131,3 +132,41 @@ def test_what_a_known_program_deidentified_has_no_findings_but_that_it_does_not_
     assert len(findings(dataset)) >= 6
     anonymize_dataset(dataset, delete_private_tags=True)
     assert set(findings(dataset)) <= {"PatientIdentityRemoved"}
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "AccessionNumber", "Manufacturer", "SoftwareVersions"])
+@pytest.mark.parametrize("value", ["DOE^JANE", "Anna Nowak", "1956-02-01"])
+def test_texts_that_may_stay_are_found_where_they_name_somebody(keyword, value):
+    assert findings(deidentified(**{keyword: value})) == {keyword: value}
+
+
+def test_what_lies_behind_the_pixels_or_in_their_bits_is_found():
+    dataset = deidentified()
+    dataset.private_block(0x7FE1, "A maker", create=True).add_new(0x01, "LO", "Doe^Jane")
+    dataset.add_new(0x60000102, "US", 12)
+    assert set(findings(dataset)) == {"(6000,0102)", "(7FE1,1001)"}
+    assert set(findings(deidentified(EncapsulatedDocument=b"%PDF Jane Doe"))) == {"EncapsulatedDocument"}
+
+
+def test_what_does_not_show_whole_is_told_apart():
+    for name in ("ReferencedStudySequence", "RequestedProcedureCodeSequence"):
+        items = [Dataset(), Dataset()]
+        items[0].CodeMeaning, items[1].CodeMeaning = "one", "another"
+        assert len({findings(deidentified(**{name: [item]})).get(name, str(item)) for item in items}) == 2
+    blocks = [deidentified(), deidentified()]
+    for dataset, content in zip(blocks, (b"a" * 400, b"b" * 400), strict=True):
+        dataset.private_block(0x0009, "A maker", create=True).add_new(0x01, "OB", content)
+    assert findings(blocks[0]) != findings(blocks[1])
+
+
+@pytest.mark.filterwarnings("ignore:End of file reached")
+def test_damaged_pixels_do_not_hide_what_is_before_them():
+    dataset = deidentified(PatientName="Doe^Jane")
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8" * 40])
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    told = attribute_findings(buffer.getvalue()[:-60], "x.dcm")
+    assert next(told) == ("PatientName", "Doe^Jane")
+    with pytest.raises(DecodeError, match="damaged pixels"):
+        next(told)

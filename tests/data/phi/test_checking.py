@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from datetime import date, datetime
 from io import BytesIO
 
 import datasets
@@ -172,6 +173,66 @@ def test_an_empty_folder_and_nothing_at_all(tmp_path):
         check(tmp_path, tmp_path / "out")
     with pytest.raises(SourceError, match="nothing at"):
         check(tmp_path / "none", tmp_path / "out")
+
+
+def test_texts_days_and_images_within_others_are_found_in_tables(tmp_path):
+    author = {"bytes": encoded(phantom(64), "JPEG", **AUTHOR), "path": None}
+    table = pa.table({
+        "who": [{"patient_name": "Anna Nowak", "age": 3}], "names": [["normal", "Anna Nowak"]], "pages": [[author]],
+        "pairs": pa.array([[("by", "Anna Nowak")]], pa.map_(pa.string(), pa.string())), "vector": [[0.5] * 9],
+        "born": [date(1956, 2, 1)], "seen": [datetime(2019, 2, 3, 10)],
+    })  # fmt: skip
+    write_table(table.replace_schema_metadata({"author": "Jane Doe", "huggingface": "{}"}), tmp_path / "t")
+    found = check(tmp_path / "t", tmp_path, skip_text=True).findings
+    assert [finding[1:] for finding in found] == [
+        ("name", "column", "patient_name"), ("tag", "metadata author", "Jane Doe"),
+        ("name", "who: patient_name: name of a person", "Anna Nowak"),
+        ("name", "names: name of a person", "Anna Nowak"),
+        ("tag", "pages: comment", "Jane Doe"), ("name", "pairs: name of a person", "Anna Nowak"),
+        ("name", "born: date", "1956-02-01"), ("name", "seen: date", "2019-02-03T10:00:00"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.zip", "scan.nii.gz", "A.NPY", "shard.arrow", "page.pdf"])
+def test_files_that_cannot_be_looked_into_are_findings(tmp_path, name):
+    (tmp_path / name).write_bytes(b"something")
+    report = check(tmp_path, tmp_path / "out")
+    assert [finding[:3] for finding in report.findings] == [(name, "unreadable", "file")]
+    (tmp_path / name).write_bytes(b"another")
+    assert check(tmp_path, tmp_path / "new", accepted=str(report.file)).findings
+
+
+def test_dicom_without_mark_and_raw_images_are_looked_at(tmp_path):
+    buffer = BytesIO()
+    deidentified(PatientName="Doe^Jane").save_as(buffer, enforce_file_format=True)
+    meta = 144 + int.from_bytes(buffer.getvalue()[140:144], "little")
+    for number, data in enumerate((buffer.getvalue()[132:], buffer.getvalue()[meta:])):
+        (tmp_path / f"IM{number}").write_bytes(data)
+    (tmp_path / "JPCLN001.IMG").write_bytes(np.arange(64, dtype=">u2").tobytes())
+    (tmp_path / "torn.IMG").write_bytes(b"torn")
+    report = check(tmp_path, tmp_path / "out")
+    assert [finding[:3] for finding in report.findings] == [
+        ("IM0", "attribute", "PatientName"), ("IM1", "attribute", "PatientName"), ("torn.IMG", "unreadable", "image"),
+    ]  # fmt: skip
+    assert (report.images, report.others) == (4, 0)
+
+
+def test_names_and_values_that_no_csv_can_hold_are_written_and_accepted(tmp_path, capsys):
+    phantom(64).save(tmp_path / "a.jpg", **AUTHOR)
+    (tmp_path / "a.jpg").rename(tmp_path / "a\udcff.jpg")
+    deidentified(PatientComments="x\0y").save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    report = check(tmp_path, tmp_path / "out")
+    assert [finding.file for finding in report.findings] == ["a\\udcff.jpg", "b.dcm"]
+    assert check(tmp_path, tmp_path / "new", accepted=str(report.file)).accepted == 2
+    with pytest.raises(PhiError, match="1 tag"):
+        guard([Finding("a\udcff", "tag", "b", "c\0")], frozenset(), tmp_path / "out" / "phi.csv", "--accepted")
+
+
+def test_what_cannot_be_read_is_told_alike_each_time(tmp_path):
+    (tmp_path / "no.png").write_bytes(b"no image")
+    report = check(tmp_path, tmp_path / "out")
+    assert "0x" not in report.findings[0].found
+    assert check(tmp_path, tmp_path / "new", accepted=str(report.file)).accepted == 1
 
 
 def test_plain_arrays_of_a_data_set_are_no_images(tmp_path):
