@@ -96,9 +96,13 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
             remove(target)
             temporary.rename(target)
     if accelerator.is_main_process:
-        for old in _checkpoints(folder)[:-keep]:
-            remove(old)
+        _keep_newest(folder, keep)
     accelerator.wait_for_everyone()
+
+
+def _keep_newest(folder: Path, keep: int) -> None:
+    for old in _checkpoints(folder)[:-keep]:
+        remove(old)
 
 
 def _clear(folder: Path) -> None:
@@ -113,16 +117,17 @@ def remove(checkpoint: Path) -> None:
         shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.old")))
 
 
-def load_last_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
+def load_last_checkpoint(accelerator: Accelerator, folder: Path, keep: int) -> Progress:
     """Restore the newest checkpoint of `folder` into what `accelerator` prepared, and return its position.
 
-    A run that ended before its first checkpoint starts over, and says so. Every process must call it.
+    A run that ended before its first checkpoint starts over, and says so. All but the newest `keep` are removed, which
+    a run that was killed may have left. Every process must call it.
 
     Raises:
         ValueError: every checkpoint is damaged, or the newest is of another version.
     """
     if accelerator.is_main_process:
-        _clear(folder)  # there may be no more to save
+        _clear(folder)
     newest = newest_whole(_checkpoints(folder))
     if newest is None:
         logger.warning("no checkpoint was written yet to %s: starting at step 0", folder)
@@ -130,6 +135,9 @@ def load_last_checkpoint(accelerator: Accelerator, folder: Path) -> Progress:
     progress = _progress(newest / PROGRESS_FILE)
     with of_this_version(newest):
         accelerator.load_state(str(newest))
+    accelerator.wait_for_everyone()  # who may be reading the one before
+    if accelerator.is_main_process:
+        _keep_newest(folder, keep)  # there may be no more to save
     return progress
 
 

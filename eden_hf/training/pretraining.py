@@ -138,7 +138,7 @@ class Pretraining:
         self.progress = Progress()
         if resume:
             check_images(self.folder, **self.images.facts)
-            self.progress = load_last_checkpoint(self.accelerator, self.folder / "checkpoints")
+            self.progress = load_last_checkpoint(self.accelerator, self.folder / "checkpoints", run.keep_checkpoints)
         if self.accelerator.is_main_process:
             if resume:
                 record_changes(self.folder, arguments, self.progress.step)

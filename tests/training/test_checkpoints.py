@@ -27,7 +27,7 @@ def test_checkpoints_restore_and_old_ones_go(accelerator, tmp_path):
         save_checkpoint(accelerator, tmp_path, Progress(step=step, epoch=1), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
     torch.nn.init.zeros_(model.weight)
-    assert load_last_checkpoint(accelerator, tmp_path) == Progress(step=3, epoch=1)
+    assert load_last_checkpoint(accelerator, tmp_path, keep=9) == Progress(step=3, epoch=1)
     assert (model.weight == 3).all()
 
 
@@ -37,11 +37,11 @@ def test_a_half_written_checkpoint_is_not_one(accelerator, tmp_path, monkeypatch
     monkeypatch.setattr(accelerator, "save_state", lambda folder: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(accelerator, tmp_path, Progress(step=2), keep=2)
-    assert load_last_checkpoint(accelerator, tmp_path).step == 1
+    assert load_last_checkpoint(accelerator, tmp_path, keep=9).step == 1
 
 
 def test_a_run_without_a_checkpoint_starts_over_and_says_so(accelerator, tmp_path, caplog):
-    assert load_last_checkpoint(accelerator, tmp_path / "none") == Progress()
+    assert load_last_checkpoint(accelerator, tmp_path / "none", keep=9) == Progress()
     assert "starting at step 0" in caplog.text
 
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_whose_optimiser_decayed_more_is_refused(accelerator, tmp_p
     accelerator._optimizers.remove(old)
     accelerator.prepare(make_optimizer(model, "adamw"))
     with pytest.raises(ValueError, match="another version"):
-        load_last_checkpoint(accelerator, tmp_path)
+        load_last_checkpoint(accelerator, tmp_path, keep=9)
 
 
 def three_checkpoints(accelerator, folder):
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(name, damage, accelera
     else:
         content[len(content) // 2] ^= 4
         file.write_bytes(content)
-    assert load_last_checkpoint(accelerator, tmp_path).step == 2
+    assert load_last_checkpoint(accelerator, tmp_path, keep=9).step == 2
     assert (model.weight == 2).all()
     assert "step-00000003 is damaged" in caplog.text
     assert name in caplog.text
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(name, damage, accelera
         "damaged-step-00000003", "step-00000001", "step-00000002",
     ]  # fmt: skip
     save_checkpoint(accelerator, tmp_path, Progress(step=4), keep=1)
-    assert load_last_checkpoint(accelerator, tmp_path).step == 4
+    assert load_last_checkpoint(accelerator, tmp_path, keep=9).step == 4
 
 
 def test_checkpoints_that_are_all_damaged_do_not_start_a_run_over(accelerator, tmp_path):
@@ -130,14 +130,14 @@ def test_checkpoints_that_are_all_damaged_do_not_start_a_run_over(accelerator, t
     for sums in tmp_path.glob("step-*/checksums.json"):
         sums.write_text(sums.read_text()[:-5])
     with pytest.raises(ValueError, match=r"step-00000003 is damaged .*step-00000001 is damaged .*start another run"):
-        load_last_checkpoint(accelerator, tmp_path)
+        load_last_checkpoint(accelerator, tmp_path, keep=9)
 
 
 def test_a_checkpoint_without_checksums_is_taken_as_it_is(accelerator, tmp_path):
     """Older versions wrote none."""
     three_checkpoints(accelerator, tmp_path)
     (tmp_path / "step-00000003" / "checksums.json").unlink()
-    assert load_last_checkpoint(accelerator, tmp_path).step == 3
+    assert load_last_checkpoint(accelerator, tmp_path, keep=9).step == 3
 
 
 @pytest.mark.parametrize("schema", ["older", "newer", "weights"])
@@ -155,7 +155,7 @@ def test_a_checkpoint_of_another_version_is_refused_with_the_reason(schema, acce
         accelerator._models[0] = torch.nn.Linear(2, 2, bias=False)
     message = {"older": "seen_epochs", "newer": "unheard_of", "weights": "state_dict for Linear"}[schema]
     with pytest.raises(ValueError, match=rf"step-00000003 was written by another version .*{message}.*git_revision"):
-        load_last_checkpoint(accelerator, tmp_path)
+        load_last_checkpoint(accelerator, tmp_path, keep=9)
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,16 @@ def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_part_of_one(acceler
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(accelerator, tmp_path, Progress(step=4), keep=3)
     monkeypatch.undo()
-    assert load_last_checkpoint(accelerator, tmp_path).step == 4  # perhaps the last that the run writes
+    assert load_last_checkpoint(accelerator, tmp_path, keep=9).step == 4  # perhaps the last that the run writes
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-0000000{step}" for step in (2, 3, 4)]
+
+
+def test_a_checkpoint_too_many_goes_when_the_run_goes_on(accelerator, tmp_path):
+    """Of a run that was killed after its last checkpoint, before it removed the oldest."""
+    for step in (2, 3, 4):
+        save_checkpoint(accelerator, tmp_path, Progress(step=step), keep=3)
+    assert load_last_checkpoint(accelerator, tmp_path, keep=2).step == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
 
 
 def test_a_checkpoint_that_is_sealed_again_is_whole(tmp_path):
