@@ -106,13 +106,32 @@ def read_lineage(target: str | Path) -> dict[str, Any]:
     file = record_file(Path(target))
     try:
         record = read_record(file)
-        record["made_by"], record["files"], record["parents"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        _refuse_others(record)
+    except (OSError, ValueError, RecursionError) as error:
         raise LineageError(
-            f"{file} is missing or no record of a lineage ({type(error).__name__}): name a folder of a run or a model "
-            "that this version or a later one made"
+            f"{file} is missing or no record of a lineage ({type(error).__name__}: {error}): name a folder of a run or "
+            "a model that this version or a later one made"
         ) from error
     return record
+
+
+def _refuse_others(record: dict[str, Any]) -> None:
+    """Raise a `ValueError` of what has not the form of a record, nor of those of its parents."""
+    _refuse_wrong(record, {"made_by": str, "files": dict, "parents": list})
+    _refuse_wrong({"facts": {}, **record}, {"facts": dict})
+    for name, digest in record["files"].items():
+        if not isinstance(digest, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name!r} is no file of its folder with its sha256")
+    for parent in record["parents"]:
+        _refuse_wrong(parent, {"name": str, "weights": dict | None, "lineage": dict | None})
+        if parent["lineage"] is not None:
+            _refuse_others(parent["lineage"])
+
+
+def _refuse_wrong(values: Any, kinds: dict[str, Any]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(values, dict) or name not in values or not isinstance(values[name], kind):
+            raise ValueError(f"`{name}` is missing or not of its kind in {str(values)[:60]!r}")
 
 
 def chain(target: str | Path) -> list[str]:
@@ -214,8 +233,9 @@ def _changed_parents(record: dict[str, Any]) -> Iterator[str]:
     """Of parents that are where they were: weights that are others now."""
     for parent in record["parents"]:
         place = Path(parent["name"])  # a published record holds names alone, and a name may be of anything
-        if place.is_absolute() and place.exists() and (now := _weights(place)) != parent["weights"]:
-            names = [name for name in {**parent["weights"], **now} if now.get(name) != parent["weights"].get(name)]
+        known = parent["weights"]  # none of what was not at hand
+        if known is not None and place.is_absolute() and place.exists() and (now := _weights(place)) != known:
+            names = [name for name in {**known, **now} if now.get(name) != known.get(name)]
             yield f"{place} has other weights than those that were taken: {', '.join(names)}"
         if parent["lineage"] is not None:
             yield from _changed_parents(parent["lineage"])

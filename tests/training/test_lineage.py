@@ -113,6 +113,37 @@ def test_a_folder_without_a_record_is_refused(tmp_path, content):
         chain(tmp_path)
 
 
+PARENT = {"name": "a", "weights": None, "lineage": None}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("files", value) for value in (None, 3, "x", [1], {"a": None}, {"../a": "0"}, {"/etc/passwd": "0"})),
+        *(("parents", value) for value in (None, {}, [3], [{}], [{**PARENT, "lineage": {}}], [{**PARENT, "name": 3}])),
+        *(("parents", [{**PARENT, "weights": value}]) for value in (3, "x", [1])),
+        ("made_by", None),
+        ("facts", None),
+    ],
+)
+def test_records_of_another_form_are_refused(tmp_path, key, value):
+    record = {"made_by": "convert", "facts": {}, "files": {}, "parents": [PARENT]}
+    (tmp_path / "lineage.json").write_text(json.dumps(record))
+    assert chain(tmp_path)
+    assert changes(tmp_path) == []
+    (tmp_path / "lineage.json").write_text(json.dumps(record | {key: value}))
+    with pytest.raises(LineageError, match=r"lineage\.json is missing or no record"):
+        changes(tmp_path)
+
+
+def test_a_parent_that_was_not_at_hand_is_not_compared(tmp_path):
+    (tmp_path / "model").mkdir()
+    parent = tmp_path / "parent.pth"
+    write_lineage(tmp_path / "model", "convert", [parent])
+    parent.write_bytes(b"weights")
+    assert changes(tmp_path / "model") == []
+
+
 def test_the_revision_is_that_of_the_package_alone(tmp_path, monkeypatch):
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "a user's own"]):
