@@ -32,6 +32,7 @@ eden completion bash
 import logging
 import sys
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import get_args
 
@@ -401,6 +402,9 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("eden_hf").setLevel(logging.INFO)
     spin_briefly()
+    for stream in (sys.stdout, sys.stderr):  # names of files may be of no encoding, or not of the terminal's
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] or ["--help"]
     first = next((index for index, word in enumerate(words) if word not in ("--quiet", "--json")), 0)
     name = words.pop(first)

@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -209,6 +210,15 @@ def test_what_c_code_raises_in_the_package_is_a_fault_of_it(line, told):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (any)
         exec(line, {"__name__": "eden_hf.anywhere"})
     assert _for_users(caught.value) == ("mend it" if told else None)
+
+
+def test_names_that_a_terminal_cannot_show_are_shown_as_python_does(tmp_path, monkeypatch):
+    (tmp_path / "lineage.json").write_text('{"made_by": "\\udcff", "facts": {}, "files": {}, "parents": []}')
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    monkeypatch.setattr(sys, "argv", ["eden", "lineage", str(tmp_path)])
+    cli.main()
+    assert b"\\udcff" in written.getvalue()
 
 
 def test_a_misspelt_setting_exits_with_a_suggestion():
