@@ -109,8 +109,8 @@ def read_lineage(target: str | Path) -> dict[str, Any]:
         _refuse_others(record)
     except (OSError, ValueError, RecursionError) as error:
         raise LineageError(
-            f"{file} is missing or no record of a lineage ({type(error).__name__}: {error}): name a folder of a run or "
-            "a model that this version or a later one made"
+            f"{file} is missing or no record of a lineage ({type(error).__name__}: {error}): name a folder of a run "
+            "or a model that this version or a later one made"
         ) from error
     return record
 

@@ -368,6 +368,33 @@ def test_numbers_beyond_all_columns_and_images_named_twice_are_refused(tmp_path)
             load_source_task(tmp_path, "regression", label_columns=["age"])
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("metadata.csv", "file_name,label\na.png,x\nb.png\n", "Row #3: Expected 2 columns, got 1"),
+        ("metadata.csv", "file_name,label,label \na.png,x,y\n", "there are two columns label; remove one"),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": 1}\n{"file_name": ', "line 2: "),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": 1}\n\n[3]', r"line 3: is to be an object .* got '\[3\]'"),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": [1]}', r"label of split 'train' of .* holds \[1\]"),
+    ],
+)
+def test_rows_of_metadata_that_do_not_fit_are_named(tmp_path, file, text, message):
+    for name in "ab":
+        layouts.save(tmp_path / f"{name}.png", layouts.pixels(0))
+    (tmp_path / file).write_text(text)
+    with pytest.raises(TaskError, match=message):
+        load_source_task(tmp_path, "single_label", label_column="label")
+
+
+def test_blanks_around_values_of_metadata_do_not_count(tmp_path):
+    for name in "abc":
+        layouts.save(tmp_path / f"{name}.png", layouts.pixels(0))
+    (tmp_path / "metadata.csv").write_text("file_name, label\na.png ,sick\nb.png, sick \nc.png,well\n")
+    task = load_source_task(tmp_path, "single_label", label_column="label")
+    assert task.labels == ("sick", "well")
+    assert task.splits["train"]["source_id"] == ["a.png", "b.png", "c.png"]
+
+
 def test_folders_name_classes_beside_metadata_of_another_kind(tmp_path, caplog):
     for name in ("normal", "sick"):
         save(tmp_path / name / "a.png", pixels(0))
@@ -416,8 +443,8 @@ def test_metadata_for_all_splits(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metadata.jsonl", '{"file_name": "a.png"', r"metadata.jsonl cannot be read: Expecting"),
-        ("metadata.jsonl", '["a.png"]', r"metadata.jsonl cannot be read: a line is to be an object"),
+        ("metadata.jsonl", '{"file_name": "a.png"', r"metadata.jsonl cannot be read: line 1: Expecting"),
+        ("metadata.jsonl", '["a.png"]', r"metadata.jsonl cannot be read: line 1: is to be an object"),
         ("metadata.csv", "file_name,x\na.png\n", r"metadata.csv cannot be read: .*Expected 2 columns, got 1"),
         ("metadata.csv", "file_name,x\n,1\n", r"metadata.csv: row 1 has no file_name"),
         ("metadata.csv", "file_name,image,x\na.png,1,1\n", "rename the columns image of the tables in"),

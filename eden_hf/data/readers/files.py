@@ -123,9 +123,12 @@ class Images:
             Paths by name as listed.
 
         Raises:
-            TaskError: more than the allowed share have no file, or several.
+            TaskError: more than the allowed share have no file, or several, or one file has several names.
         """
         names = list(names)
+        spellings: dict[str, str] = {}
+        if other := next((name for name in names if spellings.setdefault(key_of(name), name) != name), None):
+            raise self.published.error(f"{listing} has one image by two names: {spellings[key_of(other)]}, {other}")
         paths = {name: self._by_key.get(key_of(name), []) for name in names}
         for name, found in paths.items():
             if len(found) > 1:

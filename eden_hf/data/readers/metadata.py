@@ -68,21 +68,37 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _json_lines(text: str) -> list[dict[str, Any]]:
-    rows = [parse_json(line) for line in text.splitlines() if line.strip()]
-    if wrong := [row for row in rows if not isinstance(row, dict)]:
-        raise ValueError(f"a line is to be an object {{column: value}}, got {wrong[0]!r}")
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):  # a text may hold other marks of a line's end
+        if not line.strip():
+            continue
+        try:
+            rows.append(parse_json(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        if not isinstance(rows[-1], dict):
+            raise ValueError(f"line {number}: is to be an object {{column: value}}, got {line[:60]!r}")
     return rows
 
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:
-    """Rows of values separated by comma, semicolon or tab, whichever the header has most of; only `""` is missing."""
+    """Rows of values separated by comma, semicolon or tab, whichever the header has most of; blanks are missing."""
     header = text.split("\n", 1)[0]
     table = csv.read_csv(
         BytesIO(text.encode()),
+        read_options=csv.ReadOptions(use_threads=False),  # so that errors tell the row
         parse_options=csv.ParseOptions(delimiter=max(",;\t", key=header.count)),
         convert_options=csv.ConvertOptions(null_values=[""], strings_can_be_null=True),
     )
-    return table.rename_columns([name.strip() for name in table.column_names]).to_pylist()
+    names = [name.strip() for name in table.column_names]
+    if twice := [name for name, count in Counter(filter(None, names)).items() if count > 1]:
+        raise ValueError(f"there are two columns {twice[0]}; remove one")
+    rows = table.rename_columns(names).to_pylist()
+    return [{name: _stripped(value) for name, value in row.items()} for row in rows]
+
+
+def _stripped(value: Any) -> Any:
+    return value.strip() or None if isinstance(value, str) else value
 
 
 def _resolved(folder: Path, table: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Vessels of the retina: DRIVE (Staal et al., IEEE TMI 2004) and CHASE_DB1 (Fraz et al., IEEE TBME 2012)."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ Image_01L.jpg ... Image_14R.jpg
 Image_01L_1stHO.png ...     vessels by the first observer
 Image_01L_2ndHO.png ...     by the second"""
 LABELS = ("vessels",)
+_CHASE_NAME = r"Image_(0[1-9]|1[0-4])[LR]"
 CHASE_TRAIN_SUBJECTS = 10  # of 14: the usual first 20 and last 8 images
 
 
@@ -70,9 +72,11 @@ def read_chase(folder: Path, max_skipped_share: float = 0.0) -> Task:
         TaskError: files are missing or not as published.
     """
     published = Published(folder, CHASE_LAYOUT, max_skipped_share)
-    images = published.images("Image_[01][0-9][LR].*")
+    images = published.images("Image_*[LR].*")
     if not images.paths:
         raise published.error("there are no images Image_01L.jpg ... Image_14R.jpg")
+    if strange := sorted(name for name in images.paths if not re.fullmatch(_CHASE_NAME, name, re.IGNORECASE)):
+        raise published.error(f"{strange[0]} is none of the images Image_01L to Image_14R")
     first = _keyed(published.images("Image_[01][0-9][LR]_1stHO.*"), _before_last)
     second = _keyed(published.images("Image_[01][0-9][LR]_2ndHO.*"), _before_last)
     names = sorted(images.paths)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from eden_hf.data.errors import first
 from eden_hf.data.readers.files import Published, labelled, seeded_split
 from eden_hf.data.readers.task import Task, features_of
 
@@ -28,6 +29,8 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
     images = published.images("CHNCXR_*_[01].*")
     if not images.paths:
         raise published.error("there are no images CHNCXR_*_0.png and CHNCXR_*_1.png")
+    if strange := [name for name in images.paths if name[-1] not in "01"]:
+        raise published.error(f"what ends with no label, 0 or 1, before its suffix: {first(sorted(strange))}")
     labels = {name: int(name[-1]) for name in images.paths}
     if len(set(labels.values())) < 2:
         raise published.error(f"all {len(labels)} images are of one class, {LABELS[labels.popitem()[1]]}")

@@ -1,6 +1,6 @@
 """A task from any source with label or mask columns: folder, Parquet, Hub id or an object of `datasets`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,10 @@ def _with_classes(
             source_id for source_id, value in zip(loaded[split]["source_id"], own, strict=True) if value is None
         ]:
             raise TaskError(f"{len(empty)} images of split {split!r} of {name} have no {column}: {first(empty)}")
+        if several := [value for value in own if not isinstance(value, Hashable)]:
+            raise TaskError(
+                f"{column} of split {split!r} of {name} holds {str(several[0])[:60]}, which is no one class"
+            )
     declared = {split: data.features.get(column) for split, data in loaded.items()}
     names = tuple(next((feature.names for feature in declared.values() if isinstance(feature, ClassLabel)), ()))
     if names:

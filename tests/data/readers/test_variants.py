@@ -232,3 +232,42 @@ def test_run_lengths_beyond_all_numbers_are_refused(tmp_path, text):
     table.write_text(table.read_text().replace(" 11 4", text))
     with pytest.raises(TaskError, match=r"of train-rle\.csv: run lengths"):
         load_task("siim_acr", folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new"),
+    [
+        ("vindr_cxr", TABLES["vindr_cxr"], "aa,R2", "AA.dicom,R2"),
+        ("siim_acr", TABLES["siim_acr"], "25808, 0 1", "25808.DCM, 0 1"),
+        ("chestxray14", "train_val_list.txt", "00000001_001.png", "00000001_001.png\n00000001_001.PNG"),
+        ("chestx_det", "ChestX_Det_train.json", "36205.png", "36204.PNG"),
+        ("vindr_rib", "Data/train/Vindr_RibCXR_train_mask.json", "train_001.png", "TRAIN_000.png"),
+    ],
+)
+def test_one_image_by_two_names_is_refused(tmp_path, name, file, old, new):
+    folder = WRITERS[name](tmp_path)
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    with pytest.raises(TaskError, match="has one image by two names"):
+        load_task(name, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("chase", "Image_01L.jpg", "Image_1L.jpg", "Image_1L is none of the images Image_01L to Image_14R"),
+        ("chase", "Image_14R.jpg", "Image_15R.jpg", "Image_15R is none of the images"),
+        (
+            "shenzhen",
+            "ChinaSet_AllFiles/CXR_png/CHNCXR_0001_1.png",
+            "CHNCXR_0001_1.png.png",
+            r"no label.*_0001_1\.png",
+        ),
+    ],
+)
+def test_images_by_other_names_are_refused_and_not_left_out(tmp_path, name, old, new, message):
+    folder = WRITERS[name](tmp_path)
+    (folder / old).rename(folder / new)
+    with pytest.raises(TaskError, match=message):
+        load_task(name, folder)
