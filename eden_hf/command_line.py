@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from dis import opname
-from functools import wraps
+from functools import partialmethod, wraps
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, get_args, get_origin
@@ -77,6 +77,9 @@ def _be_quiet() -> None:
     logging.getLogger("eden_hf").setLevel(logging.ERROR)
     for library in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ[library] = "1"  # read when they are imported
+    if "tqdm" in sys.modules:  # by a script, say
+        bar: Any = sys.modules["tqdm"].tqdm
+        bar.__init__ = partialmethod(bar.__init__, disable=True)
 
 
 def _tell(answer: Answer, as_json: bool) -> None:

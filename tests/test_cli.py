@@ -1,11 +1,13 @@
 import io
 import json
+import logging
 import subprocess
 import sys
 
 import pytest
+from tqdm import auto, tqdm
 
-from eden_hf import __version__, cli
+from eden_hf import __version__, cli, command_line
 from eden_hf.command_line import COMMANDS, _for_users, parser_of
 
 from .launching import ENVIRONMENT, REPOSITORY
@@ -137,6 +139,20 @@ def test_answers_for_programs(line, tmp_path):
 
 def test_progress_is_shown_unless_quiet(tmp_path):
     assert "phantoms" in eden(*LEAKS, "--output", str(tmp_path / "leaks.csv")).stderr
+
+
+def test_scripts_are_quiet_too(monkeypatch):
+    """They import tqdm before a command is asked to be."""
+    loggers = [logging.getLogger(), logging.getLogger("eden_hf")]
+    levels = [logger.level for logger in loggers]
+    monkeypatch.setattr(tqdm, "__init__", tqdm.__init__)
+    for variable in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(variable, "0")
+    assert not auto.tqdm(total=1).disable
+    command_line._be_quiet()
+    assert auto.tqdm(total=1).disable
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def test_shells_complete_commands_and_options():

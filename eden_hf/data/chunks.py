@@ -29,6 +29,7 @@ from eden_hf.data.prepared import (
     PIXELS,
     Decoder,
     Storage,
+    bytes_of,
     check_shape,
     decode_all,
     kept_rows,
@@ -242,14 +243,13 @@ def _checked(chunk: Path, told: dict[str, list[Any]], plan: dict[str, Any], skip
     names, values = kept_rows(told, lambda name: name not in left_out)
     with file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = sum(about["sizes"]) if "sizes" in about else len(about["ids"]) * plan["channels"] * plan["side"] ** 2
     others = [name for name in ("side", "channels", "aspect_ratio", "storage") if about.get(name) != plan[name]]
     faults = {
         f"its {' and '.join(others)} is not that of the folder": bool(others),
         "its names are not those of the source": about["ids"] != names,
         "its columns are not those of the source": json.dumps(about.get("columns", {})) != json.dumps(values),
         "its bytes are not those that were written": digest != about["sha256"],
-        "its size is wrong": (chunk / PIXELS).stat().st_size != size,
+        "its size is wrong": (chunk / PIXELS).stat().st_size != bytes_of(about),
     }
     if found := [fault for fault, is_so in faults.items() if is_so]:
         raise SourceError(f"{chunk}: {' and '.join(found)}; remove that folder and call again")

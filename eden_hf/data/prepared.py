@@ -121,13 +121,16 @@ class PreparedImages(Images):
     Or in several such, of which a `prepared.json` tells the names (see `eden_hf.data.chunks`).
 
     Attributes: those of `Images`, and `columns` (what else is told of the images, by the columns that were kept).
+
+    Raises:
+        SourceError: A file is gone or was cut short.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         manifest = folder / MANIFEST
         names = [chunk["name"] for chunk in read_record(manifest)["chunks"]] if manifest.exists() else ["."]
-        chunks = [read_record(folder / name / ABOUT) for name in names]
+        chunks = [_whole(folder / name) for name in names]
         first = chunks[0]
         super().__init__([name for about in chunks for name in about["ids"]], first["side"], first["channels"])
         self.columns: dict[str, list[Any]] = {
@@ -170,6 +173,24 @@ class PreparedImages(Images):
         chunks = np.searchsorted(self._starts, places, side="right") - 1
         rows = places - self._starts[chunks]
         return torch.from_numpy(np.stack([self._pixels[chunk][row] for chunk, row in zip(chunks, rows, strict=True)]))
+
+
+def _whole(folder: Path) -> dict[str, Any]:
+    """What is told of the images in a folder, if the bytes of all of them are there."""
+    try:
+        about, held = read_record(folder / ABOUT), (folder / PIXELS).stat().st_size
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{folder} is torn ({error}): remove that folder, and prepare the images again") from error
+    if held != (size := bytes_of(about)):
+        raise SourceError(
+            f"{folder / PIXELS} is torn: {held} bytes, not {size}; remove that folder, and prepare the images again"
+        )
+    return about
+
+
+def bytes_of(about: Mapping[str, Any]) -> int:
+    """How many bytes images have by what is told of them."""
+    return sum(about["sizes"]) if "sizes" in about else len(about["ids"]) * about["channels"] * about["side"] ** 2
 
 
 def prepare_images(

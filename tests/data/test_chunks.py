@@ -122,6 +122,18 @@ def test_what_is_torn_is_named_with_the_mend(name, images):
         prepare(images)
 
 
+@pytest.mark.parametrize("name", ["images.json", "pixels.bin"])
+def test_a_finished_folder_that_lost_something_is_refused_before_the_run(name, images):
+    folder = prepare(images)
+    file = folder / "chunk-00002" / name
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(SourceError, match=r"chunk-00002.* is torn.*remove that folder, and prepare the images again"):
+        as_source(folder)
+    file.unlink()
+    with pytest.raises(SourceError, match=r"chunk-00002 is torn.*prepare the images again"):
+        as_source(folder)
+
+
 def test_others_are_not_mixed_in(images):
     folder = prepare(images, shard="1/2")
     with pytest.raises(ValueError, match=r"prepared was begun with others: side 8 -> 16; .*another --output"):
