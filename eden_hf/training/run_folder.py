@@ -57,7 +57,7 @@ def only_writer(folder: Path, setting: str, processes: PartialState | None = Non
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-        except Timeout:
+        except (Timeout, FileNotFoundError):  # of a folder that is removed at the end
             refused = FileExistsError(
                 f"another program writes to {folder}: wait for its end, or choose another {setting}"
             )

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from filelock import FileLock
 
 from eden_hf.training.arguments import PretrainArguments, Stage, TrainingArguments
 from eden_hf.training.lineage import changes
@@ -43,6 +44,15 @@ def test_a_folder_has_one_writer_until_its_program_ends(impatient, tmp_path):
             pass
         other.kill()
     with only_writer(tmp_path / "run", "--run.output_dir"):
+        pass
+
+
+def test_a_folder_that_goes_with_the_other_program_was_taken(tmp_path, monkeypatch):
+    def gone(lock):
+        raise FileNotFoundError(lock.lock_file)
+
+    monkeypatch.setattr(FileLock, "acquire", gone)
+    with pytest.raises(FileExistsError, match="another program writes to"), only_writer(tmp_path, "--output"):
         pass
 
 
