@@ -162,6 +162,7 @@ def embed_images(
                 piece.make(encoder, rows, about, dense=dense, batch_size=batch_size, num_workers=num_workers)
         state.wait_for_everyone()
         unreadable = [entry for piece in pieces for entry in read_list(piece.listed)]
+        state.wait_for_everyone()  # before the pieces go
         if state.is_main_process:
             skips = SkipLog(skips_file, max_skipped_share)
             for entry in unreadable:
