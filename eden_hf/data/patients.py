@@ -23,7 +23,7 @@ def patient_names(rows: Dataset, column: str) -> list[str]:
     Raises:
         SourceError: there is no such column.
     """
-    told = zip(_told_patients(rows, column), rows["source_id"], strict=True)
+    told = zip(told_patients(rows, column), rows["source_id"], strict=True)
     return [f"image {source_id}" if name is None else name for name, source_id in told]
 
 
@@ -67,7 +67,7 @@ def patients_apart(
     taken: set[str] = set()
     found = []
     for split in reversed(in_order(splits)):
-        names = _told_patients(splits[split], column)
+        names = told_patients(splits[split], column)
         if common := taken.intersection(names):
             found.append(f"{len(common)} of {split} ({first(sorted(common))})")
         kept[split] = splits[split].select([index for index, name in enumerate(names) if name not in common])
@@ -85,7 +85,8 @@ def patients_apart(
     return {split: kept[split] for split in splits}
 
 
-def _told_patients(rows: Dataset, column: str) -> list[str | None]:
+def told_patients(rows: Dataset, column: str) -> list[str | None]:
+    """Whose each image is, `None` where the column does not tell; arguments and errors as for `patient_names`."""
     if column not in rows.column_names:
         raise SourceError(
             f"`patient_column` must name a column of the images, got {column!r}; they have "

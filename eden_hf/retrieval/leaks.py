@@ -1,8 +1,8 @@
 """Images that two sources share: of a pretraining set in a test set, say.
 
 An image is found again by its id, by its pixels, and by its looks (`eden_hf.retrieval.looks`): scaled, compressed,
-brightened, mirrored, or with up to a tenth of a side cut off. Not found are turned, inverted and strongly cut copies,
-and another radiograph of the same patient.
+brightened, mirrored, or with up to a tenth of a side cut off. Not found are turned, inverted and strongly cut copies.
+Another radiograph of the same patient is found where columns of both sources tell patients.
 """
 
 import csv
@@ -17,6 +17,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from eden_hf.data.folders import IMAGE_SUFFIXES
+from eden_hf.data.patients import told_patients
 from eden_hf.data.progress import progress_bar
 from eden_hf.data.reading import ImageReadError
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog
@@ -34,7 +35,7 @@ class Leak(NamedTuple):
 
     Attributes:
         a, b: Its ids, the split before them where a source has several.
-        found_by: `id`, `pixels`, `looks`, or some of them with `+` between.
+        found_by: `id`, `patient`, `pixels`, `looks`, or some of them with `+` between.
         similarity: Of looks, as of `eden_hf.retrieval.looks.alike`; 0 where they are not alike.
     """
 
@@ -62,10 +63,11 @@ class LeakReport(NamedTuple):
 
 
 class _Pictures(NamedTuple):
-    """What is compared of a source: labels, ids (none where rows have only numbers), hashes, small pictures."""
+    """What is compared of a source: labels, ids (none where rows have only numbers), whose, hashes, small pictures."""
 
     labels: list[str]
     ids: list[str | None]
+    patients: list[str | None]  # of columns that tell them
     hashes: list[str | None]  # None where the image could not be read, whose small picture is black
     small: np.ndarray  # float32 [N, 64, 64]
 
@@ -80,6 +82,8 @@ def find_leaks(
     image_column_b: str = "image",
     id_column_a: str | None = None,
     id_column_b: str | None = None,
+    patient_column_a: str | None = None,
+    patient_column_b: str | None = None,
     num_workers: int | None = None,
 ) -> LeakReport:
     """Find the images that two sources share; see the module's text for how.
@@ -94,21 +98,30 @@ def find_leaks(
         image_column_b: Column of images of `b`.
         id_column_a: Column of `a` whose values name its images; row numbers, which `a` has without, are not compared.
         id_column_b: The same of `b`.
+        patient_column_a: Column of `a` that tells patients apart: images of a patient whom both have are found too.
+        patient_column_b: The same of `b`.
         num_workers: Processes that decode; by default all processors, 0 for this process alone.
 
     Raises:
         SourceError: a source is absent, empty or not of the shape asked for.
-        ValueError: `num_workers` is negative.
+        ValueError: `num_workers` is negative, or a column tells the patients of one source alone.
     """
     check_workers(num_workers, "--num-workers")
+    if (patient_column_a is None) != (patient_column_b is None):
+        raise ValueError("give --patient-column-a and --patient-column-b, or neither: patients are compared by both")
     file = Path(output)
     file.parent.mkdir(parents=True, exist_ok=True)
     skipped_file = file.with_name(f"{file.stem}-{SKIPPED_FILE}")
     skips = SkipLog(skipped_file, max_share=1.0)
-    first = _pictures(a, split_a, image_column_a, id_column_a, num_workers, skips)
-    second = _pictures(b, split_b, image_column_b, id_column_b, num_workers, skips)
+    first = _pictures(a, split_a, image_column_a, id_column_a, patient_column_a, num_workers, skips)
+    second = _pictures(b, split_b, image_column_b, id_column_b, patient_column_b, num_workers, skips)
     found: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for kind, ours, theirs in (("id", first.ids, second.ids), ("pixels", first.hashes, second.hashes)):
+    compared = {
+        "id": (first.ids, second.ids),
+        "patient": (first.patients, second.patients),
+        "pixels": (first.hashes, second.hashes),
+    }
+    for kind, (ours, theirs) in compared.items():
         for pair in _equal(ours, theirs):
             found[pair].append(kind)
     looks = {pair: score for pair, score in alike(first.small, second.small) if score >= SAME}
@@ -124,11 +137,17 @@ def find_leaks(
 
 
 def _pictures(
-    name: str, split: str | None, image_column: str, id_column: str | None, workers: int | None, skips: SkipLog
+    name: str,
+    split: str | None,
+    image_column: str,
+    id_column: str | None,
+    patient_column: str | None,
+    workers: int | None,
+    skips: SkipLog,
 ) -> _Pictures:
     source = find_source(name)
     splits = source.splits if split is None else (split,)
-    all_of = _Pictures([], [], [], np.empty((0, SIDE, SIDE), np.float32))
+    all_of = _Pictures([], [], [], [], np.empty((0, SIDE, SIDE), np.float32))
     small = []
     for split in splits:
         rows = source.load(split, image_column=image_column, id_column=id_column)
@@ -136,6 +155,7 @@ def _pictures(
         numbers = id_column is None and list(ids) == [str(number) for number in range(len(rows))]
         all_of.labels.extend(f"{split}/{id_}" if len(splits) > 1 else id_ for id_ in ids)
         all_of.ids.extend([None] * len(rows) if numbers else map(_plain, ids))
+        all_of.patients.extend(told_patients(rows, patient_column) if patient_column else [None] * len(rows))
         for digest, picture, fault in _read(rows, f"{name} {split}", workers):
             if fault:
                 skips.add(**fault)

@@ -82,6 +82,19 @@ def test_row_numbers_are_no_ids(tmp_path):
     assert len(shared(tmp_path, id_column_a="code", id_column_b="code")[0]) == 2
 
 
+def test_another_image_of_a_patient_is_found_where_columns_tell_patients(tmp_path):
+    from datasets import Dataset
+
+    for name, seeds, whose in (("a", (0, 1, 2), (7.0, None, 8.0)), ("b", (10, 11, 12), ("8", "", "9"))):
+        data = {"image": [phantom(seed) for seed in seeds], "patient": whose}
+        Dataset.from_dict(data).save_to_disk(tmp_path / name)
+    assert shared(tmp_path)[0] == {}
+    found, _ = shared(tmp_path, patient_column_a="patient", patient_column_b="patient")
+    assert list(found.values()) == [("2", "0", "patient", 0.0)]
+    with pytest.raises(ValueError, match="--patient-column-a and --patient-column-b, or neither"):
+        shared(tmp_path, patient_column_a="patient")
+
+
 def test_an_image_that_cannot_be_read_is_named_and_no_clean_result(sources, capsys):
     for name in CHANGES:
         (sources / "b" / name).unlink()

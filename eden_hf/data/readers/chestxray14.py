@@ -7,7 +7,7 @@ import numpy as np
 
 from eden_hf.data.errors import first
 from eden_hf.data.readers.files import Published, key_of, labelled, plain, read_names, read_table, refuse_repeats
-from eden_hf.data.readers.task import Task, TaskError, features_of
+from eden_hf.data.readers.task import Task, TaskError, features_of, with_patients
 
 LAYOUT = """\
 Data_Entry_2017.csv             or Data_Entry_2017_v2020.csv
@@ -55,7 +55,7 @@ def read(folder: Path, max_skipped_share: float = 0.0) -> Task:
     images.report_unlisted(files, "either list")
     rows = {split: {name: files[name] for name in own if name in files} for split, own in names.items()}
     own_labels = {name: labels[key_of(name)] for name in files}
-    splits = labelled(features_of("multi_label", LABELS), rows, own_labels)
+    splits = with_patients(labelled(features_of("multi_label", LABELS), rows, own_labels), _patient)
     return Task("chestxray14", "multi_label", LABELS, "auc", splits)
 
 

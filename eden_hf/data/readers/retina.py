@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from datasets import Image
 
 from eden_hf.data.readers.files import Images, Published
 from eden_hf.data.readers.masks import Row, Size, drawn, mask_cell, read_mask
-from eden_hf.data.readers.task import Task, features_of
+from eden_hf.data.readers.task import Task, features_of, with_patients
 
 DRIVE_LAYOUT = """\
 training/images/21_training.tif ...
@@ -66,7 +67,7 @@ def read_chase(folder: Path, max_skipped_share: float = 0.0) -> Task:
     """Task `chase`, Dice of the vessels by the first observer; subjects 1 to 10 train, 11 to 14 test.
 
     The split is the usual one, not an official one: 20 and 8 images, both eyes of a child together. The column
-    `second_observer` is the other observer's mask, null where it is not there.
+    `second_observer` is the other observer's mask, null where it is not there; `patient` tells whose eye it is.
 
     Raises:
         TaskError: files are missing or not as published.
@@ -84,7 +85,8 @@ def read_chase(folder: Path, max_skipped_share: float = 0.0) -> Task:
     for row in _rows(images.listed(names, "the folder"), first, second, "the folder"):
         subject = int(row.source_id[len("Image_") : -1])
         rows["train" if subject <= CHASE_TRAIN_SUBJECTS else "test"].append(row)
-    return _vessels("chase", rows, "second_observer")
+    task = _vessels("chase", rows, "second_observer")
+    return replace(task, splits=with_patients(task.splits, lambda name: name[:-1].lower()))
 
 
 def _before_first(name: str) -> str:

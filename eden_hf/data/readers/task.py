@@ -1,6 +1,6 @@
 """What a reader makes of a data set: a `Task`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -49,3 +49,10 @@ def features_of(kind: Kind, labels: Sequence[str]) -> Features:
     else:
         features["label"] = List(Value("float32"), length=len(labels))
     return features
+
+
+def with_patients(splits: DatasetDict, whose: Callable[[str], str]) -> DatasetDict:
+    """Splits with a column `patient`, which a function tells from the names of images."""
+    return DatasetDict(
+        {split: data.add_column("patient", list(map(whose, data["source_id"]))) for split, data in splits.items()}
+    )

@@ -5,10 +5,12 @@ import logging
 import numpy as np
 import pytest
 
+from eden_hf.data.patients import patients_apart
 from eden_hf.data.readers import chestxray14, shenzhen, vindr_cxr
 from eden_hf.data.readers.files import seeded_split
 from eden_hf.data.readers.task import TaskError
 from eden_hf.data.sources import read_cell
+from eden_hf.data.tasks import load_task
 
 from . import layouts
 from .layouts import pixels, row_of, save
@@ -233,3 +235,13 @@ def test_shenzhen_without_images_or_of_one_class_is_refused(tmp_path):
     save(tmp_path / "CHNCXR_0002_1.png", pixels(0))
     with pytest.raises(TaskError, match="2 images are too few"):
         shenzhen.read(tmp_path)
+
+
+def test_patients_are_told_where_names_of_images_tell_them(tmp_path):
+    xrays = load_task("chestxray14", layouts.chestxray14(tmp_path / "x")).splits
+    for data in xrays.values():
+        assert data["patient"] == [name.split("_")[0] for name in data["source_id"]]
+    eyes = load_task("chase", layouts.chase(tmp_path / "e")).splits
+    assert sorted(eyes["test"]["patient"]) == ["image_11", "image_11", "image_14", "image_14"]
+    patients_apart(xrays, "patient")
+    patients_apart(eyes, "patient")
