@@ -6,6 +6,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,17 +208,20 @@ def _onnx(model: _Tensors, pixels: Tensor, file: Path) -> Callable[[Tensor], lis
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # misses torchvision
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch of torch
-        torch.onnx.export(
+        program = torch.onnx.export(
             model,
             (pixels,),
-            str(file),
             dynamic_shapes=ANY_SIZE,
             dynamo=True,
             verbose=False,
-            external_data=False,
             input_names=["pixel_values"],
             output_names=list(model.names),
         )
+    assert program is not None
+    functions = (function.all_nodes() for function in program.model.functions.values())
+    for node in chain(program.model.graph.all_nodes(), *functions):
+        node.metadata_props.clear()  # the lines of code that it is of, by paths of this machine
+    program.save(str(file), external_data=False)
     return _session(file)
 
 
@@ -250,7 +254,10 @@ def _store_half(file: Path, output: Path) -> None:
 
 
 def _program(model: _Tensors, pixels: Tensor, file: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    torch.export.save(torch.export.export(model, (pixels,), dynamic_shapes=ANY_SIZE), file)
+    program = torch.export.export(model, (pixels,), dynamic_shapes=ANY_SIZE)
+    for node in program.graph.nodes:  # by paths of this machine
+        node.meta.pop("stack_trace", None)
+    torch.export.save(program, file)
     return torch.export.load(file).module()
 
 

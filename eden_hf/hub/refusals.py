@@ -1,5 +1,6 @@
 """What keeps a folder from being published: a poor card, pickles, damaged weights, images of patients."""
 
+import json
 import pickletools
 import re
 import struct
@@ -57,6 +58,8 @@ _HOME = re.compile(
 )
 #: What lets others act in the owner's name.
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+#: Where a line of code lies, as exporters write it beside each node.
+_LINE_OF_CODE = re.compile(rb'File "((?:/|[A-Za-z]:[\\/])[^"\n]*)", line \d')
 #: Formats that PIL knows by their first bytes.
 IMAGES = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 MEDICAL_IMAGES = (".dcm", ".dicom", ".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
@@ -133,8 +136,9 @@ def phi_refusals(folder: Path, files: list[str], accepted: frozenset[Finding]) -
         if not ours and name.endswith((".parquet", *IMAGE_SUFFIXES)):
             found += names_in(name)
         if name.endswith("skipped.jsonl"):  # names the images that could not be read
-            told = name_findings((folder / name).read_text(encoding="utf-8"))
-            found += [Finding(name, "name", what, words) for what, words in told]
+            found += _names(name, (folder / name).read_text(encoding="utf-8"))
+        if name.endswith(".safetensors"):
+            found += [finding for text in _metadata(folder / name) for finding in _names(name, text)]
         left += not_accepted(found, accepted)
     if left:
         yield Refusal(
@@ -142,6 +146,19 @@ def phi_refusals(folder: Path, files: list[str], accepted: frozenset[Finding]) -
             "is: mend it, or keep in that CSV what may be, and give it as --accepted",
             None,
         )
+
+
+def _names(name: str, text: str) -> list[Finding]:
+    return [Finding(name, "name", what, words) for what, words in name_findings(text)]
+
+
+def _metadata(file: Path) -> list[str]:
+    """Words about weights; none of a file that is damaged, which is told elsewhere."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return list((tensors.metadata() or {}).values())
+    except SafetensorError:
+        return []
 
 
 def _refusals(folder: Path, name: str) -> Iterator[Refusal]:
@@ -154,12 +171,23 @@ def _refusals(folder: Path, name: str) -> Iterator[Refusal]:
             yield Refusal(f"{name} is an image ({format_}) and {reason}", "images")
     elif name.endswith(PICKLES) or _is_pickle(file):
         yield Refusal(f"{name} is a pickle, which can run code when loaded: save it as safetensors", "pickle")
+    elif name.endswith(".onnx"):
+        yield from _onnx_refusals(name, file.read_bytes())
     elif not name.endswith(BINARIES):
-        yield from _text_refusals(name, file.read_bytes())
+        yield from _text_refusals(name, file.read_bytes(), _is_record(name))
 
 
-def _text_refusals(name: str, content: bytes) -> Iterator[Refusal]:
-    """What is wrong with a file that is to be text."""
+def _onnx_refusals(name: str, content: bytes) -> Iterator[Refusal]:
+    if _TOKEN.search(content):
+        yield Refusal(f"{name} holds a token of the Hub: take it out, and revoke it at the Hub", None)
+    elif path := _LINE_OF_CODE.search(content):
+        yield Refusal(
+            f"{name} holds a path of a machine, {path[1].decode(errors='replace')!r}: export it again", "paths"
+        )
+
+
+def _text_refusals(name: str, content: bytes, record: bool) -> Iterator[Refusal]:
+    """What is wrong with what is to be text, and the record of a program or not."""
     code = CODE.get(name.split("/")[-1])
     if not _is_text(content):
         yield Refusal(f"{name} is no text in UTF-8", "files")
@@ -169,7 +197,7 @@ def _text_refusals(name: str, content: bytes) -> Iterator[Refusal]:
         yield Refusal(f"{name} holds what looks like an image in base64 or in numbers", "images")
     elif code and content != code.read_bytes():
         yield Refusal(f"{name} is not the code of this version of eden_hf: stage the model again", "files")
-    elif _is_record(name) and (path := _HOME.search(content.decode())):
+    elif record and (path := _HOME.search(content.decode())):
         yield Refusal(f"{name} holds a path of a machine, {path[0]!r}: eden stage leaves its name alone", "paths")
 
 
@@ -189,6 +217,8 @@ def _is_text(content: bytes) -> bool:
 def _weight_refusals(folder: Path, name: str) -> Iterator[Refusal]:
     try:
         with safe_open(folder / name, framework="pt") as tensors:
+            words = json.dumps(tensors.metadata() or {}, ensure_ascii=False)
+            yield from _text_refusals(f"the metadata of {name}", words.encode(errors="replace"), record=True)
             for key in tensors.keys():  # noqa: SIM118 (no mapping)
                 tensor = tensors.get_tensor(key)
                 if tensor.is_floating_point() and not tensor.isfinite().all():

@@ -1,5 +1,6 @@
 """Exported models give PyTorch's numbers at any batch and size."""
 
+import re
 import sys
 
 import numpy as np
@@ -12,10 +13,13 @@ from eden_hf.hub import export
 from eden_hf.hub.export import ExportError, export_model
 from eden_hf.image_processing_eden import EdenImageProcessor
 
+from ..launching import REPOSITORY
 from ..tiny import tiny_config
 
 KINDS = {"trunk": EdenModel, "classes": EdenForImageClassification, "masks": EdenForSemanticSegmentation}
 PIXELS = torch.rand(2, 3, 64, 160, generator=torch.Generator().manual_seed(0))
+#: Code of this machine, as exporters write it beside what it gave.
+PLACES = re.compile(rb"site-packages|stack_trace|" + re.escape(str(REPOSITORY).encode()))
 
 
 @pytest.fixture
@@ -40,6 +44,7 @@ def test_a_program(tmp_path, save, kind, backbone):
     model, folder = save(KINDS[kind], backbone)
     file = export_model(folder, str(tmp_path / "model.pt2"), "program")
     assert_close(list(torch.export.load(file).module()(PIXELS)), outputs(model), rtol=1e-4, atol=1e-5)
+    assert not PLACES.search(file.read_bytes())
 
 
 @pytest.mark.parametrize(("kind", "backbone"), [("trunk", "resnet"), ("masks", "resnet"), ("classes", "dinov2")])
@@ -54,6 +59,7 @@ def test_onnx(tmp_path, save, kind, backbone):
     found = [torch.from_numpy(o) for o in session.run(None, {"pixel_values": PIXELS.numpy()})]
     assert_close(found, outputs(model), rtol=1e-3, atol=1e-4)
     assert sorted(path.name for path in tmp_path.glob("model.onnx*")) == ["model.onnx", "model.onnx.lineage.json"]
+    assert not PLACES.search(file.read_bytes())
 
 
 def test_a_trunk_with_points(tmp_path):

@@ -394,6 +394,27 @@ def patients_figure(file):
         ("state.pkl", lambda file: file.write_text("nothing"), "pickle", r"state\.pkl is a pickle"),
         ("more.safetensors", not_finite, "weights", r"more\.safetensors: 2 of 3 values of bad are not finite"),
         ("more.safetensors", lambda file: file.write_text("no"), "weights", "cannot be read as safetensors"),
+        (
+            "more.safetensors",
+            lambda file: save_file({"a": torch.zeros(2)}, file, {"from": "/home/jane/xrays/a.pth"}),
+            "paths",
+            r"the metadata of more\.safetensors holds a path of a machine, '/home/jane/xrays/a\.pth'",
+        ),
+        (
+            "more.safetensors",
+            lambda file: save_file({"a": torch.zeros(2)}, file, {"a": base64.b64encode(NOISE.tobytes()).decode()}),
+            "images",
+            r"the metadata of more\.safetensors holds what looks like an image",
+        ),
+        (
+            "onnx/model.onnx",
+            lambda file: (
+                file.parent.mkdir(),
+                file.write_bytes(b'\x08\x0a File "C:\\Users\\jane\\a.py", line 3, in b'),
+            ),
+            "paths",
+            r"onnx/model\.onnx holds a path of a machine, .*jane.*: export it again",
+        ),
         ("example.png", png, "images", r"example\.png is an image \(PNG\) and none of the package's figures"),
         ("notes.txt", png, "images", r"notes\.txt is an image \(PNG\)"),
         ("training/loss.png", png, "images", "was not drawn by the package"),
@@ -452,6 +473,16 @@ def test_files_that_are_refused(hub, folder, name, write, override, reason):
     assert hub.requests == []
     publish_model(folder, "user/tiny", allow=["card", override])
     assert name in held(hub)
+
+
+def test_names_in_the_metadata_of_weights_are_refused_until_accepted(hub, folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors", {"format": "pt", "made": "for Anna Nowak"})
+    with pytest.raises(RefusedError, match=r"model\.safetensors: name name of a person"):
+        publish_model(folder, "user/tiny", allow=["card"])
+    kept = tmp_path / "kept.csv"
+    kept.write_text("file,kind,where,found\nmodel.safetensors,name,name of a person,Anna Nowak\n")
+    assert publish_model(folder, "user/tiny", allow=["card"], accepted=str(kept)).commit
 
 
 def test_a_card_does_not_go_to_other_weights(hub, folder):
