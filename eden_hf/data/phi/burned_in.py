@@ -52,7 +52,7 @@ def find_text(picture: Image.Image) -> list[Text]:
     found: list[Text] = []
     for region, scale in _regions(picture.size):
         for text in _read(picture.crop(region), scale, region[:2]):
-            if not is_marker(text.text) and not any(_overlap(text.box, other.box) for other in found):
+            if not is_marker(text.text) and not any(overlap(text.box, other.box) for other in found):
                 found.append(text)
     return sorted(found, key=lambda text: (text.box[1], text.box[0]))
 
@@ -88,7 +88,8 @@ def _read(part: Image.Image, scale: float, offset: tuple[int, ...]) -> Iterator[
         yield Text((x0 + offset[0], y0 + offset[1], x1 + offset[0], y1 + offset[1]), text.strip(), float(score))
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    """Whether two boxes have a pixel in common."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

@@ -17,7 +17,7 @@ from eden_hf.data.dicom import frame_count, open_dicom
 from eden_hf.data.errors import NoPixelsError, SourceError
 from eden_hf.data.folders import is_image, list_files
 from eden_hf.data.phi.attributes import attribute_findings
-from eden_hf.data.phi.burned_in import find_text
+from eden_hf.data.phi.burned_in import Text, find_text, overlap
 from eden_hf.data.phi.findings import (
     Finding,
     Kind,
@@ -298,7 +298,7 @@ def _image_findings(data: bytes, name: str, text: bool) -> Iterator[tuple[Kind, 
                     image.seek(frame)
                     yield from (("tag", *found) for found in tag_findings(image, b"" if frame else data))
         for frame in range(frames if text else 0):
-            yield from _text_findings(decode_image(data, name, frame=frame), frame if frames > 1 else None)
+            yield from _text_findings(_pictures(data, name, frame), frame if frames > 1 else None)
     except NoPixelsError:  # a report, say, of which the attributes tell
         return
     except ImportError:
@@ -307,7 +307,22 @@ def _image_findings(data: bytes, name: str, text: bool) -> Iterator[tuple[Kind, 
         yield "unreadable", "image", f"{error} ({told_apart(data)})"
 
 
-def _text_findings(picture: Image.Image, frame: int | None) -> Iterator[tuple[Kind, str, str]]:
+def _pictures(data: bytes, name: str, frame: int) -> Iterator[Image.Image]:
+    """A frame as it is shown; of one with transparent parts also its colours without and its transparency."""
+    yield decode_image(data, name, frame=frame)
+    if not is_dicom(data[:132], name) and not is_raw(data[:132], name):
+        with open_image(data, frame) as image:
+            if image.has_transparency_data:
+                *colours, alpha = image.convert("RGBA").split()
+                yield from (Image.merge("RGB", colours), alpha)
+
+
+def _text_findings(pictures: Iterable[Image.Image], frame: int | None) -> Iterator[tuple[Kind, str, str]]:
+    """Text in pictures of one frame, each place once."""
     of_frame = "" if frame is None else f"frame {frame} "
-    for found in find_text(picture):
-        yield "text", of_frame + "box {},{},{},{}".format(*found.box), found.text
+    known: list[Text] = []
+    for picture in pictures:
+        for found in find_text(picture):
+            if not any(overlap(found.box, other.box) for other in known):
+                known.append(found)
+                yield "text", of_frame + "box {},{},{},{}".format(*found.box), found.text

@@ -126,6 +126,15 @@ def test_every_frame_and_every_page_is_looked_at(tmp_path):
     ]  # fmt: skip
 
 
+def test_text_under_transparency_and_in_it_is_found_once(tmp_path):
+    plain, text = phantom(256), phantom(256, ("DOE^JANE 1956", 4, 4))
+    nothing, all_of_it = Image.new("L", plain.size), Image.new("L", plain.size, 255)
+    for name, grey, alpha in (("under", text, nothing), ("in", plain, text), ("seen", text, all_of_it)):
+        Image.merge("LA", (grey, alpha)).save(tmp_path / f"{name}.png")
+    found = check(tmp_path, tmp_path / "out").findings
+    assert [finding.file for finding in found] == ["in.png", "seen.png", "under.png"]
+
+
 def test_images_are_known_by_their_content(tmp_path):
     (tmp_path / "image.dat").write_bytes(encoded(phantom(64), "JPEG", **AUTHOR))
     assert [finding.where for finding in check(tmp_path, tmp_path / "out").findings] == ["comment"]

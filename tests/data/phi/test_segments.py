@@ -68,6 +68,19 @@ def test_chunks_of_webp():
     assert found(data, "WEBP") == [("JANE", WORDS)]
 
 
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_what_lies_behind_the_end(format_):
+    data = encoded(format_)
+    assert found(data + WORDS, format_) == [("behind the end", WORDS)]
+    assert found(data + b"\0" * 9, format_) == []
+
+
+def test_further_pictures_of_a_photograph_are_not_behind_its_end():
+    buffer = BytesIO()
+    GREY.save(buffer, "MPO", save_all=True, append_images=[GREY])
+    assert found(buffer.getvalue(), "MPO") == []
+
+
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
 def test_plain_files_have_none_and_damaged_ones_end(format_):
     data = encoded(format_)
