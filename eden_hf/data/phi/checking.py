@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
-from accelerate.utils import tqdm
 from datasets import Dataset
 from PIL import Image
 from pyarrow.parquet import ParquetFile
@@ -31,6 +30,7 @@ from eden_hf.data.phi.findings import (
 )
 from eden_hf.data.phi.names import name_findings, tells_patients
 from eden_hf.data.phi.tags import tag_findings
+from eden_hf.data.progress import progress_bar
 from eden_hf.data.reading import decode_image, is_dicom, is_raw, open_image
 from eden_hf.data.sources import find_source, is_saved
 
@@ -156,7 +156,7 @@ def _path_findings(given: str, looked: _Looked, text: bool) -> Iterator[Finding]
         below = dict.fromkeys(str(part) for file in files for part in (*PurePosixPath(file).parents, file))
         for part in below:
             yield from names_in(part)
-        for file in tqdm(files, desc=given, unit="file", dynamic_ncols=True, disable=len(files) < 2):
+        for file in progress_bar(files, desc=given, unit="file", shown=len(files) > 1):
             yield from _file_findings(path, file, looked, text)
     else:
         source = find_source(given)

@@ -3,6 +3,7 @@
 import csv
 import shutil
 from datetime import date, datetime
+from functools import partialmethod
 from io import BytesIO
 
 import datasets
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow.parquet import write_table
+from tqdm import tqdm
 
 from eden_hf import cli
 from eden_hf.data.errors import SourceError
@@ -86,6 +88,16 @@ def test_the_command_exits_with_one_on_findings_and_tells_no_values(images, tmp_
     assert "looked at 8 images, without burned-in text; of 1 other files the names" in told
     cli.check_phi(["images/plain.png"])  # and ends as usual
     assert "0 findings, 0 accepted: phi.csv" in capsys.readouterr().out
+
+
+def test_progress_may_be_silenced(tmp_path, monkeypatch, capsys):
+    for name in "ab":
+        phantom(64).save(tmp_path / f"{name}.png")
+    check(tmp_path, tmp_path / "out", skip_text=True)
+    assert "file/s" in capsys.readouterr().err
+    monkeypatch.setattr(tqdm, "__init__", partialmethod(tqdm.__init__, disable=True))  # as --quiet does
+    check(tmp_path, tmp_path / "out", skip_text=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_parquet_and_saved_data_sets_are_looked_at_row_by_row(tmp_path, monkeypatch):
