@@ -104,6 +104,7 @@ def prepare_in_chunks(
     check_share(max_skipped_share)
     folder = Path(output)
     found = find_source(source, list_file=list_file)
+    split = found.usual_name(split)
     kept = list(dict.fromkeys(columns or ()))
     loaded: Any = found.load(split, image_column=image_column, id_column=id_column)
     _check_columns(loaded.features, kept, f"split {split!r} of {found.name}")

@@ -26,6 +26,7 @@ from eden_hf.data.reading import ImageReadError
 from eden_hf.data.scratch import scratch_folder
 from eden_hf.data.skips import SKIPPED_FILE, SkipLog, left_out, skipped_entries
 from eden_hf.data.sources import MANIFEST, Data, SourceError, find_source, is_prepared, read_cell
+from eden_hf.data.splits import split_of
 from eden_hf.data.text_files import read_record
 from eden_hf.data.workers import check_workers, obey_parent, workers_live
 
@@ -236,7 +237,7 @@ def prepare_images(
         return _prepared_before(folder, {**settings, "split": split}, list_file)
     where: dict[str, Any] = {"image_column": image_column, "id_column": id_column}
     found = find_source(source, list_file=list_file)
-    split = found.splits[0] if isinstance(source, Data) else split
+    split = found.splits[0] if isinstance(source, Data) else found.usual_name(split)
     key = Hasher.hash([found.fingerprint, split, where, settings, max_skipped_share, decoder_versions()])
     cache = Path(cache_dir or CACHE_DIR).expanduser()
     folder, kept_list = cache / key, cache / f"{key}-{SKIPPED_FILE}"
@@ -274,6 +275,8 @@ def _prepared_before(folder: Path, settings: dict[str, Any], list_file: str | Pa
     if list_file is not None:
         raise ValueError(f"{folder} is prepared: data.list_file would pick from a folder of images; leave it out")
     held = read_record(manifest)
+    for told in (held, settings):
+        told["split"] = split_of(told["split"]) or told["split"]
     if others := [f"{name} {held[name]!r}, not {value!r}" for name, value in settings.items() if held[name] != value]:
         raise ValueError(f"{folder} was prepared with {', '.join(others)}: set data to that, or prepare another")
     return PreparedImages(folder)

@@ -122,6 +122,19 @@ def test_what_is_torn_is_named_with_the_mend(name, images):
         prepare(images)
 
 
+def test_a_split_goes_by_any_of_its_names(tmp_path):
+    picture = Image.fromarray(np.zeros((9, 9), np.uint8))
+    for name in ("train", "val"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        picture.save(tmp_path / "images" / name / "0.png")
+    for name in ("val", "validation"):
+        folder = prepare(tmp_path / "images", split=name)
+    for name in ("val", "validation", "Dev"):
+        assert as_source(folder, split=name).ids == ["val/0.png"]
+    with pytest.raises(ValueError, match="prepared with split 'validation', not 'train'"):
+        as_source(folder)
+
+
 @pytest.mark.parametrize("name", ["images.json", "pixels.bin"])
 def test_a_finished_folder_that_lost_something_is_refused_before_the_run(name, images):
     folder = prepare(images)
