@@ -371,8 +371,8 @@ def bench(arguments: list[str], prog: str) -> Answer:
     """Time what the package does on this machine, each beside a plain way of doing the same."""
     from eden_hf.benchmarks.bench import bench
 
-    measured = call(bench, arguments, prog, several=("rows",))
-    return Answer([measured], {"table": measured})
+    made = call(bench, arguments, prog, several=("rows",))
+    return Answer([made.table], made._asdict())
 
 
 @command

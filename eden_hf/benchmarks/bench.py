@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -14,6 +14,24 @@ from eden_hf.benchmarks.curves import markdown as curve_table
 from eden_hf.benchmarks.measuring import ROWS, Measurement, Row, machine, measure
 from eden_hf.plots import plot_costs, plot_ratios
 from eden_hf.training.processor import keep_freed_memory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Benchmark(NamedTuple):
+    """What `bench` found.
+
+    Attributes:
+        table: As Markdown, with the machine before it and the files behind.
+        results: As in the JSON file.
+        files: JSON and figure.
+    """
+
+    table: str
+    results: dict[str, Any]
+    files: list[Path]
+
 
 RESULTS, FIGURE = "benchmark.json", "benchmark.png"
 CURVES_FILE, CURVES_FIGURE = "curves.json", "curves.png"
@@ -25,7 +43,7 @@ def bench(
     quick: bool = False,
     curves: bool = False,
     output: str = "outputs/bench",
-) -> str:
+) -> Benchmark:
     """Time what the package does beside plain ways of doing the same, in turn, in one process.
 
     Args:
@@ -34,9 +52,6 @@ def bench(
         quick: Three turns at most, and of the short rows alone: about two minutes on two cores.
         curves: No rows, but what things cost as the bank, the level, the side and the number of images grow.
         output: Folder for `benchmark.json` and `benchmark.png`, or `curves.json` and `curves.png`.
-
-    Returns:
-        The table, as Markdown.
 
     Raises:
         ValueError: there is no row or curve of a name, or `rounds` is below 1.
@@ -59,21 +74,24 @@ def bench(
         measured[row.name] = measure(row, rounds)
     about = machine()
     entries = {name: _entry(ROWS[name], found) for name, found in measured.items()}
-    (folder / RESULTS).write_text(json.dumps({"machine": about, "rows": entries}, indent=2))
-    plot_ratios({name: (entry["ratio"], entry["goal"]) for name, entry in entries.items()}).savefig(
-        folder / FIGURE, dpi=150
-    )
-    return f"{_told(about)}\n\n{markdown(measured)}\n{folder / RESULTS}, {folder / FIGURE}"
+    figure = plot_ratios({name: (entry["ratio"], entry["goal"]) for name, entry in entries.items()})
+    return _written({"machine": about, "rows": entries}, markdown(measured), figure, folder / RESULTS, folder / FIGURE)
 
 
-def _cost_curves(names: Sequence[str], folder: Path, rounds: int) -> str:
+def _cost_curves(names: Sequence[str], folder: Path, rounds: int) -> Benchmark:
     """The curves of some names as a table, written with a figure."""
     costs = {name: CURVES[name].costs(rounds) for name in tqdm(names, desc="curves")}
-    about = machine()
-    (folder / CURVES_FILE).write_text(json.dumps({"machine": about, "seconds": costs}, indent=2))
     labels = {name: (CURVES[name].quantity, f"seconds of a core per {CURVES[name].item}") for name in costs}
-    plot_costs({labels[name]: found for name, found in costs.items()}).savefig(folder / CURVES_FIGURE, dpi=150)
-    return f"{_told(about)}\n\n{curve_table(costs)}\n{folder / CURVES_FILE}, {folder / CURVES_FIGURE}"
+    figure = plot_costs({labels[name]: found for name, found in costs.items()})
+    results = {"machine": machine(), "seconds": costs}
+    return _written(results, curve_table(costs), figure, folder / CURVES_FILE, folder / CURVES_FIGURE)
+
+
+def _written(results: dict[str, Any], table: str, figure: "Figure", *files: Path) -> Benchmark:
+    """Write JSON and figure."""
+    files[0].write_text(json.dumps(results, indent=2))
+    figure.savefig(files[1], dpi=150)
+    return Benchmark(f"{_told(results['machine'])}\n\n{table}\n{files[0]}, {files[1]}", results, list(files))
 
 
 def markdown(measured: Mapping[str, Measurement]) -> str:
@@ -93,7 +111,8 @@ def markdown(measured: Mapping[str, Measurement]) -> str:
 
 def _entry(row: Row, found: Measurement) -> dict[str, Any]:
     told = {name: getattr(row, name) for name in ("about", "reference", "unit", "goal", "clock", "threads")}
-    return {"ratio": found.ratio, **told, **dataclasses.asdict(found)}
+    entry = {"ratio": found.ratio, **told, **dataclasses.asdict(found)}
+    return {name: None if value != value else value for name, value in entry.items()}  # one turn has no spread
 
 
 def _rate(seconds: float, spread: float, row: Row) -> str:

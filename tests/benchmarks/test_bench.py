@@ -64,7 +64,9 @@ def test_a_table_json_and_a_figure(tmp_path):
     written = json.loads((tmp_path / "bench" / "benchmark.json").read_text())
     assert written["rows"]["help-eden"]["ratio"] > 1
     assert written["machine"]["torch_threads"] == torch.get_num_threads()
-    assert "| help-eden | **" in told
+    assert "| help-eden | **" in told.table
+    assert told.results == written
+    assert told.files == [tmp_path / "bench" / "benchmark.json", tmp_path / "bench" / "benchmark.png"]
     assert (tmp_path / "bench" / "benchmark.png").stat().st_size > 1000
 
 
@@ -87,7 +89,7 @@ def test_curves_are_written_by_value(tmp_path, monkeypatch):
     written = json.loads((tmp_path / "curves.json").read_text())["seconds"]
     assert {name: tuple(map(int, found)) for name, found in written.items()} == small
     assert all(cost > 0 for found in written.values() for cost in found.values())
-    assert "per query, by rows of the memory bank | 32: " in told
+    assert "per query, by rows of the memory bank | 32: " in told.table
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
