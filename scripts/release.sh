@@ -18,7 +18,9 @@ rm -rf dist
 (cd dist && sha256sum ./* | tee "$scratch/sums")
 
 "${PYTHON:-python3}" -m venv "$scratch/clean"
-"$scratch/clean/bin/pip" install --quiet dist/*.whl
+wheel=$(echo "$PWD"/dist/*.whl)
+"$scratch/clean/bin/pip" install --quiet "$wheel"
+unset PYTHONPATH
 cd "$scratch" # nothing of the clone is imported
 commands=$("$scratch/clean/bin/eden" --help | sed -n 's/^  \([a-z-]*\) .*/\1/p')
 for command in $commands; do
@@ -26,3 +28,11 @@ for command in $commands; do
   grep -q "pip install '\?eden_hf\[" "$scratch/help" || { cat "$scratch/help" >&2; exit 1; } # an extra, named
 done
 echo "$("$scratch/clean/bin/eden" --version): $(wc -w <<<"$commands") commands answer from the wheel"
+
+"$scratch/clean/bin/pip" install --quiet "${wheel}[evaluation,export]" pytest pytest-timeout
+cd "$scratch/source" && rm -r eden_hf # the package is the wheel's
+snippets='tests/test_documentation.py::test_the_snippets_of_a_page_run[README.md]'
+"$scratch/clean/bin/python" -m pytest -rP --show-capture=stdout "$snippets" >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; exit 1; }
+grep "^not run" "$scratch/log"
+grep -q "1 passed" "$scratch/log" # and was not skipped
+echo "All other snippets of README.md ran from the wheel"
