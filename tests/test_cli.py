@@ -244,11 +244,25 @@ def test_a_misspelt_setting_exits_with_a_suggestion():
     assert "Traceback" not in finished.stderr
 
 
-def test_a_list_that_is_none_is_named_with_its_mend(tmp_path, capsys):
-    (tmp_path / "options.yaml").write_text("model: outputs/run/last\n")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("model: outputs/run/last", "options.yaml: `model` takes a list: `model: [first, second]`"),
+        ("model: [outputs/run/last]\nfew_shot: {}", "'few_shot' is not accepted"),
+    ],
+)
+def test_a_file_of_options_is_read_strictly(options, told, tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text(options + "\n")
     with pytest.raises(SystemExit, match="2"):
         cli.evaluate(["--config", str(tmp_path / "options.yaml")])
-    assert "options.yaml: `model` takes a list: `model: [first, second]`" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
+
+
+def test_a_switch_in_a_file_of_options_is_true_or_false(tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text("overlays: maybe\n")
+    with pytest.raises(SystemExit, match="2"):
+        cli.landmarks(["--config", str(tmp_path / "options.yaml")])
+    assert "options.yaml: `overlays` takes true or false" in capsys.readouterr().err
 
 
 LIGHT = """
