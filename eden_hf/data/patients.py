@@ -12,6 +12,9 @@ from eden_hf.data.splits import in_order
 
 logger = logging.getLogger(__name__)
 
+#: Missing values, as programs write them.
+_MISSING = frozenset(("", "nan", "none", "null", "<na>", "n/a"))
+
 
 def patient_names(rows: Dataset, column: str) -> list[str]:
     """Whose each image is, by a column; one that it does not tell of is a patient of its own, counted in a warning.
@@ -99,9 +102,8 @@ def told_patients(rows: Dataset, column: str) -> list[str | None]:
 
 
 def _patient(value: Any) -> str | None:
-    if value is None or value != value or value == "":  # NaN is unlike itself
-        return None
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    name = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    return None if name.casefold() in _MISSING else name
 
 
 def of_subgroup(data: Dataset, subgroup: Mapping[str, str]) -> Dataset:

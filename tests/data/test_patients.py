@@ -52,6 +52,11 @@ def test_images_of_nobody_are_patients_of_their_own(caplog):
     assert patient_names(rows(12, None, 12), "patient") == ["12", "image 1", "12"]
 
 
+@pytest.mark.parametrize("missing", ["", "  ", "nan", "NaN", "None", "null", "<NA>", "N/A", None, float("nan")])
+def test_missing_values_as_programs_write_them_are_no_patient(missing):
+    assert patient_names(rows(missing, missing), "patient") == ["image 0", "image 1"]
+
+
 def test_a_patient_has_one_name_whatever_the_columns_type():
     """A gap makes a column of whole numbers one of floats."""
     assert patient_names(rows(12.0, float("nan"), 7.0), "patient") == ["12", "image 1", "7"]
