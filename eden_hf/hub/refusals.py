@@ -6,7 +6,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -25,6 +25,9 @@ OVERRIDES: tuple[Override, ...] = get_args(Override)
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 #: Of Python and of transformers.js, where it has one of its own.
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+#: Records in which no name of a source stands, but `EdenModel` of `eden`, a name of a person; words of one's own.
+_OF_PROGRAMS = ("config.json", *PROCESSORS, "card.yaml", "skipped.jsonl")
+_TEXTS = (".json", ".jsonl", ".md", ".yaml")
 #: What is no text, of the files that have a known path.
 BINARIES = (".onnx", ".onnx.data", ".parquet", ".wasm")
 #: The code that a model takes along: the package's own, and the handler of endpoints.
@@ -50,7 +53,7 @@ KNOWN: dict[RepoType, tuple[str, ...]] = {
 #: Text that no file of ours has, and every picture as text has: 300 bytes of base64 or hexadecimal digits, in a piece
 #: or in lines of at least 60 (as of MIME; a JSON text has the line breaks in letters); and 400 grey values in a row.
 _ENCODED = re.compile(
-    rb"[A-Za-z0-9+/_-]{400}|(?:[A-Za-z0-9+/_-]{60,}(?:\\[rn]|\s)+){5}|data:image/|(?:\b\d{1,5}[\s,\[\]]+){400}"
+    rb"[A-Za-z0-9+/_-]{400}|(?:[A-Za-z0-9+/_-]{60,}(?:\\[rn]|\s)+){5}|(?i:data:image/)|(?:\b\d{1,5}[\s,\[\]]+){400}"
 )
 #: A path in somebody's home folder or on a drive or share, where a value of JSON or YAML begins: it may hold names.
 _HOME = re.compile(
@@ -60,6 +63,7 @@ _HOME = re.compile(
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 #: Where a line of code lies, as exporters write it beside each node.
 _LINE_OF_CODE = re.compile(rb'File "((?:/|[A-Za-z]:[\\/])[^"\n]*)", line \d')
+_DAMAGED = "damaged"
 #: Formats that PIL knows by their first bytes.
 IMAGES = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 MEDICAL_IMAGES = (".dcm", ".dicom", ".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
@@ -128,13 +132,17 @@ def file_refusals(folder: Path, files: list[str], repo_type: RepoType) -> Iterat
 
 
 def phi_refusals(folder: Path, files: list[str], accepted: frozenset[Finding]) -> Iterator[Refusal]:
-    """What images, and tables of them, tell of patients that nobody accepted; of our own figures their tags alone."""
+    """What images, tables of them and records tell of patients that nobody accepted; of our own figures tags alone."""
     left: list[Finding] = []
     for name in files:
         ours = _image_format(folder / name) is not None and _not_ours(folder, name) is None
         found = [*file_findings(folder, name, text=not ours)]
         if not ours and name.endswith((".parquet", *IMAGE_SUFFIXES)):
-            found += names_in(name)
+            parts = (name, *map(str, PurePosixPath(name).parents))
+            found += [finding for part in parts for finding in names_in(part)]
+        if _is_record(name) and name.endswith(_TEXTS) and PurePosixPath(name).name not in _OF_PROGRAMS:
+            told = _names(name, (folder / name).read_text(encoding="utf-8", errors="replace"))
+            found += [finding for finding in told if finding.where != "date"]  # of programs
         if name.endswith("skipped.jsonl"):  # names the images that could not be read
             found += _names(name, (folder / name).read_text(encoding="utf-8"))
         if name.endswith(".safetensors"):
@@ -240,11 +248,15 @@ def _image_format(file: Path) -> str | None:
             return image.format
     except UnidentifiedImageError:
         return None
+    except Exception:  # decoders raise anything on damaged bytes
+        return _DAMAGED
 
 
 def _not_ours(folder: Path, name: str) -> str | None:
     """Why an image is none of the package's own figures of numbers; `None` if it is one."""
     file = folder / name
+    if _image_format(file) == _DAMAGED:
+        return "cannot be read"
     if phantom := re.fullmatch(r"examples/phantom-(\d+)\.png", name):
         return None if _shows_phantom(file, int(phantom[1])) else "is not the phantom that it is called"
     of_scores = re.fullmatch(r"training/loss\.png|evaluation/([^/]+/)?few_shot-[^/]+\.png", name)

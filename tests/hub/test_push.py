@@ -370,6 +370,7 @@ def written(text):
     return lambda file: file.write_text(text)
 
 
+JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"  # how JPEG 2000 begins
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32))
 
 
@@ -416,6 +417,8 @@ def patients_figure(file):
             r"onnx/model\.onnx holds a path of a machine, .*jane.*: export it again",
         ),
         ("example.png", png, "images", r"example\.png is an image \(PNG\) and none of the package's figures"),
+        ("NOTICE", written("![](DATA:image/png;base64,aaaa)"), "images", "NOTICE holds what looks like an image"),
+        ("NOTICE", lambda file: file.write_bytes(JP2), "images", r"NOTICE is an image \(damaged\)"),
         ("notes.txt", png, "images", r"notes\.txt is an image \(PNG\)"),
         ("training/loss.png", png, "images", "was not drawn by the package"),
         ("evaluation/other/figure.png", foreign_figure, "images", r"has no results\.json beside it"),
@@ -482,6 +485,22 @@ def test_names_in_the_metadata_of_weights_are_refused_until_accepted(hub, folder
         publish_model(folder, "user/tiny", allow=["card"])
     kept = tmp_path / "kept.csv"
     kept.write_text("file,kind,where,found\nmodel.safetensors,name,name of a person,Anna Nowak\n")
+    assert publish_model(folder, "user/tiny", allow=["card"], accepted=str(kept)).commit
+
+
+def test_a_damaged_figure_is_named(hub, folder):
+    (folder / "training" / "loss.png").write_bytes(JP2)
+    with pytest.raises(RefusedError, match=r"loss\.png is an image \(damaged\) and cannot be read"):
+        publish_model(folder, "user/tiny")
+
+
+def test_names_in_records_are_refused_until_accepted(hub, folder, tmp_path):
+    data = json.loads((folder / "training" / "data.json").read_text())
+    (folder / "training" / "data.json").write_text(json.dumps(data | {"source": "Nowak_Anna", "at": "2019-02-03"}))
+    with pytest.raises(RefusedError, match=r"1 name\n.*training/data\.json: name name of a person"):
+        publish_model(folder, "user/tiny", allow=["card"])
+    kept = tmp_path / "kept.csv"
+    kept.write_text("file,kind,where,found\ntraining/data.json,name,name of a person,Nowak Anna\n")
     assert publish_model(folder, "user/tiny", allow=["card"], accepted=str(kept)).commit
 
 
