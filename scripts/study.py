@@ -68,6 +68,7 @@ def study(
     scr: str,
     recipe: str = str(REPOSITORY / "configs" / "study.yaml"),
     output: str = "outputs/study",
+    seeds: list[int] | None = None,
     workers: int = 2,
     pretrain_only: bool = False,
 ):
@@ -79,12 +80,16 @@ def study(
         recipe: Arms, seeds and settings.
         output: Folder for runs (`runs/ARM-SEED`), complete model folders with cards (`models/ARM-SEED`), scores, and
             `study.md` with its figures.
+        seeds: Instead of the recipe's.
         workers: Arms pretrained at a time, one thread each; not more than there are CPU cores, or GPUs.
         pretrain_only: Stop before anything is measured.
     """
     settings = yaml.safe_load(Path(recipe).read_text())
     root = Path(output)
-    runs = {(arm, seed): root / "runs" / f"{arm}-{seed}" for seed, arm in product(settings["seeds"], settings["arms"])}
+    runs = {
+        (arm, seed): root / "runs" / f"{arm}-{seed}"
+        for seed, arm in product(seeds or settings["seeds"], settings["arms"])
+    }
     with ThreadPoolExecutor(workers) as pool:
         submitted = [
             pool.submit(_pretrain, folder, settings["pretrain"], settings["arms"][arm], seed, cxr)
