@@ -40,8 +40,8 @@ def make_optimizer(model: nn.Module, name: str, layer_decay: float = 1.0, **rate
     return torch.optim.SGD(groups, momentum=0.9, **rates) if name == "sgd" else torch.optim.AdamW(groups, **rates)
 
 
-#: Within a trunk, the number of its stage or, of a ViT, of its block.
-_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+#: Within a trunk, the number of its stage or, of a ViT, of its block. The stem of SwiftFormer is numbered too.
+_LAYER = re.compile(r"(?<=\.)(?<!patch_embedding\.)\d+(?=\.)")
 
 
 def layer_scales(names: Sequence[str], layer_decay: float) -> dict[str, float]:

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from eden_hf import EdenForPreTraining
+from eden_hf import EdenConfig, EdenForPreTraining, EdenModel
 from eden_hf.training.optimizers import decayed_names, layer_scales, make_optimizer, of_this_version
 
-from ..tiny import BACKBONES, tiny_config
+from ..tiny import BACKBONES, ENCODERS, tiny_config
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -81,3 +81,13 @@ def test_a_state_of_other_groups_is_refused_with_the_reason():
         make_optimizer(model, "adamw").load_state_dict(old.state_dict())
     with pytest.raises(ValueError, match=r"^else$"), of_this_version(Path("step-1")):
         raise ValueError("else")
+
+
+def test_a_numbered_stem_is_not_taken_for_the_first_stages():
+    """SwiftFormer's: 0, 1, 3, 4 are convolutions and norms of the stem, and 0 to 6 the network's parts."""
+    trunk = EdenModel(EdenConfig(backbone_config={"model_type": "swiftformer", **ENCODERS["swiftformer"]}))
+    scales = layer_scales([name for name, _ in trunk.named_parameters()], 0.5)
+    assert {value for name, value in scales.items() if "patch_embed" in name} == {0.5**8}
+    for layer in range(7):
+        own = {value for name, value in scales.items() if f".network.{layer}." in name}
+        assert own == {0.5 ** (7 - layer)}, layer
