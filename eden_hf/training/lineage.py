@@ -213,9 +213,15 @@ def _at_hand(name: str) -> Path | None:
 
 
 def _weights(place: Path) -> dict[str, str]:
-    """The sha256 of a file, or of each file of weights in a folder."""
-    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
-    return {file.name: file_hash(file) for file in files}
+    """The sha256 of a file, or of each file of weights in a folder: pickled ones count where there are no others.
+
+    A repository's `pretraining/` is what a run goes on from, where there is one.
+    """
+    if not place.is_dir():
+        return {place.name: file_hash(place)}
+    files = [*place.glob("*.safetensors")] or [*place.glob("pytorch_model*.bin")]
+    files += place.glob("pretraining/*.safetensors")
+    return {file.relative_to(place).as_posix(): file_hash(file) for file in sorted(files)}
 
 
 def _changed_files(target: Path, record: dict[str, Any]) -> Iterator[str]:

@@ -169,3 +169,24 @@ class Installed:
 
     def read_text(self, name):
         return self.direct_url if name == "direct_url.json" else None
+
+
+def test_the_weights_of_a_parent_are_those_that_a_run_takes(tmp_path):
+    """Pickled ones where there are no others, and the whole model of a repository beside its trunk."""
+    pickled, repository = tmp_path / "pickled", tmp_path / "repository"
+    for file in (
+        pickled / "pytorch_model.bin",
+        repository / "model.safetensors",
+        repository / "pretraining/model.safetensors",
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.parent.name)
+    (tmp_path / "made").mkdir()
+    write_lineage(tmp_path / "made", "pretrain", [pickled, repository])
+    one, two = (parent["weights"] for parent in read_lineage(tmp_path / "made")["parents"])
+    assert list(one) == ["pytorch_model.bin"]
+    assert list(two) == ["model.safetensors", "pretraining/model.safetensors"]
+    assert changes(tmp_path / "made") == []
+    (repository / "pretraining/model.safetensors").write_text("other")
+    (told,) = changes(tmp_path / "made")
+    assert told.endswith("other weights than those that were taken: pretraining/model.safetensors")
