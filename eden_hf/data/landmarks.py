@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
@@ -195,12 +196,6 @@ def load_landmarked(
         raise ValueError(f"at least one image is needed, got images={images}")
     data = load_source(source, split=split, id_column=id_column)
     columns = set(data.column_names)
-    needed = {"landmarks_heart", *(f"landmarks_{side}_{s}" for side in SIDES for s in ("lung", "clavicle"))}
-    if "landmarks" not in columns and not needed <= columns:
-        raise ValueError(
-            f"{source} has no landmarks: a column 'landmarks' or the columns {', '.join(sorted(needed))} are needed, "
-            f"it has {', '.join(sorted(columns))}"
-        )
     told: dict[str, list] = {}
     if patient_column:
         told["patient"] = patient_names(data, patient_column)
@@ -210,20 +205,53 @@ def load_landmarked(
         if origin_column not in columns:
             raise ValueError(f"there is no column {origin_column!r}; {source} has {', '.join(sorted(columns))}")
         told["origin"] = [None if value is None else str(value) for value in data[origin_column]]
-    missing: list[str] = []
-    off: list[str] = []
-    loaded = [
-        item._replace(**{field: values[index] for field, values in told.items()})
-        for index, item in _landmarked(data, needed, images, missing, off)
-    ]
-    if off:
-        logger.warning("%s: %d landmarks lie off the picture and are left out: %s", source, len(off), off[:5])
-    if missing:
-        logger.warning("%s: %d images have no landmarks and are left out: %s", source, len(missing), missing[:5])
+    numbered = landmarked_rows(data, source, images)
+    loaded = [item._replace(**{field: values[index] for field, values in told.items()}) for index, item in numbered]
     if not loaded or (images is not None and len(loaded) < images):
         asked = "none at all" if images is None else f"{images} were asked"
         raise ValueError(f"{source} has {len(loaded)} images with landmarks in split {split!r}, {asked}")
     return loaded
+
+
+def landmarked_rows(data: Dataset, source: Any, images: int | None = None) -> list[tuple[int, LandmarkedImage]]:
+    """Rows of `load_source` that have landmarks, with their numbers; warnings name those that are left out.
+
+    Args:
+        data: The rows.
+        source: What messages call them.
+        images: How many of the first with landmarks, at most; all of them by default.
+
+    Raises:
+        ValueError: there are no such columns, or landmarks that are not as they must be.
+    """
+    columns = set(data.column_names)
+    needed = {"landmarks_heart", *(f"landmarks_{side}_{s}" for side in SIDES for s in ("lung", "clavicle"))}
+    if "landmarks" not in columns and not needed <= columns:
+        raise ValueError(
+            f"{source} has no landmarks: a column 'landmarks' or the columns {', '.join(sorted(needed))} are needed, "
+            f"it has {', '.join(sorted(columns))}"
+        )
+    missing: list[str] = []
+    off: list[str] = []
+    found = list(_landmarked(data, needed, images, missing, off))
+    if off:
+        logger.warning("%s: %d landmarks lie off the picture and are left out: %s", source, len(off), off[:5])
+    if missing:
+        logger.warning("%s: %d images have no landmarks and are left out: %s", source, len(missing), missing[:5])
+    return found
+
+
+def _given(row: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The points of a row's column `landmarks`, but for those that are null."""
+    given = row.get("landmarks")
+    try:
+        points = {name: point for name, point in (given or {}).items() if point is not None}
+        return {name: (float(x), float(y)) for name, (x, y) in points.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{row['source_id']}: `landmarks` holds {str(given)[:60]!r}; it must hold names, each with its x and y as "
+            "shares of the image's width and height in [0, 1], or null"
+        ) from error
 
 
 def _landmarked(
@@ -234,8 +262,7 @@ def _landmarked(
     for index, row in enumerate(data):
         if count == images:
             return
-        given = (row.get("landmarks") or {}).items()
-        landmarks = {name: (float(point[0]), float(point[1])) for name, point in given if point is not None}
+        landmarks = _given(row)
         if not landmarks and all(row.get(column) for column in needed):
             landmarks = scr_landmarks(row)
         beyond = {name: max(abs(x - 0.5), abs(y - 0.5)) - 0.5 for name, (x, y) in landmarks.items()}

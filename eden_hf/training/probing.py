@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eden_hf.data.errors import SourceError
-from eden_hf.data.landmarks import load_landmarked, shared_landmarks
+from eden_hf.data.landmarks import landmarked_rows, shared_landmarks
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.encoders import nearest_neighbours, processed, stage_maps
 from eden_hf.image_processing_eden import EdenImageProcessor
@@ -31,8 +31,8 @@ class Probe:
         processor: That of the run's models.
 
     Raises:
-        SourceError: there is no such source or split, or it has neither landmarks nor a column `label`.
-        ValueError: its landmarks are not as they must be, or fewer than two images have any.
+        SourceError: there is no such source or split, it has neither landmarks nor a column `label`, or what it has
+            is not as it must be: fewer than two images have landmarks, or all have one label, say.
     """
 
     def __init__(self, run: RunArguments, processor: EdenImageProcessor) -> None:
@@ -41,17 +41,29 @@ class Probe:
         self.landmarks: Tensor | None = None
         self.labels: Tensor | None = None
         if columns & {"landmarks", "landmarks_heart"}:
-            found = load_landmarked(rows)
-            names = shared_landmarks(found)
+            try:
+                found = [item for _, item in landmarked_rows(rows, run.probe)]
+                names = shared_landmarks(found)
+            except ValueError as error:
+                raise SourceError(f"`run.probe`: {run.probe}: {error}") from error
             images = [item.image for item in found]
             self.landmarks = torch.tensor([[item.landmarks[name] for name in names] for item in found])
             if processor.aspect_ratio == "pad":
                 sizes = torch.tensor([image.size for image in images])[:, None]
                 self.landmarks = 0.5 + (self.landmarks - 0.5) * sizes / sizes.amax(dim=2, keepdim=True)
         elif "label" in columns:
+            labels = list(rows["label"])
+            if others := [label for label in labels if not isinstance(label, str | int)]:
+                mend = "text or a whole number, one in every row"
+                raise SourceError(f"`run.probe`: a `label` of {run.probe} is {others[0]!r}: it must be {mend}")
+            numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+            if not 2 <= len(numbers) < len(labels):
+                raise SourceError(
+                    f"`run.probe`: the first {len(labels)} images of {run.probe} have {len(numbers)} different "
+                    "labels, where neighbours tell nothing: raise run.probe_images, or mix the rows"
+                )
             images = [read_cell(row["image"], row["source_id"]) for row in rows]
-            numbers: dict[str, int] = {}
-            self.labels = torch.tensor([numbers.setdefault(str(label), len(numbers)) for label in rows["label"]])
+            self.labels = torch.tensor([numbers[label] for label in labels])
         else:
             raise SourceError(
                 f"`run.probe`: {run.probe} has neither landmarks nor a column `label`, it has "

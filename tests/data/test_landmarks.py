@@ -177,3 +177,10 @@ def test_scr_landmarks_lie_in_or_near_their_structures(shared_data):
         rows, columns = np.nonzero(heart)
         assert abs(points["heart_base"][1] * 512 - rows.min()) < 6
         assert abs(points["heart_right_border"][0] * 512 - columns.min()) < 6
+
+
+@pytest.mark.parametrize("held", ['{"a": [0.5, 0.5]}', [[0.5, 0.5]], {"a": [0.5]}, {"a": ["left", "top"]}])
+def test_landmarks_of_another_form_are_refused_with_the_row_and_the_form(held):
+    rows = [{"image": row["image"], "landmarks": held} for row in phantom_dataset(2)]
+    with pytest.raises(ValueError, match=r"^0: `landmarks` holds .*must hold names"):
+        load_landmarked(Dataset.from_list(rows))

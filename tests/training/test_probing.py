@@ -112,6 +112,48 @@ def test_images_with_a_class_are_voted_on(tmp_path):
         Probe(RunArguments(probe=str(tmp_path / "bare.parquet")), PROCESSOR)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a"] * 4, "first 4 images of .* have 1 different labels"),
+        (["a", "b", "c", "d"], "have 4 different labels, where neighbours tell nothing"),
+        (["a"], "first 1 images"),
+        (["a", "b", None, "a"], "is None: it must be text or a whole number"),
+        ([0.5, 1.5, 0.5, 1.5], r"is 0\.5: it must be"),
+        ([[0], [1], [0], [1]], r"is \[0\]: it must be"),
+    ],
+)
+def test_labels_that_neighbours_cannot_vote_for_are_refused(labels, message, tmp_path):
+    images = phantom_dataset(len(labels))["image"]
+    rows = Dataset.from_dict({"image": images, "label": labels}).cast_column("image", Image())
+    rows.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(SourceError, match=rf"`run\.probe`.*{message}"):
+        Probe(RunArguments(probe=str(tmp_path / "train.parquet")), PROCESSOR)
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "message"),
+    [
+        ([{"a": [0.1, 0.1], "b": [0.2, 0.2]}] * 2 + [None], None),
+        ([{"a": [0.1, 0.1], "b": [0.2, 0.2]}, None], "at least 2 images are needed, got 1"),
+        ([{"a": [0.1, 0.1], "b": [0.2, 0.2]}, {"a": None, "b": [0.1, 0.1]}], "at least 2 landmarks that all images"),
+        ([{"a": [10.0, 0.1], "b": [0.2, 0.2]}] * 2, r"0: a lies at \(10.0"),
+    ],
+)
+def test_messages_on_landmarks_name_the_probe(landmarks, message, tmp_path, caplog):
+    images = phantom_dataset(len(landmarks))["image"]
+    rows = Dataset.from_dict({"image": images, "landmarks": landmarks}).cast_column("image", Image())
+    rows.to_parquet(tmp_path / "train.parquet")
+    run = RunArguments(probe=str(tmp_path / "train.parquet"))
+    if message is None:
+        assert len(Probe(run, PROCESSOR).landmarks) == 2
+        assert "train.parquet: 1 images have no landmarks" in caplog.text
+    else:
+        with pytest.raises(SourceError, match=rf"^`run\.probe`: .*train\.parquet: .*{message}"):
+            Probe(run, PROCESSOR)
+    assert "patient" not in caplog.text
+
+
 def test_landmarks_of_padded_images_lie_where_the_model_sees_them(tmp_path):
     wide = [PIL.Image.new("L", (64, 32))] * 2
     rows = {"image": wide, "landmarks": [{"corner": [0.0, 0.0], "inside": [0.25, 0.5]}] * 2}
