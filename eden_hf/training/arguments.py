@@ -107,12 +107,22 @@ class ModelArguments:
     start: str | None = None
 
     def to_config(self) -> "EdenConfig":
-        """The model configuration these settings stand for, but for `start`."""
-        from eden_hf.configuration_eden import EdenConfig  # heavy, and settings are parsed without it
+        """The model configuration these settings stand for, but for `start`.
+
+        Raises:
+            ValueError: one is out of its range, or the trunk is unknown.
+        """
+        from huggingface_hub.errors import StrictDataclassError  # heavy, and settings are parsed without them
+
+        from eden_hf.configuration_eden import EdenConfig
+        from eden_hf.model_names import first_line
 
         settings = dataclasses.asdict(self)
         del settings["start"]
-        return EdenConfig(backbone_config=settings.pop("backbone"), **settings)
+        try:
+            return EdenConfig(backbone_config=settings.pop("backbone"), **settings)
+        except StrictDataclassError as error:
+            raise ValueError(f"`model`: {first_line(error)}") from error
 
 
 @dataclass
@@ -426,14 +436,14 @@ class PretrainArguments(Settings):
         require(len(self.stages) >= 1, "stages", self.stages, "a list of at least one stage")
         finest = finest_level(self.data.side, self.data.side)
         for number, stage in enumerate(self.stages):
+            mixed = stage.is_second_generation != self.is_second_generation
+            mend = "of one generation in all stages of a run"
+            require(not mixed, f"stages.{number}.objective", stage.objective, mend)
             dense = self.model.dense_dim is not None or self.model.start is not None
             mend = "given (64, say) for a stage of objective points"
             require(stage.objective != "points" or dense, "model.dense_dim", self.model.dense_dim, mend)
             mend = f"at most {finest} for prepared images of {self.data.side} pixels a side (see data.side)"
             require(stage.level <= finest, f"stages.{number}.level", stage.level, mend)
-            mixed = stage.is_second_generation != self.is_second_generation
-            mend = "of one generation in all stages of a run"
-            require(not mixed, f"stages.{number}.objective", stage.objective, mend)
             granularity = stage.granularity(stage.total_epochs - 1)
             mend = f"a list of fewer granularities: anchors of {granularity} have no parts in {self.data.side} pixels"
             fits = not stage.is_second_generation or self.data.side >> granularity >= 2

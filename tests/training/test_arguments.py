@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from eden_hf.training.arguments import PretrainArguments, Stage, at_home, parse_arguments, read_arguments
+from eden_hf.training.arguments import (
+    ModelArguments,
+    PretrainArguments,
+    Stage,
+    at_home,
+    parse_arguments,
+    read_arguments,
+)
 from eden_hf.training.finetune_arguments import FinetuneArguments, StartArguments
 
 from ..launching import ENVIRONMENT, python
@@ -175,3 +182,18 @@ def test_paths_in_settings_may_begin_at_home(tmp_path, monkeypatch):
     model = FinetuneArguments(model=StartArguments(name="random:~/model")).model
     assert model.name == f"random:{tmp_path}/model"
     assert at_home(["a~/b", Path("~/c"), 3, None]) == ["a~/b", tmp_path / "c", 3, None]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"teacher_momentum": 1.1}, r"^`model`: `teacher_momentum` must be between 0"),
+        ({"localizability_outputs": 0}, r"^`model`: `localizability_outputs` must be at least 1, got 0"),
+        ({"backbone": {"model_type": "resnet", "layer_type": "zz"}}, r"^`model`: layer_type=zz is not one of"),
+    ],
+)
+def test_a_setting_of_the_model_out_of_its_range_is_told_as_such(setting, message):
+    """Not as one of a library's, which the command line takes for a fault of the program."""
+    with pytest.raises(ValueError, match=message) as told:
+        ModelArguments(**setting).to_config()
+    assert type(told.value) is ValueError
