@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ActionConfigFile
 
 from eden_hf.data.landmarks import load_landmarked
-from eden_hf.encoders import load_encoder
+from eden_hf.encoders import check_encoders, load_encoder
 from eden_hf.evaluation.correspondence import correspondence
 from eden_hf.evaluation.few_shot import compare_encoders, read_scores
 from eden_hf.evaluation.results import Results, data_hash
@@ -47,12 +47,18 @@ def compare_starts(
         The page written.
     """
     root = Path(output)
+    check_encoders((models or {}).values())
+    planned = [
+        (arm, root / "runs" / f"{arm}-{seed}", own or {}, seed) for seed, (arm, own) in product(seeds, arms.items())
+    ]
+    recipes = [_settings(run, source, pretraining, own, seed) for _, run, own, seed in planned]
+    all_settings = [
+        read_arguments(recipe) for recipe in recipes
+    ]  # a mistake in any is told before the first is trained
     found: dict[str, list[str]] = {}
-    for seed, (arm, own) in product(seeds, arms.items()):
-        run = root / "runs" / f"{arm}-{seed}"
+    for (arm, run, *_), settings in zip(planned, all_settings, strict=True):
         if not (run / "finished").exists():
-            settings = read_arguments(_settings(run, source, pretraining, own, seed))
-            training = Pretraining(settings, resume=(run / "last").exists())
+            training = Pretraining(settings, resume=(run / "config.yaml").exists())
             training.train()
             if not training.finished:
                 raise SystemExit(f"{run} was stopped; the same command goes on from there")

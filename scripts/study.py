@@ -85,6 +85,9 @@ def study(
         pretrain_only: Stop before anything is measured.
     """
     settings = yaml.safe_load(Path(recipe).read_text())
+    if unknown := set(settings["compared"]) - set(settings["arms"]):
+        arms = ", ".join(settings["arms"])
+        raise SystemExit(f"{recipe}: `compared` names {', '.join(sorted(unknown))}, which is no arm: there are {arms}")
     root = Path(output)
     runs = {
         (arm, seed): root / "runs" / f"{arm}-{seed}"

@@ -1,5 +1,8 @@
 """The comparison of starts runs from end to end on phantoms, and again without doing anything twice."""
 
+import runpy
+from argparse import ArgumentError
+
 import pytest
 import yaml
 
@@ -46,3 +49,18 @@ def test_a_comparison_is_written_and_not_done_twice(tmp_path):
     python(*command)
     assert (tmp_path / "starts" / "starts.md").read_text() == text
     assert {file: file.stat().st_mtime_ns for file in runs} == runs
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"models": {"alone": "nothing/there/at all"}}, OSError, "no image model at nothing/there/at all"),
+        ({"arms": {"fresh": None, "start": {"training": {"layer_dacey": 0.5}}}}, ArgumentError, "layer_dacey"),
+    ],
+)
+def test_a_mistake_is_told_before_the_first_arm_is_trained(changes, error, message, tmp_path, pytestconfig):
+    compare = runpy.run_path(str(pytestconfig.rootpath / "scripts" / "compare_starts.py"))["compare_starts"]
+    recipe = {"arms": {"fresh": {}}, "seeds": [0], "shots": [2], "output": str(tmp_path)}
+    with pytest.raises(error, match=message):
+        compare("phantoms:8", "phantoms:8", pretraining={"stages": [{"level": 0, "epochs": 1}]}, **recipe | changes)
+    assert not list(tmp_path.rglob("config.yaml"))

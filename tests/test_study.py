@@ -1,6 +1,7 @@
 """The study runs from end to end on phantoms, and again without doing anything twice."""
 
 import json
+import runpy
 
 import pytest
 import yaml
@@ -60,3 +61,11 @@ def test_a_study_is_written_and_not_done_twice(tmp_path):
     python("scripts/study.py", *arguments, "--workers", "1")
     assert "adam |" not in (output / "study.md").read_text()
     assert (scores.read_text(), (output / "measures" / "adam_v2-0" / "probe.md").stat().st_mtime_ns) == before
+
+
+def test_an_arm_to_compare_that_is_none_is_told_before_any_is_trained(tmp_path, pytestconfig):
+    study = runpy.run_path(str(pytestconfig.rootpath / "scripts" / "study.py"))["study"]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(RECIPE | {"compared": ["adam_v2", "adam"]}))
+    with pytest.raises(SystemExit, match=r"study\.yaml: `compared` names adam, which is no arm: there are .*adam_v2"):
+        study("phantoms:8", "phantoms:8", recipe=str(tmp_path / "study.yaml"), output=str(tmp_path / "study"))
+    assert not (tmp_path / "study").exists()
