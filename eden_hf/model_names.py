@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
 
@@ -55,7 +56,7 @@ def find_model(name: str, *, trust_remote_code: bool = False) -> NamedModel:
     except Exception as error:  # a configuration that somebody else wrote may raise anything
         raise OSError(
             f"no image model at {origin}: give a folder with config.json and preprocessor_config.json, or a Hub id "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
     return NamedModel(origin, fresh, getattr(config, "vision_config", config), processor)
 
@@ -70,12 +71,14 @@ def load_pretrained(kind: Any, origin: str | Path, **options: Any) -> Any:
         return kind.from_pretrained(origin, **options)
     except Exception as error:  # of safetensors, of torch about shapes, of configurations about anything
         raise OSError(
-            f"the model at {origin} cannot be loaded ({_first_line(error)}); restore it from where it came from"
+            f"the model at {origin} cannot be loaded ({first_line(error)}); restore it from where it came from"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def first_line(error: Exception) -> str:
+    """What an error of a library says first; of a configuration's, not which check of its failed, but why."""
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
+    return next(filter(None, str(cause or error).splitlines()), type(error).__name__)
 
 
 def own_intensity(processor: Any) -> Literal["fixed", "per_image"]:

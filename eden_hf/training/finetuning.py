@@ -76,7 +76,7 @@ from eden_hf.training.precision import check_precision, held_dtypes, in_float32,
 from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.restarts import goes_on
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_run
-from eden_hf.training.starts import load_stock_trunk
+from eden_hf.training.starts import OPTIONAL, load_stock_trunk, load_whole
 from eden_hf.training.stop_request import StopRequest, StopTraining
 
 logger = logging.getLogger(__name__)
@@ -240,8 +240,8 @@ def load_start(
     `EdenImageProcessor` with its mean and standard deviation, so that all encoders are treated alike.
 
     Raises:
-        OSError: there is no such model.
-        ValueError: its trunk does not serve: it has no feature maps for segmentation, say.
+        OSError: there is no such model, or its weights cannot be read.
+        ValueError: its trunk does not serve: it has no feature maps for segmentation, or lacks weights, say.
     """
     set_seed(seed)
     named = find_model(arguments.name, trust_remote_code=arguments.trust_remote_code)
@@ -261,8 +261,7 @@ def load_start(
     head = EdenForSemanticSegmentation if kind == "segmentation" else EdenForImageClassification
     if is_eden and not named.fresh:
         # A head that was made for another number of labels starts afresh.
-        own: dict[str, Any] = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
-        model: Any = head.from_pretrained(named.origin, **own)
+        model, _ = load_whole(head, named.origin, fresh=(*OPTIONAL, "classifier.", "decoder."), config=config)
         if kind == "regression":  # so does one that predicts in units: labels are standardised while it is trained
             model.classifier.reset_parameters()
         return model, processor

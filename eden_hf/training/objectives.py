@@ -10,7 +10,7 @@ from eden_hf.data.point_views import make_point_views, plain_views
 from eden_hf.data.views import TwoViews
 from eden_hf.modeling_eden import EdenForPreTraining, EdenV2ForPreTraining
 from eden_hf.modeling_eden_v2 import PARTS
-from eden_hf.training.arguments import PretrainArguments, Stage
+from eden_hf.training.arguments import PretrainArguments, Stage, require
 from eden_hf.training.curriculum import half_cosine, teacher_temperature
 
 
@@ -29,6 +29,10 @@ class Objective:
     def reached(self, model: Any) -> list[Tensor]:
         """Outputs of a dry run on the CPU that hang on every parameter that some stage trains, and on no other."""
         raise NotImplementedError
+
+    def _dry(self, trunk: Any, size: int) -> Any:
+        """A trunk's outputs of a black image: each size of a run is tried before its images are prepared."""
+        return trunk(torch.zeros(1, 3, size, size))
 
     def begin_stage(self, model: Any, stage: Stage) -> None:
         """Set what holds for a whole stage."""
@@ -73,10 +77,14 @@ class PrunedContrast(Objective):
     def reached(self, model: EdenForPreTraining) -> list[Tensor]:
         """The projector's output and the dense embeddings, as far as stages train them."""
         objectives = {stage.objective for stage in self.arguments.stages}
-        size = self.arguments.views.size if "parts" in objectives else self.arguments.points.size
-        outputs = model.eden(torch.zeros(1, 3, size, size))
-        parts = [model.projector(outputs.pooler_output)] if "parts" in objectives else []
-        return parts + ([outputs.dense_embeddings] if "points" in objectives else [])
+        reached = []
+        if "parts" in objectives:
+            reached.append(model.projector(self._dry(model.eden, self.arguments.views.size).pooler_output))
+        if "points" in objectives:
+            mend = "given (64, say) for a stage of objective points, as the start has no embeddings of points"
+            require(self.arguments.model.dense_dim is not None, "model.dense_dim", None, mend)
+            reached.append(self._dry(model.eden, self.arguments.points.size).dense_embeddings)
+        return reached
 
     def begin_stage(self, model: EdenForPreTraining, stage: Stage) -> None:
         """Set the pruner's threshold."""
@@ -115,9 +123,9 @@ class PartsAndWholes(Objective):
 
     def reached(self, model: EdenV2ForPreTraining) -> list[Tensor]:
         """The student's logits, and the outputs of the part-whole heads that stages train."""
-        size = self.arguments.views.size
-        features = model.student.eden(torch.zeros(1, 3, size, size)).pooler_output
-        outputs = [model.student.head(features)]
+        sizes = self.arguments.views.size, self.arguments.anchors.local_size
+        features, small = (self._dry(model.student.eden, size).pooler_output for size in sizes)
+        outputs = [model.student.head(features), model.student.head(small)]
         relating = [stage for stage in self.arguments.stages if stage.objective == "part_whole"]
         if any(stage.composability_weight for stage in relating):
             outputs.append(model.compose(torch.cat([features] * PARTS, dim=1)))

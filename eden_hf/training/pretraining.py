@@ -35,7 +35,14 @@ from eden_hf.data.sources import is_prepared, load_source
 from eden_hf.data.streamed import StreamedImages, parquet_rows
 from eden_hf.data.workers import obey_parent, workers_live
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.training.arguments import DataArguments, PretrainArguments, RunArguments, Stage
+from eden_hf.training.arguments import (
+    DataArguments,
+    ModelArguments,
+    PretrainArguments,
+    RunArguments,
+    Stage,
+    read_arguments,
+)
 from eden_hf.training.checkpoints import load_last_checkpoint, replace_folder, save_checkpoint
 from eden_hf.training.curriculum import (
     Progress,
@@ -57,7 +64,7 @@ from eden_hf.training.processes import PREPARING, others_answer, wait_at_most
 from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.restarts import goes_on
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_changes, record_run
-from eden_hf.training.starts import as_started, started_model, trunks, warn_of_other_intensities
+from eden_hf.training.starts import as_recorded, as_started, started_model, trunks, warn_of_other_intensities
 from eden_hf.training.stop_request import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -94,14 +101,27 @@ class Pretraining:
     def __init__(self, arguments: PretrainArguments, resume: bool = False) -> None:
         self.arguments = arguments
         self.folder = Path(arguments.run.output_dir)
-        arguments.model = as_started(arguments.model, objective_of(arguments).model_class)
         disable_progress_bar()
         with ExitStack() as undone, others_answer(PREPARING.total_seconds()):
             self.accelerator = _accelerator(arguments)
             resume = goes_on(self.folder, asked=resume)
             undone.enter_context(only_writer(self.folder, "--run.output_dir", PartialState()))
+            arguments.model = self._as_started(resume)
             self._start(check_folder(self.folder, arguments, resume))
             self._until_trained = undone.pop_all()
+
+    def _as_started(self, resume: bool) -> ModelArguments:
+        """The model's settings with the sizes of its start; a run goes on without the start, which may be gone."""
+        model, model_class = self.arguments.model, objective_of(self.arguments).model_class
+        try:
+            return as_started(model, model_class)
+        except OSError:
+            if not resume or not (self.folder / "config.yaml").exists():
+                raise
+            recorded = read_arguments(self.folder / "config.yaml").model
+            if recorded.start != model.start:
+                raise
+            return as_recorded(model, recorded, model_class)
 
     def _start(self, resume: bool) -> None:
         """Make what trains, at the beginning or at the last checkpoint of the folder."""
@@ -111,7 +131,7 @@ class Pretraining:
         self.probe = Probe(run, image_processor(arguments)) if run.probe and main else None
         set_seed(training.seed)
         self.objective = objective_of(arguments)
-        model = started_model(self.objective.model_class, arguments.model)
+        model = started_model(self.objective.model_class, arguments.model, loads=not resume)
         if arguments.model.start is not None and not resume:
             warn_of_other_intensities(arguments.model.start, image_processor(arguments))
         freeze_unreached(model, self.objective.reached(model.eval()))

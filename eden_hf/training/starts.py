@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from eden_hf.configuration_eden import EdenConfig
 from eden_hf.image_processing_eden import EdenImageProcessor
-from eden_hf.model_names import own_intensity
+from eden_hf.model_names import first_line, load_pretrained, own_intensity
 from eden_hf.modeling_eden import EdenForPreTraining, EdenModel, EdenV2ForPreTraining
 from eden_hf.modeling_eden_trunk import FINAL_NORMS, final_norm, with_final_norm
 from eden_hf.training.arguments import ModelArguments, require
@@ -35,7 +35,13 @@ _PASSING = (
     *("architectures", "id2label", "label2id"),
 )
 #: Weights that a start may lack: the dense decoder, and norms of stages that it never returned. They begin afresh.
-_OPTIONAL = ("dense_decoder.", "hidden_states_norms.")
+OPTIONAL = ("dense_decoder.", "hidden_states_norms.")
+
+
+def as_recorded(arguments: ModelArguments, recorded: ModelArguments, model_class: Any) -> ModelArguments:
+    """As `as_started`, of a run that goes on: its checkpoint holds all, so that nothing is read of `start`."""
+    sizes = (*_OWN[model_class], *_DENSE)
+    return dataclasses.replace(arguments, backbone=recorded.backbone, **{n: getattr(recorded, n) for n in sizes})
 
 
 def as_started(arguments: ModelArguments, model_class: Any) -> ModelArguments:
@@ -62,11 +68,11 @@ def as_started(arguments: ModelArguments, model_class: Any) -> ModelArguments:
 def _config(start: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(start)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of libraries that are not installed, too
         raise OSError(
             f"`model.start`: there is no model at {start} that transformers can read: give a folder with config.json "
             "(of a run, its `last` or `best`) or a Hub id; `eden convert` makes such a folder of a checkpoint's file "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -83,10 +89,15 @@ def _pretraining_at(start: str, model_class: Any) -> dict[str, Any] | None:
     return None
 
 
-def started_model(model_class: Any, arguments: ModelArguments) -> Any:
+def started_model(model_class: Any, arguments: ModelArguments, loads: bool = True) -> Any:
     """A new model, or the one of `start` with the other settings of `arguments`, from `as_started`.
 
     Of a pretraining model of the same class, all goes on; of any other, student and teacher begin as its trunk.
+
+    Args:
+        model_class: Of what is trained.
+        arguments: Its settings.
+        loads: `False` leaves the weights of `start` where they are: those of a checkpoint follow.
 
     Raises:
         ValueError: `start` holds no trunk, or the trunk takes images of other than three channels.
@@ -95,18 +106,14 @@ def started_model(model_class: Any, arguments: ModelArguments) -> Any:
     channels = getattr(config.backbone_config, "num_channels", 3)
     require(channels == 3, "num_channels", channels, "3 in a trunk to pretrain: views of grey images have three too")
     in_float32(config)
-    if arguments.start is None:
+    if arguments.start is None or not loads:
         return model_class(config)
     is_eden = isinstance(_config(arguments.start), EdenConfig)
     inner = _pretraining_at(arguments.start, model_class) if is_eden else None
     if inner is None:
         return _from_trunk(model_class, arguments.start, config, is_eden)
-    with _without_report():
-        model, loaded = model_class.from_pretrained(
-            arguments.start, config=config, dtype=torch.float32, output_loading_info=True, **inner
-        )
-    _check_loaded(arguments.start, loaded["missing_keys"])
-    if any("dense_decoder." in key for key in loaded["missing_keys"]):  # the teacher's begins as the student's
+    model, fresh = load_whole(model_class, arguments.start, config=config, **inner)
+    if any("dense_decoder." in key for key in fresh):  # the teacher's begins as the student's
         model.teacher.eden.dense_decoder.load_state_dict(model.eden.dense_decoder.state_dict())
     return model
 
@@ -116,11 +123,7 @@ def _from_trunk(model_class: Any, start: str, config: EdenConfig, is_eden: bool)
     model = model_class(config)
     student, *others = trunks(model)
     if is_eden:
-        load: Any = EdenModel.from_pretrained
-        with _without_report():
-            trunk, loaded = load(start, config=model.config, output_loading_info=True, dtype=torch.float32)
-        _check_loaded(start, loaded["missing_keys"])
-        student.load_state_dict(trunk.state_dict())
+        student.load_state_dict(load_whole(EdenModel, start, config=model.config)[0].state_dict())
     else:
         load_stock_trunk(student.backbone, start)
     for other in others:
@@ -137,17 +140,12 @@ def load_stock_trunk(trunk: PreTrainedModel, origin: str) -> None:
     """Give a trunk the weights of transformers' own model at `origin`, with the norm after its last stage.
 
     Raises:
-        OSError: there are no weights.
-        ValueError: they lack some of the trunk's.
+        OSError: there are no weights, or they cannot be read.
+        ValueError: as of `load_whole`.
     """
     takes = inspect.signature(type(trunk)).parameters
-    without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
-    load: Any = type(trunk).from_pretrained
-    with _without_report():
-        stock, loaded = load(
-            origin, config=trunk.config, dtype=torch.float32, output_loading_info=True, **without_pooler
-        )
-    _check_loaded(origin, loaded["missing_keys"])
+    without_pooler: dict[str, Any] = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+    stock, _ = load_whole(type(trunk), origin, config=trunk.config, **without_pooler)
     trunk.load_state_dict(with_final_norm(stock).state_dict())
     _take_final_norm(trunk, origin)
 
@@ -167,7 +165,7 @@ def _take_final_norm(trunk: Any, origin: str) -> None:
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Load without transformers' table of weights that are missing or too many: `_check_loaded` tells what matters."""
+    """Load without transformers' table of weights that are missing or too many: `load_whole` tells what matters."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -176,10 +174,45 @@ def _without_report() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _check_loaded(start: str, missing: Collection[str]) -> None:
-    """Raise ValueError if weights are missing, but for optional ones."""
-    if lacking := sorted(key for key in missing if not any(part in key for part in _OPTIONAL)):
+def load_whole(kind: Any, start: str, fresh: Sequence[str] = OPTIONAL, **options: Any) -> tuple[Any, set[str]]:
+    """`kind.from_pretrained(start, **options)` in float32, with all weights that it needs.
+
+    Args:
+        kind: A class of models.
+        start: Folder or Hub id.
+        fresh: Parts of the names of weights that begin afresh where the start lacks them, or has others' shapes.
+        **options: Of `from_pretrained`.
+
+    Returns:
+        The model, and the names of the weights that begin afresh.
+
+    Raises:
+        OSError: there are no weights, or they cannot be read.
+        ValueError: some are missing, of another shape than the configuration says, or not finite.
+    """
+    with _without_report():
+        model, loaded = load_pretrained(
+            kind, start, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    others = {name: f"{name} {tuple(held)}, not {tuple(own)}" for name, held, own in loaded["mismatched_keys"]}
+    missing, misfits = loaded["missing_keys"], [told for name, told in others.items() if not _any_in(fresh, name)]
+    if lacking := sorted(key for key in missing if key not in others and not _any_in(fresh, key)):
         raise ValueError(f"{start} lacks weights of its trunk: {', '.join(lacking[:3])} ({len(lacking)} in all)")
+    if misfits:
+        raise ValueError(
+            f"{start} has weights of other shapes than its config.json says: {', '.join(sorted(misfits)[:3])} "
+            f"({len(misfits)} in all)"
+        )
+    infinite = [name for name, weight in model.state_dict().items() if not weight.isfinite().all()]
+    if infinite:
+        raise ValueError(
+            f"{start} has weights that are NaN or infinite: {', '.join(infinite[:3])}; take another start"
+        )
+    return model, {*missing, *others}
+
+
+def _any_in(parts: Sequence[str], name: str) -> bool:
+    return any(part in name for part in parts)
 
 
 def warn_of_other_intensities(start: str, processor: EdenImageProcessor) -> None:

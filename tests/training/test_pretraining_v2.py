@@ -206,6 +206,7 @@ def test_it_may_start_from_a_trunk_and_give_one_to_the_first_generation(kind, tm
     ("stages", "words"),
     [
         ([{"objective": "localize"}, {"objective": "parts"}], r"stages.1.objective.*one generation"),
+        ([{"objective": "localize"}, {"objective": "points"}], r"stages.1.objective.*one generation"),
         ([{"objective": "parts", "epochs": [1, 2]}], r"stages.0.epochs.*one number"),
         ([{"objective": "localize", "epochs": [0, 0]}], r"stages.0.epochs.*at least 1"),
         ([{"objective": "localize", "epochs": []}], r"stages.0.epochs.*at least 1"),
@@ -223,6 +224,14 @@ def test_it_may_start_from_a_trunk_and_give_one_to_the_first_generation(kind, tm
 def test_stages_that_do_not_fit_are_refused(stages, words, tmp_path):
     with pytest.raises((ValueError, ArgumentError), match=words):
         read_arguments(settings_file(tmp_path, **sections(stages=stages)))
+
+
+def test_the_size_of_local_crops_is_tried_before_images_are_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(Pretraining, "_images", lambda *_: pytest.fail("images were prepared"))
+    trunk = {"model_type": "convnext", "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]}
+    settings = sections(model={"backbone": trunk}, anchors={"local_size": 16})
+    with pytest.raises(ValueError, match=r"'convnext'.* cannot take 16 x 16"):
+        Pretraining(read_arguments(settings_file(tmp_path, **settings)))
 
 
 def test_its_views_are_shown(tmp_path):

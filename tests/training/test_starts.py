@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -13,13 +15,15 @@ from eden_hf import EdenForPreTraining, EdenImageProcessor, EdenModel
 from eden_hf.hub.repository import stage_model
 from eden_hf.modeling_eden import EdenV2ForPreTraining
 from eden_hf.training.arguments import ModelArguments, read_arguments
+from eden_hf.training.finetune_arguments import StartArguments
+from eden_hf.training.finetuning import load_start
 from eden_hf.training.lineage import chain, license_of
 from eden_hf.training.pretraining import Pretraining
 from eden_hf.training.starts import as_started, started_model, trunks
 
 from ..hub.conftest import write_card_yaml
 from ..tiny import BACKBONES, tiny_config
-from .test_pretraining import metrics, run_pretraining, settings_file
+from .test_pretraining import assert_equal_states, metrics, run_pretraining, settings_file
 
 SMALL = {"projection_dim": 8, "memory_bank_size": 16}
 SMALL_V2 = {"localizability_hidden_size": 8, "localizability_bottleneck_size": 4, "localizability_outputs": 6}
@@ -198,6 +202,73 @@ def test_weights_that_are_missing_are_named(tmp_path):
     )
     with pytest.raises(ValueError, match=r"lacks weights of its trunk: encoder\.stages\.2\..*in all\)"):
         started(tmp_path)
+
+
+def spoil(folder, how):
+    """Weights as they come from a wrong edit, a broken download or a run that failed."""
+    file = folder / "model.safetensors"
+    if how == "shape":
+        config = json.loads((folder / "config.json").read_text())
+        trunk = config.get("backbone_config", config)
+        trunk["hidden_sizes"] = [8, 12, 16, 24]
+        (folder / "config.json").write_text(json.dumps(config))
+    elif how == "truncated":
+        file.write_bytes(file.read_bytes()[:2000])
+    else:
+        weights = load_file(file)
+        weights[next(name for name in weights if name.endswith("convolution.weight"))][:] = torch.nan
+        save_file(weights, file, {"format": "pt"})
+
+
+SPOILT = {
+    "shape": (ValueError, r"weights of other shapes than its config\.json says: .*stages\.3.* \(20.*not \(24"),
+    "truncated": (OSError, "cannot be loaded .*deserializing header"),
+    "nan": (ValueError, "has weights that are NaN or infinite: .*convolution.weight"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("kind", ["stock", "eden", "pretraining", "finetuning"])
+def test_weights_that_cannot_be_taken_are_named_with_the_start(kind, how, tmp_path):
+    if kind == "stock":
+        stock_folder(tmp_path)
+    else:
+        (EdenForPreTraining if kind == "pretraining" else EdenModel)(tiny_config()).save_pretrained(tmp_path)
+    EdenImageProcessor().save_pretrained(tmp_path)
+    spoil(tmp_path, how)
+    error, message = SPOILT[how]
+    tuned = partial(load_start, StartArguments(name=str(tmp_path)), "single_label", ("a", "b"), seed=0)
+    with pytest.raises(error, match=rf"{tmp_path.name}.*{message}"):
+        tuned() if kind == "finetuning" else started(tmp_path)
+
+
+def test_a_configuration_of_timm_says_what_to_do(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
+    with pytest.raises(OSError, match=r"`model\.start`: there is no model at .*eden convert.*timm"):
+        started(tmp_path)
+
+
+def test_a_dense_stage_on_a_start_without_points_asks_for_their_dimension(tmp_path):
+    EdenModel(tiny_config()).save_pretrained(tmp_path / "start")
+    settings = {"model": {"start": str(tmp_path / "start")}, "stages": [{"objective": "points", "epochs": 1}]}
+    with pytest.raises(ValueError, match=r"`model\.dense_dim` must be given .*the start has no embeddings of points"):
+        run_pretraining(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("kind", ["stock", "pretraining"])
+def test_a_run_goes_on_bit_for_bit_when_its_start_is_gone(kind, tmp_path, monkeypatch):
+    start = tmp_path / "start"
+    stock_folder(start) if kind == "stock" else EdenForPreTraining(tiny_config()).save_pretrained(start)
+    settings = {"model": {"start": str(start)}, "stages": [{"level": 0, "epochs": 2, "learning_rate": 0.05}]}
+    whole = run_pretraining(tmp_path, "whole", **settings)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Pretraining, "_stops", lambda run: run.progress.step == 5)
+        run_pretraining(tmp_path, "run", **settings)
+    shutil.rmtree(start)
+    resumed = run_pretraining(tmp_path, "run", resume=True, **settings)
+    assert_equal_states(whole, resumed)
+    with pytest.raises(OSError, match="there is no model at"):
+        run_pretraining(tmp_path, "new", **settings)
 
 
 def test_the_trunk_stands_still_in_its_frozen_epochs_and_moves_after(tmp_path):
