@@ -173,6 +173,17 @@ class DataArguments:
         require(0 <= self.max_skipped_share <= 1, "data.max_skipped_share", self.max_skipped_share, "in [0, 1]")
 
 
+#: Settings of a stage that not all objectives have a use for, and those that have.
+_USED_BY = {
+    **dict.fromkeys(("level", "prune_threshold"), ("parts",)),
+    "partner_weight": ("points",),
+    **dict.fromkeys(("composability_weight", "decomposability_weight"), ("part_whole",)),
+    **dict.fromkeys(
+        ("frozen_epochs", "first_teacher_temperature", "teacher_temperature_epochs"), ("localize", "part_whole")
+    ),
+}
+
+
 @dataclass
 class Stage:
     """One step of the coarse-to-fine curriculum (arXiv 2309.15358, Anatomy Decomposer), or the dense stage after it.
@@ -252,11 +263,14 @@ class Stage:
         require(size is None or size >= 1, "stages.batch_size", size, "at least 1, or null for training.batch_size")
         for name in ("partner_weight", "composability_weight", "decomposability_weight"):
             require(getattr(self, name) >= 0, f"stages.{name}", getattr(self, name), "at least 0")
-        if self.is_second_generation:
-            require(self.level == 0, "stages.level", self.level, "left out of Adam-v2's stages (see stages[].epochs)")
-            require(
-                gamma is None, "stages.prune_threshold", gamma, "left out of Adam-v2's stages, which prune nothing"
-            )
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Refuse what the objective has no use for."""
+        for name, objectives in _USED_BY.items():
+            value, unset = getattr(self, name), getattr(Stage, name)
+            mend = f"left out of a stage of objective {self.objective}: it is of {' and '.join(objectives)}"
+            require(self.objective in objectives or value == unset, f"stages.{name}", value, mend)
 
     def _check_epochs(self) -> None:
         least = min(self.epochs, default=-1) if isinstance(self.epochs, list) else self.epochs

@@ -114,6 +114,8 @@ DOUBLED = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range
         ("data: /etc/passwd", ["`data` holds no settings"]),
         ("", ["run.yaml", "no settings"]),
         ("data: {side: 64}\nrun: {}\ndata: {split: test}", ["run.yaml", "`data` comes twice, again in line 3"]),
+        ("stages: [{level: 2}, {objective: points, level: 2}]", ["stages.1.level", "2", "points"]),
+        ("stages: [{frozen_epochs: 1, epochs: 2}]", ["stages.0.frozen_epochs", "localize and part_whole"]),
         ("stages: [{level: 0, level: 2}]", ["run.yaml", "`level` comes twice"]),
         ("- data", ["run.yaml", "no settings"]),
         ("config: 3", ["shape"]),
