@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests' / 'offline'}",
     "HF_HUB_OFFLINE": "1",
+    "PYTHONFAULTHANDLER": "1",
 }
 #: Snippets import it as users do; transformers 5.17 has it at the top only where torchvision is installed.
 takes_auto_image_processor = pytest.mark.skipif(
@@ -37,8 +38,12 @@ def run(command: list[str], **options) -> subprocess.CompletedProcess:
             stdout, stderr = process.communicate(timeout=seconds)
             status = f"ended with {process.returncode}"
         except subprocess.TimeoutExpired:
-            for program in (*psutil.Process(process.pid).children(recursive=True), process):
-                program.kill()  # with the workers of a launcher, which have sessions of their own
+            # With the workers of a launcher, which have sessions of their own; each tells where it was.
+            programs = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+            for program in programs:
+                program.send_signal(signal.SIGABRT)
+            for program in psutil.wait_procs(programs, timeout=5)[1]:
+                program.kill()
             stdout, stderr = process.communicate()
             status = f"did not end within {seconds} s"
     assert status == "ended with 0", f"{command} {status}\n{stdout}\n{stderr}"
