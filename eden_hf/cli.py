@@ -147,9 +147,9 @@ def finetune(arguments: list[str], prog: str) -> Answer:
     from eden_hf.evaluation.downstream import draw_masks, evaluate_finetuned, evaluate_mean_mask
     from eden_hf.evaluation.results import table
     from eden_hf.hub.push import check_push, push_run
-    from eden_hf.training.arguments import parse_settings
     from eden_hf.training.finetune_arguments import FinetuneArguments
     from eden_hf.training.finetuning import finetune
+    from eden_hf.training.settings import parse_settings
 
     settings, resume = parse_settings(FinetuneArguments, arguments, prog=prog, epilog=FOR_ALL)
     check_push(settings.run)

@@ -142,7 +142,7 @@ def completion_script(shell: str) -> str:
 
 def command_parser(prog: str, description: str | None) -> Any:
     """A parser for a command's own options."""
-    from eden_hf.training.arguments import ConfigParser
+    from eden_hf.training.settings import ConfigParser
 
     return ConfigParser(prog=prog, description=(description or "").replace("`", ""), epilog=FOR_ALL)
 
@@ -165,7 +165,7 @@ def call(
     """
     from docstring_parser import parse
 
-    from eden_hf.training.arguments import at_home
+    from eden_hf.training.settings import at_home
 
     about = parse(function.__doc__ or "")
     told = {

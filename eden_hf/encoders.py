@@ -266,7 +266,7 @@ def gains_from_bfloat16(device: torch.device) -> bool:
 
 
 def with_norms_folded(model: Any) -> Any:
-    """A model for inference in which convolutions do their BatchNorms' work, which take a fifth of a ResNet's time.
+    """A model for inference in which convolutions do their BatchNorms' work, for speed.
 
     Folded are those of transformers' convolution layers and of `nn.Sequential`, whose order is known.
 

@@ -18,9 +18,10 @@ from eden_hf.encoders import check_encoders, load_encoder
 from eden_hf.evaluation.correspondence import correspondence
 from eden_hf.evaluation.few_shot import compare_encoders, read_scores
 from eden_hf.evaluation.results import Results, data_hash
-from eden_hf.training.arguments import ConfigParser, read_arguments
+from eden_hf.training.arguments import read_arguments
 from eden_hf.training.finetune_arguments import Recipe, StartArguments, TaskArguments
 from eden_hf.training.pretraining import Pretraining
+from eden_hf.training.settings import ConfigParser
 
 
 def compare_starts(

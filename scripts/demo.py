@@ -13,8 +13,9 @@ from jsonargparse import auto_cli
 
 from eden_hf.data.sources import load_source
 from eden_hf.evaluation.results import Results
-from eden_hf.training.arguments import ConfigParser, read_arguments
+from eden_hf.training.arguments import read_arguments
 from eden_hf.training.pretraining import pretrain
+from eden_hf.training.settings import ConfigParser
 
 REPOSITORY = Path(__file__).parents[1]
 #: Images that the epochs of configs/demo.yaml are meant for; a larger set gets fewer.

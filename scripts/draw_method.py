@@ -20,7 +20,7 @@ from eden_hf.data.sources import load_source, read_cell
 from eden_hf.encoders import Encoder
 from eden_hf.evaluation.pruner_audit import queries_and_keys
 from eden_hf.plots import COLOURS, Part, outline, show
-from eden_hf.training.arguments import ConfigParser
+from eden_hf.training.settings import ConfigParser
 
 KEPT, DROPPED = COLOURS[0], COLOURS[5]
 SHOWN = 5  # parts of each kind

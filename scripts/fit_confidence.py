@@ -21,7 +21,7 @@ from eden_hf.data.landmarks import LandmarkedImage, landmark_pixels, load_landma
 from eden_hf.encoders import load_encoder
 from eden_hf.matching import AnatomyMatcher, Reference
 from eden_hf.matching.matcher import embed_image
-from eden_hf.training.arguments import ConfigParser
+from eden_hf.training.settings import ConfigParser
 
 #: Side of the patch that covers a point, as a share of the image's.
 PATCH = 0.2

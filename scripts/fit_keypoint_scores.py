@@ -18,7 +18,7 @@ from eden_hf.data.landmarks import load_landmarked
 from eden_hf.encoders import load_encoder
 from eden_hf.matching.dense_maps import dense_maps
 from eden_hf.modeling_eden_matching import _ASTRAY, find_points
-from eden_hf.training.arguments import ConfigParser
+from eden_hf.training.settings import ConfigParser
 
 #: Distance within which a match is right, and from a landmark within which it is looked at, as shares of the side.
 RIGHT, BESIDE = 0.05, 0.02

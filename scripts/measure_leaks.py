@@ -14,7 +14,7 @@ from PIL.Image import Transpose
 from eden_hf.data.sources import load_source, read_cell
 from eden_hf.retrieval.leaks import SAME
 from eden_hf.retrieval.looks import alike, small_picture
-from eden_hf.training.arguments import ConfigParser
+from eden_hf.training.settings import ConfigParser
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from eden_hf.data.phantoms import draw_phantom
 from eden_hf.data.phi.burned_in import find_text
 from eden_hf.data.sources import load_source, read_cell
-from eden_hf.training.arguments import ConfigParser
+from eden_hf.training.settings import ConfigParser
 
 WORDS = ("DOE^JANE", "Smith, John 01/02/1956", "MRN 4471203", "Hospital St. Anna", "12-05-1948 F", "Nguyen Thi Lan")
 FAMILIES = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmr10", "cmss10", "cmtt10", "cmb10")

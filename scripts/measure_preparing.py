@@ -18,8 +18,8 @@ from jsonargparse import auto_cli
 
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.data.prepared import PreparedImages, split_holdout
-from eden_hf.training.arguments import ConfigParser
 from eden_hf.training.curriculum import epoch_order
+from eden_hf.training.settings import ConfigParser
 
 DRAWN, PER_FOLDER, MANY = 64, 1000, 10_000_000
 

@@ -19,9 +19,9 @@ from pyarrow.parquet import ParquetWriter
 from eden_hf.data.phantoms import phantom_dataset
 from eden_hf.data.prepared import Images, prepare_images
 from eden_hf.data.streamed import StreamedImages
-from eden_hf.training.arguments import ConfigParser
 from eden_hf.training.curriculum import epoch_order
 from eden_hf.training.processor import keep_freed_memory
+from eden_hf.training.settings import ConfigParser
 
 PER_FILE, PER_GROUP, BATCH = 512, 64, 64
 

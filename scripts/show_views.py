@@ -11,8 +11,9 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from eden_hf.data.prepared import prepare_images
-from eden_hf.training.arguments import ConfigParser, read_arguments
+from eden_hf.training.arguments import read_arguments
 from eden_hf.training.objectives import objective_of
+from eden_hf.training.settings import ConfigParser
 
 CELL = 104
 

@@ -37,9 +37,10 @@ from eden_hf.hub.repository import stage_model
 from eden_hf.model_names import PIXELS
 from eden_hf.modeling_eden import EdenForPreTraining
 from eden_hf.plots import plot_few_shot, plot_groups
-from eden_hf.training.arguments import ConfigParser, read_arguments
+from eden_hf.training.arguments import read_arguments
 from eden_hf.training.finetune_arguments import Recipe, StartArguments, TaskArguments
 from eden_hf.training.pretraining import image_processor
+from eden_hf.training.settings import ConfigParser
 
 REPOSITORY = Path(__file__).parents[1]
 #: Of the anatomy evaluations and the probes, what the study's tables show.

@@ -182,15 +182,29 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     with suppress(ValueError):  # of a line that was cut short; an editor may have left the end of a whole one away
         parse_json(last)
         whole.append(last)
-    lines = []
-    for number, line in enumerate(whole, start=1):
+    try:
+        return parse_lines(whole)
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from error
+
+
+def parse_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The mappings of JSON lines, blank ones left out.
+
+    Raises:
+        ValueError: a line holds none; the message names it.
+    """
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            lines.append(parse_json(line))
+            found.append(parse_json(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        if not isinstance(lines[-1], dict):
-            raise ValueError(f"{path}, line {number}: must be a mapping, got {line[:60]!r}")
-    return lines
+            raise ValueError(f"line {number}: {error}") from error
+        if not isinstance(found[-1], dict):
+            raise ValueError(f"line {number}: must be a mapping, got {line[:60]!r}")
+    return found
 
 
 class Line(NamedTuple):

@@ -31,10 +31,10 @@ from eden_hf.evaluation.statistics import (
     resampled,
 )
 from eden_hf.model_names import MAJORITY
-from eden_hf.training.arguments import require
 from eden_hf.training.downstream_data import row_image
 from eden_hf.training.downstream_metrics import measure
 from eden_hf.training.run_folder import keeps_output
+from eden_hf.training.settings import require
 
 logger = logging.getLogger(__name__)
 

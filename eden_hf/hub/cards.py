@@ -21,7 +21,7 @@ from eden_hf.hub import card_checks, card_sections
 from eden_hf.hub.card_checks import LICENSES
 from eden_hf.hub.card_facts import CardError, read_facts
 from eden_hf.hub.sums import sums_problems, write_sums
-from eden_hf.training.arguments import ConfigParser, require
+from eden_hf.training.settings import ConfigParser, require
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TAGS = ("medical-imaging", "radiology", "anatomy", "self-supervised-learning", "eden")

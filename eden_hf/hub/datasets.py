@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard
 from eden_hf.hub.cards import CardError, read_declared, require_license
 from eden_hf.hub.refusals import Refusal
 from eden_hf.hub.upload import Push, PushOptions, publish
-from eden_hf.training.arguments import require
+from eden_hf.training.settings import require
 
 TERMS = """
 ## Provenance

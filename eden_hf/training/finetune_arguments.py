@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from eden_hf.data.tasks import Kind, Task, load_source_task, load_task
-from eden_hf.training.arguments import HubArguments, Settings, require
+from eden_hf.training.arguments import HubArguments
+from eden_hf.training.settings import Settings, require
 
 
 @dataclass

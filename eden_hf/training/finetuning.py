@@ -46,7 +46,6 @@ from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import adapted_processor, find_model, own_intensity
 from eden_hf.modeling_eden import EdenForImageClassification, EdenForSemanticSegmentation
 from eden_hf.modeling_eden_base import readable_like_neighbours
-from eden_hf.training.arguments import read_settings
 from eden_hf.training.checkpoints import SUMS_FILE, newest_whole, remove, replace_folder, seal
 from eden_hf.training.curriculum import FullBatches, enough_values
 from eden_hf.training.downstream_data import (
@@ -76,6 +75,7 @@ from eden_hf.training.precision import check_precision, held_dtypes, in_float32,
 from eden_hf.training.processor import keep_freed_memory
 from eden_hf.training.restarts import goes_on
 from eden_hf.training.run_folder import check_folder, check_images, only_writer, record_run
+from eden_hf.training.settings import read_settings
 from eden_hf.training.starts import OPTIONAL, load_stock_trunk, load_whole
 from eden_hf.training.stop_request import StopRequest, StopTraining
 

@@ -10,8 +10,9 @@ from eden_hf.data.point_views import make_point_views, plain_views
 from eden_hf.data.views import TwoViews
 from eden_hf.modeling_eden import EdenForPreTraining, EdenV2ForPreTraining
 from eden_hf.modeling_eden_v2 import PARTS
-from eden_hf.training.arguments import PretrainArguments, Stage, require
+from eden_hf.training.arguments import PretrainArguments, Stage
 from eden_hf.training.curriculum import half_cosine, teacher_temperature
+from eden_hf.training.settings import require
 
 
 class Objective:

@@ -20,9 +20,9 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from eden_hf.data.text_files import read_record, write_text
-from eden_hf.training.arguments import Settings, read_settings
 from eden_hf.training.lineage import license_of, package_revision, renew_lineage, stale_records, write_lineage
 from eden_hf.training.monitors import read_metrics
+from eden_hf.training.settings import Settings, read_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")

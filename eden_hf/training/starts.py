@@ -18,8 +18,9 @@ from eden_hf.image_processing_eden import EdenImageProcessor
 from eden_hf.model_names import first_line, load_pretrained, own_intensity
 from eden_hf.modeling_eden import EdenForPreTraining, EdenModel, EdenV2ForPreTraining
 from eden_hf.modeling_eden_trunk import FINAL_NORMS, final_norm, with_final_norm
-from eden_hf.training.arguments import ModelArguments, require
+from eden_hf.training.arguments import ModelArguments
 from eden_hf.training.precision import in_float32
+from eden_hf.training.settings import require
 
 logger = logging.getLogger(__name__)
 

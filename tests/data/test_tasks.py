@@ -374,7 +374,7 @@ def test_numbers_beyond_all_columns_and_images_named_twice_are_refused(tmp_path)
         ("metadata.csv", "file_name,label\na.png,x\nb.png\n", "Row #3: Expected 2 columns, got 1"),
         ("metadata.csv", "file_name,label,label \na.png,x,y\n", "there are two columns label; remove one"),
         ("metadata.jsonl", '{"file_name": "a.png", "label": 1}\n{"file_name": ', "line 2: "),
-        ("metadata.jsonl", '{"file_name": "a.png", "label": 1}\n\n[3]', r"line 3: is to be an object .* got '\[3\]'"),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": 1}\n\n[3]', r"line 3: must be a mapping, got '\[3\]'"),
         ("metadata.jsonl", '{"file_name": "a.png", "label": [1]}', r"label of split 'train' of .* holds \[1\]"),
     ],
 )
@@ -444,7 +444,7 @@ def test_metadata_for_all_splits(tmp_path):
     ("name", "text", "message"),
     [
         ("metadata.jsonl", '{"file_name": "a.png"', r"metadata.jsonl cannot be read: line 1: Expecting"),
-        ("metadata.jsonl", '["a.png"]', r"metadata.jsonl cannot be read: line 1: is to be an object"),
+        ("metadata.jsonl", '["a.png"]', r"metadata.jsonl cannot be read: line 1: must be a mapping"),
         ("metadata.csv", "file_name,x\na.png\n", r"metadata.csv cannot be read: .*Expected 2 columns, got 1"),
         ("metadata.csv", "file_name,x\n,1\n", r"metadata.csv: row 1 has no file_name"),
         ("metadata.csv", "file_name,image,x\na.png,1,1\n", "rename the columns image of the tables in"),

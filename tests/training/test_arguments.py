@@ -3,15 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from eden_hf.training.arguments import (
-    ModelArguments,
-    PretrainArguments,
-    Stage,
-    at_home,
-    parse_arguments,
-    read_arguments,
-)
+from eden_hf.training.arguments import ModelArguments, PretrainArguments, Stage, parse_arguments, read_arguments
 from eden_hf.training.finetune_arguments import FinetuneArguments, StartArguments
+from eden_hf.training.settings import at_home
 
 from ..launching import ENVIRONMENT, python
 

@@ -35,7 +35,6 @@ from eden_hf.evaluation import statistics
 from eden_hf.evaluation.downstream import evaluate_finetuned, evaluate_mean_mask, intervals
 from eden_hf.modeling_eden_trunk import FINAL_NORMS
 from eden_hf.training import finetuning
-from eden_hf.training.arguments import parse_settings, read_settings
 from eden_hf.training.checkpoints import seal
 from eden_hf.training.downstream_data import TaskImages, augment, label_scale, row_masks, with_holdouts
 from eden_hf.training.downstream_metrics import measure, overlaps, unmeasured_labels
@@ -56,6 +55,7 @@ from eden_hf.training.finetuning import (
     finetune_few_shot,
     load_start,
 )
+from eden_hf.training.settings import parse_settings, read_settings
 
 from ..launching import ENVIRONMENT, torchrun
 from ..tiny import BACKBONES, ENCODERS, tiny_config

@@ -20,7 +20,7 @@ from eden_hf.data.errors import first
 from eden_hf.data.folders import IMAGE_SUFFIXES, image_rows, list_files
 from eden_hf.data.readers.task import TaskError
 from eden_hf.data.splits import split_folders
-from eden_hf.data.text_files import parse_json, read_text
+from eden_hf.data.text_files import parse_lines, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -62,23 +62,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """The rows of a table; values that are missing are `None`."""
     try:
         text = read_text(path)
-        return _json_lines(text) if path.suffix.lower() == ".jsonl" else _csv_rows(text)
+        return parse_lines(text.split("\n")) if path.suffix.lower() == ".jsonl" else _csv_rows(text)
     except (ValueError, pa.ArrowInvalid) as error:
         raise TaskError(f"{path} cannot be read: {error}") from error
-
-
-def _json_lines(text: str) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):  # a text may hold other marks of a line's end
-        if not line.strip():
-            continue
-        try:
-            rows.append(parse_json(line))
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
-        if not isinstance(rows[-1], dict):
-            raise ValueError(f"line {number}: is to be an object {{column: value}}, got {line[:60]!r}")
-    return rows
 
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:
